@@ -1,0 +1,49 @@
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "laprox/budget.h"
+#include "laprox/options.h"
+#include "laprox/ranking.h"
+#include "laprox/scores.h"
+
+namespace laprox {
+
+/// What an allocator splits a budget over: the scores that compete for it, pinned tokens left out.
+struct Candidates {
+  Index context_length = 0;
+  Index pinned = 0;  ///< pinned tokens per KV head, kept before any candidate
+  /// [layer][kv_head]: the candidates' scores, descending; each has context_length - pinned of them.
+  std::vector<std::vector<std::vector<double>>> scores;
+  std::vector<double> pinned_sum;  ///< [layer]: sum of the pinned tokens' scores
+
+  Index per_head() const { return context_length - pinned; }
+};
+
+/// Splits a budget over layers and KV heads. Integers only; the counts add up to the budget exactly.
+class Allocator {
+ public:
+  virtual ~Allocator() = default;
+  /// Kept entries per layer and KV head, pinned tokens included: pinned <= count <= context_length.
+  virtual HeadCounts allocate(const Candidates& candidates, const Budget& budget) const = 0;
+  /// True where the split reads no scores, so that it serves rankings that do more than sort by score.
+  virtual bool ignores_scores() const { return false; }
+};
+
+/// An allocator's entry in the registry.
+struct AllocatorInfo {
+  std::string name;
+  std::string summary;
+  std::string paper;
+  std::string description;
+  std::vector<OptionSpec> options;
+  std::unique_ptr<Allocator> (*make)(const Options&);
+};
+
+/// All allocators, in the order of src/allocators/list.inc.
+const std::vector<AllocatorInfo>& allocators();
+
+}  // namespace laprox

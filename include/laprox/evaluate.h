@@ -1,0 +1,44 @@
+#pragma once
+
+#include <vector>
+
+#include "laprox/backend.h"
+
+namespace laprox {
+
+/// Where the queries that judge a policy come from.
+enum class JudgedQueries {
+  decoded,  ///< stored queries at positions >= context_length: held out from every scorer
+  window    ///< the last prompt queries, which window scorers have seen: in-sample
+};
+
+/// How far one kept set moves one layer's output. All errors are relative.
+struct LayerMetrics {
+  double relative_error = 0;  ///< ||O_kept - O||_F / ||O||_F over the judged queries
+  double query_error_mean = 0, query_error_p95 = 0, query_error_p99 = 0,
+         query_error_max = 0;              ///< of the per-query errors
+  double cosine_mean = 0, cosine_min = 0;  ///< between a query's kept and exact output
+  double retained_mass = 0;
+  double bound = 0;                          ///< truncated mode: the paper's bound on ||O_kept - O||_F, over ||O||_F
+  double bound_ratio = 0;                    ///< truncated mode: the bound over the actual error, >= 1
+  std::vector<double> head_relative_error;   ///< [query_heads] before W_o
+  double error_square = 0, norm_square = 0;  ///< what the model's pooled error is made of
+};
+
+/// Forms the metrics of one kept set. Relative figures of an all-zero exact output are 0 where the error is 0, else
+/// infinite.
+LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, SoftmaxMode mode);
+
+/// Over the layers of a model.
+struct ModelMetrics {
+  double relative_error = 0;  ///< sqrt(sum of squared errors / sum of squared norms)
+  double mean_error = 0;      ///< mean over layers of relative_error
+  double retained_mass = 0;   ///< means over layers
+  double cosine_mean = 0;
+};
+ModelMetrics model_metrics(const std::vector<LayerMetrics>& layers);
+
+/// The q-th quantile, 0 <= q <= 1, with linear interpolation between the order statistics. `values` must not be empty.
+double quantile(std::vector<double> values, double q);
+
+}  // namespace laprox

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "laprox/tensor.h"
+
+namespace laprox {
+
+/// The sizes of one attention layer.
+struct LayerGeometry {
+  Index query_heads = 0;  ///< H_q
+  Index kv_heads = 0;     ///< H_kv, divides H_q
+  Index head_size = 0;    ///< d, of queries and keys
+  Index value_size = 0;   ///< d_v, of values
+  Index model_size = 0;   ///< D, of the layer's output
+
+  /// G: the query heads that read one KV head. Query head h reads KV head h / group().
+  Index group() const { return query_heads / kv_heads; }
+  bool operator==(const LayerGeometry&) const = default;
+};
+
+/// How the layer turns q and k into attention weights.
+struct AttentionForm {
+  double scale = 1.0;         ///< logit = scale * <q, k>
+  double softcap = 0.0;       ///< 0: none; else logit = softcap * tanh(logit / softcap)
+  Index sliding_window = 0;   ///< 0: none; else a query at p sees the keys p - sliding_window + 1 .. p
+  std::vector<double> sinks;  ///< empty, or one learned logit per query head that joins the softmax denominator only
+
+  /// The first key that a query at `position` sees; the last one is `position` itself.
+  Index first_visible(Index position) const {
+    return sliding_window > 0 && position >= sliding_window ? position - sliding_window + 1 : 0;
+  }
+};
+
+/// One layer of a dump in memory, with the rows of q that were asked for. All four tensors share one element type.
+struct LayerTensors {
+  Index layer = 0;
+  LayerGeometry geometry;
+  AttentionForm attention;
+  Index context_length = 0;            ///< C: the prompt's tokens; the others were decoded
+  Index tokens = 0;                    ///< T >= C
+  std::vector<Index> query_positions;  ///< [N] position of each row of q, ascending
+  Tensor q;                            ///< [H_q, N, d]
+  Tensor k;                            ///< [H_kv, T, d]
+  Tensor v;                            ///< [H_kv, T, d_v]
+  Tensor w_o;                          ///< [H_q * d_v, D]
+  std::vector<double> bias;            ///< b_o: empty or [D]
+
+  Index queries() const { return static_cast<Index>(query_positions.size()); }
+  Index bytes() const { return q.bytes() + k.bytes() + v.bytes() + w_o.bytes(); }
+};
+
+/// What a scorer may read of a layer: no query at a position >= context_length, because those are held out to judge it.
+class LayerView {
+ public:
+  /// Throws Bug if `layer` holds a held-out query. `layer` must outlive the view.
+  explicit LayerView(const LayerTensors& layer);
+
+  Index layer() const { return layer_.layer; }
+  const LayerGeometry& geometry() const { return layer_.geometry; }
+  const AttentionForm& attention() const { return layer_.attention; }
+  Index context_length() const { return layer_.context_length; }
+
+  /// The prompt's keys [C, d] and values [C, d_v] of one KV head, in float64.
+  Matrix keys(Index kv_head) const;
+  Matrix values(Index kv_head) const;
+
+ private:
+  const LayerTensors& layer_;
+};
+
+}  // namespace laprox

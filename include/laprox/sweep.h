@@ -1,0 +1,74 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "laprox/budget.h"
+#include "laprox/dump.h"
+#include "laprox/evaluate.h"
+#include "laprox/policy.h"
+
+namespace laprox {
+
+/// Told after each step of long work; `done` of `total` steps.
+using Progress = std::function<void(Index done, Index total, const std::string& what)>;
+
+struct SweepOptions {
+  std::vector<Policy> policies;
+  std::vector<BudgetRequest> budgets;
+  SoftmaxMode mode = SoftmaxMode::renormalized;
+  JudgedQueries queries = JudgedQueries::decoded;
+  Index window = 32;       ///< of JudgedQueries::window
+  bool save_kept = false;  ///< keep the rankings in the result
+};
+
+/// One policy at one budget on one dump.
+struct Cell {
+  HeadCounts counts;                 ///< [layer][kv_head]
+  std::vector<LayerMetrics> layers;  ///< [layer]
+  ModelMetrics model;
+};
+
+/// What one policy keeps on one dump.
+struct PolicyPlan {
+  std::vector<std::vector<Ranking>> rankings;  ///< [layer][kv_head]
+  std::vector<HeadCounts> counts;              ///< [budget]
+};
+
+struct PolicyResult {
+  std::vector<Cell> cells;                     ///< [budget]
+  std::vector<std::vector<Ranking>> rankings;  ///< [layer][kv_head]; empty unless save_kept
+};
+
+struct DumpResult {
+  DumpInfo info;
+  std::string content_hash;            ///< SHA-256
+  std::vector<Budget> budgets;         ///< [budget]
+  std::vector<PolicyResult> policies;  ///< [policy]
+};
+
+/// Throws UsageError where this dump cannot serve the request: a budget out of range or below a policy's pinned tokens,
+/// or queries that are not stored. Reads no tensors.
+void check_request(const DumpInfo& dump, const SweepOptions& options);
+
+/// The part of it that plan_sweep and scoring need: nothing is asked of the judging queries, and no budget is needed.
+void check_plan_request(const DumpInfo& dump, const SweepOptions& options);
+
+/// What every policy keeps at every budget, without judging it: [policy].
+std::vector<PolicyPlan> plan_sweep(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+                                   const Progress& progress = {});
+
+/// Replays one dump: which entries each policy keeps at each budget, and how far that moves each layer's output. Every
+/// layer is read exactly twice. Throws UsageError (see check_request), DumpError, BackendError.
+DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+                      const Progress& progress = {});
+
+/// Calls visit(layer tensors, scores, kernels) for every layer in turn: one policy's scores [kv_heads, C], and the
+/// tensors and primitives that they come from, with the prompt queries that the policy reads.
+using ScoreVisitor = std::function<void(const LayerTensors&, const Matrix&, ScoringKernels&)>;
+void visit_scores(const DumpReader& dump, const Policy& policy, const Backend& backend, const ScoreVisitor& visit,
+                  const Progress& progress = {});
+
+}  // namespace laprox

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <Eigen/Core>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+namespace laprox {
+
+using Index = Eigen::Index;
+using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+template <class T>
+using MatrixView = Eigen::Map<const Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
+
+/// The element types a dump may hold. bfloat16 is stored as its uint16 bit pattern.
+enum class ElementType : std::uint8_t { float16, bfloat16, float32, float64 };
+
+std::string_view to_string(ElementType type);
+Index size_of(ElementType type);
+
+/// The type with which memory of `type` is read in C++: only float32 and float64 have one.
+template <class T>
+inline constexpr ElementType element_type_of = sizeof(T) == sizeof(float) ? ElementType::float32 : ElementType::float64;
+
+/// An owned, row-major array of rank 1 to 3 whose element type is known at run time. Its memory is uninitialised and
+/// aligned to 64 bytes.
+class Tensor {
+ public:
+  Tensor() = default;
+  Tensor(ElementType type, std::vector<Index> shape);
+
+  ElementType type() const { return type_; }
+  const std::vector<Index>& shape() const { return shape_; }
+  Index size() const { return size_; }
+  Index bytes() const { return size_ * size_of(type_); }
+
+  std::byte* raw() { return memory_.get(); }
+  const std::byte* raw() const { return memory_.get(); }
+
+  /// The elements as T (float or double); throws Bug where that is not the element type.
+  template <class T>
+  T* data() {
+    check_type(element_type_of<T>);
+    return reinterpret_cast<T*>(raw());
+  }
+  template <class T>
+  const T* data() const {
+    check_type(element_type_of<T>);
+    return reinterpret_cast<const T*>(raw());
+  }
+
+  /// The `slice`-th [rows, columns] matrix of a tensor of rank 3, or the whole of one of rank 2.
+  template <class T>
+  MatrixView<T> matrix(Index slice = 0) const {
+    const Index rows = shape_.at(shape_.size() - 2), columns = shape_.back();
+    return MatrixView<T>(data<T>() + slice * rows * columns, rows, columns);
+  }
+
+ private:
+  struct AlignedDelete {
+    void operator()(std::byte* memory) const;
+  };
+  void check_type(ElementType wanted) const;
+
+  ElementType type_ = ElementType::float32;
+  std::vector<Index> shape_;
+  Index size_ = 0;
+  std::unique_ptr<std::byte, AlignedDelete> memory_;
+};
+
+}  // namespace laprox

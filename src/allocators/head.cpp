@@ -1,0 +1,30 @@
+#include "laprox/allocator.h"
+
+namespace laprox {
+
+namespace {
+
+class Head : public Allocator {
+ public:
+  HeadCounts allocate(const Candidates& candidates, const Budget& budget) const override {
+    HeadCounts counts;
+    for (const auto& layer : candidates.scores) counts.emplace_back(layer.size(), budget.tokens_per_head());
+    return counts;
+  }
+  bool ignores_scores() const override { return true; }
+};
+
+}  // namespace
+
+AllocatorInfo head_allocator_info() {
+  return {
+      .name = "head",
+      .summary = "the same number of tokens for every KV head",
+      .paper = "",
+      .description = "Uniform: each KV head keeps its own best tokens.",
+      .options = {},
+      .make = [](const Options&) -> std::unique_ptr<Allocator> { return std::make_unique<Head>(); },
+  };
+}
+
+}  // namespace laprox

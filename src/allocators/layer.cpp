@@ -1,0 +1,39 @@
+#include "laprox/allocator.h"
+#include "util/top_k.h"
+
+namespace laprox {
+
+namespace {
+
+class Layer : public Allocator {
+ public:
+  HeadCounts allocate(const Candidates& candidates, const Budget& budget) const override {
+    HeadCounts counts;
+    for (const auto& layer : candidates.scores) {
+      std::vector<ScoreList> lists;
+      for (const auto& scores : layer) lists.push_back({scores});
+      const Index heads = static_cast<Index>(layer.size());
+      counts.push_back(top_k_counts(lists, heads * (budget.tokens_per_head() - candidates.pinned)));
+      for (Index& count : counts.back()) count += candidates.pinned;
+    }
+    return counts;
+  }
+};
+
+}  // namespace
+
+AllocatorInfo layer_allocator_info() {
+  return {
+      .name = "layer",
+      .summary = "one top-K over all KV heads of a layer",
+      .paper = "LaProx, layer-wise, 2026, arXiv 2605.07234",
+      .description =
+          "The layer's budget (tokens per head times its KV heads) goes to the best (head, token) entries of the "
+          "layer; "
+          "pinned tokens are kept first. Ties: head, then token ascending.",
+      .options = {},
+      .make = [](const Options&) -> std::unique_ptr<Allocator> { return std::make_unique<Layer>(); },
+  };
+}
+
+}  // namespace laprox

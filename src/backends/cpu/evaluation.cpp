@@ -1,0 +1,201 @@
+#include "backends/cpu/evaluation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "backends/cpu/projection.h"
+#include "backends/cpu/scoring.h"
+#include "backends/cpu/walk.h"
+#include "laprox/error.h"
+#include "util/parallel.h"
+
+namespace laprox::cpu {
+
+namespace {
+
+/// Query rows of one task: the logits of all tokens against them are one buffer.
+constexpr Index kRowsPerTask = 256;
+/// Head outputs and differences that are held at once; more policies than fit are taken in turns.
+constexpr Index kHeldElements = Index{1} << 26;
+
+std::vector<double> sinks_of(const LayerTensors& layer, Index kv_head) {
+  const auto& sinks = layer.attention.sinks;
+  if (sinks.empty()) return {};
+  const auto first = sinks.begin() + kv_head * layer.geometry.group();
+  return {first, first + layer.geometry.group()};
+}
+
+/// The head outputs of some policies' cells, and the exact ones, for all judged queries of a layer.
+class HeadOutputs {
+ public:
+  HeadOutputs(const LayerTensors& layer, std::span<const LayerKeep> policies, SoftmaxMode mode)
+      : layer_(layer), policies_(policies), mode_(mode), cells_(1) {
+    for (const LayerKeep& keep : policies) cells_ += static_cast<Index>(keep.counts.size());
+    width_ = layer.geometry.query_heads * layer.geometry.value_size;
+    values_ = Buffer<float>(cells_ * layer.queries() * width_);
+  }
+
+  Index cells() const { return cells_; }
+  const float* values() const { return values_.data(); }
+  double evicted_mass(Index cell) const { return evicted_mass_.col(cell).sum(); }
+
+  void compute(int threads) {
+    const Index queries_per_task = std::clamp<Index>(kRowsPerTask / layer_.geometry.group(), 1, layer_.queries());
+    const Index blocks = (layer_.queries() + queries_per_task - 1) / queries_per_task;
+    evicted_mass_ = Matrix::Zero(layer_.geometry.kv_heads * blocks, cells_);
+    parallel_for(threads, layer_.geometry.kv_heads * blocks, [&](Index task) {
+      const Index first = task % blocks * queries_per_task;
+      compute_task(task, task / blocks, first, std::min(queries_per_task, layer_.queries() - first));
+    });
+  }
+
+  /// Squared norm of one query head's part of a cell, over all queries.
+  double head_square(Index cell, Index head) const {
+    double square = 0;
+    for (Index query = 0; query < layer_.queries(); ++query) {
+      const float* part =
+          values_.data() + (cell * layer_.queries() + query) * width_ + head * layer_.geometry.value_size;
+      for (Index c = 0; c < layer_.geometry.value_size; ++c) square += static_cast<double>(part[c]) * part[c];
+    }
+    return square;
+  }
+
+ private:
+  void compute_task(Index task, Index kv_head, Index first_query, Index queries) {
+    const Index group = layer_.geometry.group(), value_size = layer_.geometry.value_size;
+    const QueryRows rows(layer_, kv_head * group, group, first_query, queries, queries);
+    Buffer<float> logits(layer_.tokens * rows.stride());
+    rows.logits(0, layer_.tokens, logits.data());
+    const LogitTable table{rows, logits.data(), layer_.v.data<float>() + kv_head * layer_.tokens * value_size,
+                           value_size};
+    const std::vector<double> sinks = sinks_of(layer_, kv_head);
+    float* first = values_.data() + first_query * width_ + kv_head * group * value_size;
+    write_exact(table, sinks, first);
+
+    Index cell = 1;
+    for (const LayerKeep& keep : policies_) {
+      std::vector<Index> counts;
+      for (const auto& of_budget : keep.counts) counts.push_back(of_budget[static_cast<std::size_t>(kv_head)]);
+      const Index cell_stride = layer_.queries() * width_;
+      walk(table, layer_.context_length, layer_.tokens, keep.rankings[static_cast<std::size_t>(kv_head)], counts, sinks,
+           mode_, {first + cell * cell_stride, cell_stride, width_}, &evicted_mass_(task, cell));
+      cell += static_cast<Index>(counts.size());
+    }
+  }
+
+  /// The output of plain attention over all tokens, in their natural order: no policy has a say in it.
+  void write_exact(const LogitTable& table, const std::vector<double>& sinks, float* first) {
+    std::vector<std::int32_t> all(static_cast<std::size_t>(layer_.tokens));
+    std::iota(all.begin(), all.end(), 0);
+    const PartialSoftmax sums = sum_over(table, all);
+    for (Index head = 0; head < table.rows.heads(); ++head) {
+      for (Index query = 0; query < table.rows.queries(); ++query) {
+        const Index row = head * table.rows.head_stride() + query;
+        const double sink = sinks.empty() ? 0 : std::exp(sinks[static_cast<std::size_t>(head)] - sums.maximum[row]);
+        const float factor = static_cast<float>(1 / (sums.sum[row] + sink));
+        for (Index c = 0; c < table.value_size; ++c) {
+          first[query * width_ + head * table.value_size + c] =
+              factor * sums.values[row * padded(table.value_size) + c];
+        }
+      }
+    }
+  }
+
+  const LayerTensors& layer_;
+  std::span<const LayerKeep> policies_;
+  SoftmaxMode mode_;
+  Index cells_, width_ = 0;
+  Buffer<float> values_;
+  Matrix evicted_mass_;  ///< [task, cell]
+};
+
+/// sum_{h in g} ||A_h[:, i]|| ||v_i W_O^h|| over the judged queries: what evicting (g, i) adds to the bound. [kv_heads,
+/// C]
+Matrix bound_terms(const LayerTensors& layer, int threads) {
+  const Matrix norms = column_statistics(layer, 0, layer.queries(), threads).squares.cwiseSqrt();
+  const Matrix terms = norms.cwiseProduct(value_norms(layer, threads));
+  Matrix sums = Matrix::Zero(layer.geometry.kv_heads, layer.context_length);
+  for (Index head = 0; head < terms.rows(); ++head) sums.row(head / layer.geometry.group()) += terms.row(head);
+  return sums;
+}
+
+double evicted_sum(const Matrix& terms, const LayerKeep& keep, std::size_t budget) {
+  double sum = 0;
+  for (std::size_t head = 0; head < keep.rankings.size(); ++head) {
+    const Ranking& ranking = keep.rankings[head];
+    for (auto token = ranking.begin() + keep.counts[budget][head]; token != ranking.end(); ++token) {
+      sum += terms(static_cast<Index>(head), *token);
+    }
+  }
+  return sum;
+}
+
+void check_finite(const Matrix& exact, const LayerTensors& layer) {
+  if (exact.allFinite()) return;
+  throw BackendError(
+      fmt::format("layer {}: the exact output is not finite: the tensors leave the range of float32; "
+                  "--backend reference computes in float64",
+                  layer.layer));
+}
+
+void evaluate_batch(const LayerTensors& layer, std::span<const LayerKeep> policies, SoftmaxMode mode, int threads,
+                    LayerEvaluation& result) {
+  HeadOutputs heads(layer, policies, mode);
+  heads.compute(threads);
+  const Projected projected = project(layer, heads.values(), heads.cells(), layer.queries(), threads);
+  check_finite(projected.exact, layer);
+  result.exact.output = projected.exact;
+  result.exact.head_norm.clear();
+  for (Index head = 0; head < layer.geometry.query_heads; ++head) {
+    result.exact.head_norm.push_back(heads.head_square(0, head));
+  }
+  const double rows = static_cast<double>(layer.geometry.query_heads * layer.queries());
+  Index cell = 1;
+  for (const LayerKeep& keep : policies) {
+    auto& errors = result.errors.emplace_back(keep.counts.size());
+    for (OutputError& error : errors) {
+      const auto squares = projected.squares.row(cell), products = projected.products.row(cell);
+      error.query_error.assign(squares.begin(), squares.end());
+      error.query_product.assign(products.begin(), products.end());
+      for (Index head = 0; head < layer.geometry.query_heads; ++head) {
+        error.head_error.push_back(heads.head_square(cell, head));
+      }
+      error.retained_mass = 1 - heads.evicted_mass(cell) / rows;
+      ++cell;
+    }
+  }
+}
+
+}  // namespace
+
+LayerEvaluation evaluate(const LayerTensors& layer, const std::vector<LayerKeep>& policies, SoftmaxMode mode,
+                         int threads) {
+  LayerEvaluation result;
+  const Index cell_elements = layer.queries() * layer.geometry.query_heads * layer.geometry.value_size;
+  const Index cells_per_batch = std::max<Index>(1, kHeldElements / cell_elements);
+  std::size_t first = 0;
+  do {
+    Index cells = 0;
+    std::size_t last = first;
+    while (last < policies.size() && (last == first || cells < cells_per_batch)) {
+      cells += static_cast<Index>(policies[last++].counts.size());
+    }
+    evaluate_batch(layer, std::span(policies).subspan(first, last - first), mode, threads, result);
+    first = last;
+  } while (first < policies.size());
+
+  if (mode == SoftmaxMode::truncated) {
+    const Matrix terms = bound_terms(layer, threads);
+    for (std::size_t p = 0; p < policies.size(); ++p) {
+      for (std::size_t b = 0; b < result.errors[p].size(); ++b) {
+        result.errors[p][b].bound = evicted_sum(terms, policies[p], b);
+      }
+    }
+  }
+  return result;
+}
+
+}  // namespace laprox::cpu

@@ -1,0 +1,19 @@
+#pragma once
+
+#include "laprox/layer.h"
+#include "util/buffer.h"
+
+namespace laprox::cpu {
+
+/// What remains of head outputs X [cells * n, H_q * d_v] after W_o: cell 0 holds the exact head outputs, the others
+/// differences to them.
+struct Projected {
+  Matrix exact;     ///< [n, D] with bias
+  Matrix squares;   ///< [cells, n] ||x W_o||^2; of cell 0 without meaning
+  Matrix products;  ///< [cells, n] <x W_o, exact>
+};
+
+/// Multiplies by W_o a block of its columns at a time, so that no product is ever stored whole.
+Projected project(const LayerTensors& layer, const float* head_outputs, Index cells, Index queries, int threads);
+
+}  // namespace laprox::cpu

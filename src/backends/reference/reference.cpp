@@ -1,0 +1,30 @@
+#include "backends/reference/evaluation.h"
+#include "backends/reference/scoring.h"
+
+namespace laprox {
+
+namespace {
+
+class ReferenceBackend : public Backend {
+ public:
+  std::string_view name() const override { return "reference"; }
+  std::string device() const override { return "CPU, float64, 1 thread"; }
+  ElementType element_type() const override { return ElementType::float64; }
+  int threads() const override { return 1; }
+  std::unique_ptr<ScoringKernels> scoring(const LayerTensors& layer) const override {
+    return std::make_unique<reference::Scoring>(layer);
+  }
+  LayerEvaluation evaluate(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
+                           SoftmaxMode mode) const override {
+    const reference::Evaluation evaluation(layer);
+    LayerEvaluation result{evaluation.exact_output(), {}};
+    for (const LayerKeep& keep : policies) result.errors.push_back(evaluation.output_errors(keep, mode));
+    return result;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_reference_backend() { return std::make_unique<ReferenceBackend>(); }
+
+}  // namespace laprox

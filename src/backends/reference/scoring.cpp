@@ -1,0 +1,120 @@
+#include "backends/reference/scoring.h"
+
+#include <cmath>
+
+#include "backends/reference/attention.h"
+#include "laprox/error.h"
+
+namespace laprox::reference {
+
+Scoring::Scoring(const LayerTensors& layer) : layer_(layer) {}
+
+/// Attention [queries, C] of one query head for the last `queries` stored prompt queries.
+Matrix Scoring::attention(Index head, Index queries) const {
+  const std::vector<bool> all(static_cast<std::size_t>(layer_.tokens), true);
+  Matrix weights(queries, layer_.context_length);
+  for (Index t = 0; t < queries; ++t) {
+    const std::vector<double> row = attention_row(layer_, head, layer_.queries() - queries + t, all);
+    for (Index i = 0; i < layer_.context_length; ++i) weights(t, i) = row[static_cast<std::size_t>(i)];
+  }
+  return weights;
+}
+
+Index Scoring::window_queries(Index window) const {
+  const Index queries = std::min(window, layer_.context_length);
+  require(queries <= layer_.queries(), "the layer was read with the queries that its scorers need");
+  return queries;
+}
+
+const WindowStatistics& Scoring::window_statistics(Index window) {
+  const auto [entry, is_new] = statistics_.try_emplace(window);
+  if (!is_new) return entry->second;
+  const Index queries = window_queries(window);
+  WindowStatistics& statistics = entry->second;
+  statistics.sum = statistics.squares = Matrix::Zero(layer_.geometry.query_heads, layer_.context_length);
+  for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+    const Matrix weights = attention(head, queries);
+    for (Index t = 0; t < queries; ++t) {
+      for (Index i = 0; i < layer_.context_length; ++i) {
+        statistics.sum(head, i) += weights(t, i);
+        statistics.squares(head, i) += weights(t, i) * weights(t, i);
+      }
+    }
+  }
+  return statistics;
+}
+
+const Matrix& Scoring::window_products(Index window) {
+  const auto [entry, is_new] = window_products_.try_emplace(window);
+  if (!is_new) return entry->second;
+  const Index queries = window_queries(window), group = layer_.geometry.group();
+  Matrix& products = entry->second;
+  products = Matrix::Zero(layer_.geometry.kv_heads * group * group, layer_.context_length);
+  for (Index kv_head = 0; kv_head < layer_.geometry.kv_heads; ++kv_head) {
+    std::vector<Matrix> heads;
+    for (Index a = 0; a < group; ++a) heads.push_back(attention(kv_head * group + a, queries));
+    for (Index a = 0; a < group; ++a) {
+      for (Index b = 0; b < group; ++b) {
+        for (Index t = 0; t < queries; ++t) {
+          for (Index i = 0; i < layer_.context_length; ++i) {
+            products((kv_head * group + a) * group + b, i) +=
+                heads[static_cast<std::size_t>(a)](t, i) * heads[static_cast<std::size_t>(b)](t, i);
+          }
+        }
+      }
+    }
+  }
+  return products;
+}
+
+const Matrix& Scoring::column_sums() {
+  if (column_sums_.size() > 0) return column_sums_;
+  require(layer_.queries() == layer_.context_length, "column sums read every prompt query");
+  column_sums_ = Matrix::Zero(layer_.geometry.query_heads, layer_.context_length);
+  const std::vector<bool> all(static_cast<std::size_t>(layer_.tokens), true);
+  for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+    for (Index t = 0; t < layer_.context_length; ++t) {
+      const std::vector<double> row = attention_row(layer_, head, t, all);
+      for (Index i = 0; i <= t; ++i) column_sums_(head, i) += row[static_cast<std::size_t>(i)];
+    }
+  }
+  return column_sums_;
+}
+
+const Matrix& Scoring::value_norms() {
+  if (value_norms_.size() > 0) return value_norms_;
+  value_norms_.resize(layer_.geometry.query_heads, layer_.context_length);
+  for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+    const auto v = layer_.v.matrix<double>(head / layer_.geometry.group());
+    for (Index i = 0; i < layer_.context_length; ++i) {
+      double square = 0;
+      for (double x : project(layer_, head, v.row(i).data())) square += x * x;
+      value_norms_(head, i) = std::sqrt(square);
+    }
+  }
+  return value_norms_;
+}
+
+const Matrix& Scoring::value_products() {
+  if (value_products_.size() > 0) return value_products_;
+  const Index group = layer_.geometry.group();
+  value_products_ = Matrix::Zero(layer_.geometry.kv_heads * group * group, layer_.context_length);
+  for (Index kv_head = 0; kv_head < layer_.geometry.kv_heads; ++kv_head) {
+    const auto v = layer_.v.matrix<double>(kv_head);
+    for (Index i = 0; i < layer_.context_length; ++i) {
+      std::vector<std::vector<double>> terms;
+      for (Index a = 0; a < group; ++a) terms.push_back(project(layer_, kv_head * group + a, v.row(i).data()));
+      for (Index a = 0; a < group; ++a) {
+        for (Index b = 0; b < group; ++b) {
+          double& product = value_products_((kv_head * group + a) * group + b, i);
+          for (std::size_t c = 0; c < terms[0].size(); ++c) {
+            product += terms[static_cast<std::size_t>(a)][c] * terms[static_cast<std::size_t>(b)][c];
+          }
+        }
+      }
+    }
+  }
+  return value_products_;
+}
+
+}  // namespace laprox::reference

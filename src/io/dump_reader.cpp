@@ -1,0 +1,112 @@
+#include <fmt/format.h>
+
+#include "io/convert.h"
+#include "io/dump_layout.h"
+#include "io/sha256.h"
+#include "laprox/dump.h"
+#include "laprox/error.h"
+
+namespace laprox {
+
+namespace {
+
+/// Rows of q that are checked at a time where they are not kept: a few MB.
+constexpr Index kCheckedElements = Index{1} << 22;
+
+std::string element_name(Index element, const std::vector<Index>& shape) {
+  std::vector<Index> at(shape.size());
+  for (std::size_t i = shape.size(); i-- > 0; element /= shape[i]) at[i] = element % shape[i];
+  return io::describe(at);
+}
+
+}  // namespace
+
+struct DumpReader::Impl {
+  explicit Impl(const std::filesystem::path& path) : file(path, "a laprox dump"), info(io::read_structure(file)) {}
+
+  template <class T>
+  Tensor read(const std::string& name, ElementType type, const DumpInfo::Rows* rows) const {
+    const io::StoredArray stored = file.array(name);
+    std::vector<Index> shape = stored.shape;
+    if (rows) shape[1] = rows->count();
+    Tensor target(type, shape), raw;
+    if (target.size() == 0) return target;
+    // Where no conversion is due, the file's bytes go straight to their place.
+    if (stored.type != type) raw = Tensor(stored.type, shape);
+    std::byte* bytes = stored.type == type ? target.raw() : raw.raw();
+    if (rows) {
+      file.read_raw_rows(stored, name, rows->first, rows->count(), bytes);
+    } else {
+      file.read_raw(stored, name, bytes);
+    }
+    if (stored.type != type) io::convert(raw.raw(), stored.type, target.data<T>(), target.size());
+    check_finite<T>(name, stored.type, target, rows ? rows->first : 0);
+    return target;
+  }
+
+  template <class T>
+  void check_finite(const std::string& name, ElementType stored, const Tensor& tensor, Index first_row) const {
+    const auto bad = io::first_non_finite(tensor.data<T>(), tensor.size());
+    if (!bad) return;
+    std::string where = element_name(*bad, tensor.shape());
+    if (first_row > 0) where += fmt::format(" of the rows from {} on", first_row);
+    const bool narrowed = stored == ElementType::float64 && tensor.type() == ElementType::float32;
+    file.refuse(name, narrowed ? "finite values within the range of float32" : "finite values",
+                fmt::format("{} at {}", tensor.data<T>()[*bad], where),
+                narrowed ? "--backend reference computes in float64" : "");
+  }
+
+  Tensor read_as(const std::string& name, ElementType type, const DumpInfo::Rows* rows = nullptr) const {
+    return type == ElementType::float64 ? read<double>(name, type, rows) : read<float>(name, type, rows);
+  }
+
+  io::Hdf5Reader file;
+  DumpInfo info;
+};
+
+DumpReader::DumpReader(const std::filesystem::path& path) : impl_(std::make_unique<Impl>(path)) {}
+DumpReader::~DumpReader() = default;
+DumpReader::DumpReader(DumpReader&&) noexcept = default;
+
+const DumpInfo& DumpReader::info() const { return impl_->info; }
+
+LayerTensors DumpReader::read_layer(Index layer, DumpInfo::Rows rows, ElementType type) const {
+  require(type == ElementType::float32 || type == ElementType::float64, "tensors are computed in float32 or float64");
+  const LayerSummary& summary = impl_->info.layers.at(static_cast<std::size_t>(layer));
+  const auto& positions = impl_->info.query_positions;
+  LayerTensors tensors;
+  tensors.layer = layer;
+  tensors.geometry = summary.geometry;
+  tensors.attention = summary.attention;
+  tensors.context_length = impl_->info.context_length;
+  tensors.tokens = impl_->info.tokens;
+  tensors.query_positions.assign(positions.begin() + rows.first, positions.begin() + rows.last);
+  tensors.q = impl_->read_as(io::layer_object(layer, "q"), type, &rows);
+  tensors.k = impl_->read_as(io::layer_object(layer, "k"), type);
+  tensors.v = impl_->read_as(io::layer_object(layer, "v"), type);
+  tensors.w_o = impl_->read_as(io::layer_object(layer, "w_o"), type);
+  if (summary.has_bias) tensors.bias = impl_->file.reals(io::layer_object(layer, "b_o"));
+  return tensors;
+}
+
+void DumpReader::check_other_queries(Index layer, DumpInfo::Rows read) const {
+  const LayerGeometry& geometry = impl_->info.layers.at(static_cast<std::size_t>(layer)).geometry;
+  const Index block = std::max<Index>(1, kCheckedElements / (geometry.query_heads * geometry.head_size));
+  const Index stored = static_cast<Index>(impl_->info.query_positions.size());
+  for (const auto& [begin, end] : {std::pair{Index{0}, read.first}, std::pair{read.last, stored}}) {
+    for (Index first = begin; first < end; first += block) {
+      const DumpInfo::Rows rows{first, std::min(end, first + block)};
+      impl_->read_as(io::layer_object(layer, "q"), ElementType::float32, &rows);
+    }
+  }
+}
+
+std::optional<Matrix> DumpReader::read_output(Index layer) const {
+  if (!impl_->info.layers.at(static_cast<std::size_t>(layer)).has_output) return std::nullopt;
+  const Tensor output = impl_->read_as(io::layer_object(layer, "output"), ElementType::float64);
+  return output.matrix<double>();
+}
+
+std::string DumpReader::content_hash() const { return io::sha256_of_file(impl_->info.path); }
+
+}  // namespace laprox

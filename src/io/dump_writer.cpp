@@ -1,0 +1,104 @@
+#include <fmt/format.h>
+
+#include <vector>
+
+#include "io/convert.h"
+#include "io/dump_layout.h"
+#include "io/output_file.h"
+#include "laprox/dump.h"
+#include "laprox/error.h"
+
+namespace laprox {
+
+namespace {
+
+H5::DataSpace space_of(const std::vector<Index>& shape) {
+  const std::vector<hsize_t> extents(shape.begin(), shape.end());
+  return H5::DataSpace(static_cast<int>(extents.size()), extents.data());
+}
+
+void write_tensor(H5::Group& group, const std::string& name, const Tensor& tensor, ElementType type) {
+  std::vector<std::byte> raw(static_cast<std::size_t>(tensor.size() * size_of(type)));
+  if (tensor.type() == ElementType::float64) {
+    io::convert_to(tensor.data<double>(), raw.data(), type, tensor.size());
+  } else {
+    io::convert_to(tensor.data<float>(), raw.data(), type, tensor.size());
+  }
+  H5::DataType stored = H5::PredType::NATIVE_UINT16;
+  if (type == ElementType::float16) stored = io::float16_type();
+  if (type == ElementType::float32) stored = H5::PredType::NATIVE_FLOAT;
+  if (type == ElementType::float64) stored = H5::PredType::NATIVE_DOUBLE;
+  H5::DataSet dataset = group.createDataSet(name, stored, space_of(tensor.shape()));
+  dataset.write(raw.data(), stored);
+  if (type == ElementType::bfloat16) io::write_attribute(dataset, "dtype", std::string("bfloat16"));
+}
+
+void write_reals(H5::Group& group, const std::string& name, const double* values, const std::vector<Index>& shape) {
+  group.createDataSet(name, H5::PredType::IEEE_F32LE, space_of(shape)).write(values, H5::PredType::NATIVE_DOUBLE);
+}
+
+void write_positions(H5::H5File& file, const std::string& name, const std::vector<Index>& positions) {
+  const std::vector<std::int64_t> values(positions.begin(), positions.end());
+  file.createDataSet(name, H5::PredType::STD_I64LE, space_of({static_cast<Index>(values.size())}))
+      .write(values.data(), H5::PredType::NATIVE_INT64);
+}
+
+}  // namespace
+
+struct DumpWriter::Impl {
+  Impl(const std::filesystem::path& target, bool replace) : path(target), output(target, replace) {}
+
+  /// Runs one step of writing; a full disk shows as an HDF5 exception.
+  template <class Step>
+  void guarded(Step step) {
+    try {
+      step();
+    } catch (const H5::Exception& error) {
+      throw FileError(
+          fmt::format("{}: cannot be written ({}); is the disk full?", path.string(), error.getDetailMsg()));
+    }
+  }
+
+  std::filesystem::path path;
+  io::OutputFile output;
+};
+
+DumpWriter::DumpWriter(const DumpInfo& info, bool replace) : impl_(std::make_unique<Impl>(info.path, replace)) {
+  impl_->guarded([&] {
+    H5::H5File& file = impl_->output.file();
+    H5::Group root = file.openGroup("/");
+    io::write_attribute(root, "format", std::string(io::kDumpFormat));
+    io::write_attribute(root, "version", static_cast<long long>(io::kDumpVersion));
+    for (const auto& [name, value] :
+         {std::pair{"model", info.model}, {"source", info.source}, {"prompt", info.prompt}}) {
+      if (!value.empty()) io::write_attribute(root, name, value);
+    }
+    io::write_attribute(root, "context_length", static_cast<long long>(info.context_length));
+    write_positions(file, "query_positions", info.query_positions);
+    if (!info.output_positions.empty()) write_positions(file, "output_positions", info.output_positions);
+    file.createGroup("/layers");
+  });
+}
+
+DumpWriter::~DumpWriter() = default;
+
+void DumpWriter::write_layer(const LayerTensors& layer, ElementType type, const std::optional<Matrix>& output) {
+  impl_->guarded([&] {
+    H5::Group group = impl_->output.file().createGroup(io::layer_object(layer.layer));
+    io::write_attribute(group, "scale", layer.attention.scale);
+    io::write_attribute(group, "softcap", layer.attention.softcap);
+    io::write_attribute(group, "sliding_window", static_cast<long long>(layer.attention.sliding_window));
+    write_tensor(group, "q", layer.q, type);
+    write_tensor(group, "k", layer.k, type);
+    write_tensor(group, "v", layer.v, type);
+    write_tensor(group, "w_o", layer.w_o, type);
+    if (!layer.bias.empty()) write_reals(group, "b_o", layer.bias.data(), {layer.geometry.model_size});
+    const auto& sinks = layer.attention.sinks;
+    if (!sinks.empty()) write_reals(group, "sinks", sinks.data(), {layer.geometry.query_heads});
+    if (output) write_reals(group, "output", output->data(), {output->rows(), output->cols()});
+  });
+}
+
+void DumpWriter::commit() { impl_->output.commit(); }
+
+}  // namespace laprox

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <H5Cpp.h>
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "laprox/tensor.h"
+
+namespace laprox::io {
+
+/// The HDF5 types of the dump's float16, in file and memory order.
+H5::FloatType float16_type();
+
+/// A dataset of real numbers as it lies in a file.
+struct StoredArray {
+  H5::DataSet dataset;
+  ElementType type{};
+  std::vector<Index> shape;
+};
+
+/// Reads the objects of one file and turns every surprise into a DumpError that names file, object, expectation and
+/// find.
+class Hdf5Reader {
+ public:
+  /// `kind` says what the file should be, for messages: "a laprox dump".
+  Hdf5Reader(const std::filesystem::path& path, const std::string& kind);
+
+  const std::string& path() const { return path_; }
+  const H5::H5File& file() const { return file_; }
+
+  bool has(const std::string& object) const;
+  H5::Group group(const std::string& name) const;
+  H5::DataSet dataset(const std::string& name) const;
+  std::vector<std::string> members(const std::string& group) const;
+  std::vector<Index> shape(const H5::DataSet& dataset) const;
+
+  /// An array of float16, bfloat16, float32 or float64.
+  StoredArray array(const std::string& name) const;
+  /// A whole array of rank 1 or 2 as float64, checked to be finite.
+  std::vector<double> reals(const std::string& name) const;
+  /// A rank-1 array of integers.
+  std::vector<Index> integers(const std::string& name) const;
+
+  /// Attributes of the object; nothing where it has none of that name.
+  std::optional<std::string> text_attribute(const H5::H5Object& owner, const std::string& owner_name,
+                                            const std::string& name) const;
+  std::optional<long long> integer_attribute(const H5::H5Object& owner, const std::string& owner_name,
+                                             const std::string& name) const;
+  std::optional<double> real_attribute(const H5::H5Object& owner, const std::string& owner_name,
+                                       const std::string& name) const;
+
+  /// Reads elements as they are stored: everything, or rows [first, first + count) of dimension 1 of a rank-3 array.
+  void read_raw(const StoredArray& array, const std::string& name, std::byte* target) const;
+  void read_raw_rows(const StoredArray& array, const std::string& name, Index first, Index count,
+                     std::byte* target) const;
+
+  [[noreturn]] void refuse(const std::string& object, const std::string& expected, const std::string& found,
+                           const std::string& advice = {}) const;
+
+ private:
+  std::optional<H5::Attribute> scalar_attribute(const H5::H5Object& owner, const std::string& owner_name,
+                                                const std::string& name, H5T_class_t type_class,
+                                                const std::string& expected) const;
+  ElementType element_type(const H5::DataSet& dataset, const std::string& name) const;
+
+  std::string path_;
+  H5::H5File file_;
+};
+
+std::string describe(const std::vector<Index>& shape);
+
+}  // namespace laprox::io

@@ -1,0 +1,144 @@
+#include <fmt/format.h>
+#include <hdf5_hl.h>
+
+#include <set>
+
+#include "io/hdf5.h"
+#include "io/report_layout.h"
+#include "laprox/error.h"
+#include "laprox/report.h"
+
+namespace laprox {
+
+namespace {
+
+class ReportReader {
+ public:
+  explicit ReportReader(const std::filesystem::path& path) : reader_(path, "a laprox report") {}
+
+  Report read() {
+    check_format();
+    Report report;
+    report.dumps = strings("dump");
+    report.policies = strings("policy");
+    report.budgets = strings("budget");
+    report.layers = count("layer");
+    report.kv_heads = count("kv_head");
+    report.query_heads = count("query_head");
+    report.dump_hashes = strings("dump_sha256");
+    report.dump_models = strings("dump_model");
+    report.policy_specs = strings("policy_spec");
+    read_provenance(report);
+    for (const std::string& name : reader_.members("/")) read_array(name, report);
+    for (const char* needed : {"model_relative_error", "relative_error", "kept_pairs", "kept_count", "budget_tokens"}) {
+      if (!report.arrays.contains(needed)) reader_.refuse("/" + std::string(needed), "a dataset", "nothing");
+    }
+    return report;
+  }
+
+ private:
+  void check_format() {
+    const H5::Group root = reader_.group("/");
+    const auto format = reader_.text_attribute(root, "/", "format");
+    if (format != io::kReportFormat) {
+      reader_.refuse("/ attribute format", fmt::format("\"{}\"", io::kReportFormat),
+                     format ? fmt::format("\"{}\"", *format) : "nothing", "is this a report of laprox sweep?");
+    }
+    const auto version = reader_.integer_attribute(root, "/", "version");
+    if (version != io::kReportVersion) {
+      reader_.refuse("/ attribute version", std::to_string(io::kReportVersion),
+                     version ? std::to_string(*version) : "nothing");
+    }
+  }
+
+  void read_provenance(Report& report) {
+    const H5::Group root = reader_.group("/");
+    for (int i = 0; i < root.getNumAttrs(); ++i) {
+      const H5::Attribute attribute = root.openAttribute(static_cast<unsigned>(i));
+      const std::string name = attribute.getName();
+      if (name == "format" || attribute.getTypeClass() != H5T_STRING) continue;
+      report.provenance[name] = reader_.text_attribute(root, "/", name).value();
+    }
+  }
+
+  std::vector<std::string> strings(const std::string& name) {
+    const H5::DataSet dataset = reader_.dataset("/" + name);
+    const std::vector<Index> shape = reader_.shape(dataset);
+    if (dataset.getTypeClass() != H5T_STRING || !dataset.getStrType().isVariableStr() || shape.size() != 1) {
+      reader_.refuse("/" + name, "a list of strings", "something else");
+    }
+    std::vector<char*> pointers(static_cast<std::size_t>(shape[0]));
+    const H5::StrType type = dataset.getStrType();
+    dataset.read(pointers.data(), type);
+    std::vector<std::string> values(pointers.begin(), pointers.end());
+    H5::DataSet::vlenReclaim(pointers.data(), type, dataset.getSpace());
+    return values;
+  }
+
+  Index count(const std::string& dimension) { return static_cast<Index>(reader_.integers("/" + dimension).size()); }
+
+  /// Reads a dataset whose dimensions are those of a report; others are left alone.
+  void read_array(const std::string& name, Report& report) {
+    if (name == "kept" || is_label(name)) return;
+    const H5::DataSet dataset = reader_.dataset("/" + name);
+    const H5T_class_t type = dataset.getTypeClass();
+    if (type != H5T_FLOAT && type != H5T_INTEGER) return;
+    ReportArray array;
+    array.counts = type == H5T_INTEGER;
+    array.dimensions = dimensions_of(dataset);
+    array.meaning = reader_.text_attribute(dataset, "/" + name, "long_name").value_or("");
+    std::vector<Index> expected;
+    std::size_t size = 1;
+    for (const std::string& dimension : array.dimensions) {
+      expected.push_back(report.extent(dimension));
+      size *= static_cast<std::size_t>(expected.back());
+    }
+    const std::vector<Index> shape = reader_.shape(dataset);
+    if (shape != expected) {
+      reader_.refuse("/" + name, "shape " + io::describe(expected), "shape " + io::describe(shape));
+    }
+    array.values.resize(size);
+    dataset.read(array.values.data(), H5::PredType::NATIVE_DOUBLE);
+    report.arrays[name] = std::move(array);
+  }
+
+  static bool is_label(const std::string& name) {
+    static const std::set<std::string> labels{"dump",       "policy",      "budget",     "layer",      "kv_head",
+                                              "query_head", "dump_sha256", "dump_model", "policy_spec"};
+    return labels.contains(name);
+  }
+
+  /// Names of the dimension scales attached to a dataset.
+  std::vector<std::string> dimensions_of(const H5::DataSet& dataset) {
+    std::vector<std::string> names;
+    for (int i = 0; i < dataset.getSpace().getSimpleExtentNdims(); ++i) {
+      std::string name;
+      const auto visit = [](hid_t, unsigned, hid_t scale, void* out) -> herr_t {
+        char buffer[64] = {};
+        H5DSget_scale_name(scale, buffer, sizeof buffer);
+        *static_cast<std::string*>(out) = buffer;
+        return 1;
+      };
+      H5DSiterate_scales(dataset.getId(), static_cast<unsigned>(i), nullptr, visit, &name);
+      const bool known = name == "dump" || name == "policy" || name == "budget" || name == "layer" ||
+                         name == "kv_head" || name == "query_head";
+      if (!known) reader_.refuse(dataset.getObjName(), "dimension scales of a report", "'" + name + "'");
+      names.push_back(name);
+    }
+    return names;
+  }
+
+  io::Hdf5Reader reader_;
+};
+
+}  // namespace
+
+Report read_report(const std::filesystem::path& path) {
+  try {
+    return ReportReader(path).read();
+  } catch (const H5::Exception& error) {
+    throw DumpError(path.string(), "file", "a laprox report", "a damaged file (" + error.getDetailMsg() + ")");
+  }
+}
+
+}  // namespace laprox

@@ -1,0 +1,107 @@
+#include <fmt/format.h>
+
+#include "io/dump_layout.h"
+#include "io/output_file.h"
+#include "laprox/error.h"
+#include "laprox/report.h"
+#include "laprox/score_file.h"
+#include "util/text.h"
+
+namespace laprox {
+
+namespace {
+
+template <class T>
+void write_array(H5::Group& group, const std::string& name, const H5::PredType& type, const std::vector<Index>& shape,
+                 const std::vector<T>& values) {
+  const std::vector<hsize_t> extents(shape.begin(), shape.end());
+  H5::DSetCreatPropList properties;
+  std::vector<hsize_t> chunk = extents;
+  if (chunk.size() > 1) chunk[0] = 1;
+  properties.setChunk(static_cast<int>(chunk.size()), chunk.data());
+  properties.setShuffle();
+  properties.setDeflate(2);
+  group.createDataSet(name, type, H5::DataSpace(static_cast<int>(extents.size()), extents.data()), properties)
+      .write(values.data(), type);
+}
+
+void write_matrix(H5::Group& group, const std::string& name, const Matrix& matrix) {
+  write_array(group, name, H5::PredType::NATIVE_DOUBLE, {matrix.rows(), matrix.cols()},
+              std::vector<double>(matrix.data(), matrix.data() + matrix.size()));
+}
+
+/// The primitives on the queries that the policy reads; a policy without queries has none.
+void write_primitives(H5::Group& group, const Policy& policy, ScoringKernels& kernels) {
+  const QueryNeed need = policy.scorer->queries();
+  if (need.kind == QueryNeed::Kind::window) {
+    const WindowStatistics& statistics = kernels.window_statistics(need.window);
+    write_matrix(group, "column_norms", statistics.squares.cwiseSqrt());
+    write_matrix(group, "column_sums", statistics.sum);
+  }
+  if (need.kind == QueryNeed::Kind::all) write_matrix(group, "column_sums", kernels.column_sums());
+  write_matrix(group, "value_norms", kernels.value_norms());
+}
+
+void write_rankings(H5::Group& group, const std::vector<Ranking>& rankings, Index context) {
+  std::vector<std::int32_t> order;
+  for (const Ranking& ranking : rankings) order.insert(order.end(), ranking.begin(), ranking.end());
+  write_array(group, "ranking", H5::PredType::NATIVE_INT32, {static_cast<Index>(rankings.size()), context}, order);
+}
+
+/// 1 for every kept token: [budgets, kv_heads, C].
+void write_kept(H5::Group& group, const PolicyPlan& plan, std::size_t layer, Index context) {
+  const auto& rankings = plan.rankings[layer];
+  std::vector<std::uint8_t> kept(plan.counts.size() * rankings.size() * static_cast<std::size_t>(context), 0);
+  auto row = kept.begin();
+  for (const HeadCounts& counts : plan.counts) {
+    for (std::size_t head = 0; head < rankings.size(); ++head, row += context) {
+      for (Index n = 0; n < counts[layer][head]; ++n) row[rankings[head][static_cast<std::size_t>(n)]] = 1;
+    }
+  }
+  write_array(group, "kept", H5::PredType::NATIVE_UINT8,
+              {static_cast<Index>(plan.counts.size()), static_cast<Index>(rankings.size()), context}, kept);
+}
+
+}  // namespace
+
+void write_scores(const std::filesystem::path& path, const DumpReader& dump, const Policy& policy,
+                  const std::vector<BudgetRequest>& budgets, const Backend& backend, bool replace,
+                  const Progress& progress) {
+  const DumpInfo& info = dump.info();
+  SweepOptions options;
+  options.policies = {policy};
+  options.budgets = budgets;
+  check_plan_request(info, options);
+  io::OutputFile output(path, replace);
+  const std::vector<PolicyPlan> plans = plan_sweep(dump, options, backend);
+  try {
+    H5::Group root = output.file().openGroup("/");
+    io::write_attribute(root, "format", std::string("laprox-scores"));
+    io::write_attribute(root, "version", 1LL);
+    io::write_attribute(root, "policy", to_string(policy));
+    io::write_attribute(root, "dump_sha256", dump.content_hash());
+    io::write_attribute(root, "backend", std::string(backend.name()));
+    io::write_attribute(root, "tool_version", version());
+    std::vector<std::string> labels;
+    for (const BudgetRequest& budget : budgets) labels.push_back(budget.text);
+    if (!labels.empty()) io::write_attribute(root, "budgets", join(labels, ","));
+    output.file().createGroup("/layers");
+    visit_scores(
+        dump, policy, backend,
+        [&](const LayerTensors& layer, const Matrix& scores, ScoringKernels& kernels) {
+          H5::Group group = output.file().createGroup(io::layer_object(layer.layer));
+          const auto at = static_cast<std::size_t>(layer.layer);
+          write_matrix(group, "scores", scores);
+          write_rankings(group, plans[0].rankings[at], info.context_length);
+          write_primitives(group, policy, kernels);
+          if (!budgets.empty()) write_kept(group, plans[0], at, info.context_length);
+        },
+        progress);
+    root.close();
+    output.commit();
+  } catch (const H5::Exception& error) {
+    throw FileError(fmt::format("{}: cannot be written ({}); is the disk full?", path.string(), error.getDetailMsg()));
+  }
+}
+
+}  // namespace laprox

@@ -1,0 +1,89 @@
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "laprox/error.h"
+#include "laprox/scorer.h"
+#include "util/groups.h"
+
+namespace laprox {
+
+namespace {
+
+/// H2O: the tokens that received most attention from all prompt queries, and the most recent ones.
+class H2O : public Scorer {
+ public:
+  explicit H2O(const Options& options) : recent_(options.real("recent")), group_(group_of(options)) {
+    if (recent_ >= 1 && recent_ != std::floor(recent_)) {
+      throw UsageError(fmt::format(
+          "h2o: option recent: expected a share of the budget below 1 or a whole number of tokens, found {}", recent_));
+    }
+  }
+
+  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::all}; }
+  Pins pins() const override { return {.last = recent_is_share() ? 0 : static_cast<Index>(recent_)}; }
+  bool ranks_by_score() const override { return !recent_is_share(); }
+
+  Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
+    return reduce_groups(kernels.column_sums(), layer.geometry().group(), group_);
+  }
+
+  /// With a share, both zones grow with the budget: b tokens are the last b - heavy(b) and the heavy(b) best others.
+  /// From b - 1 to b exactly one token joins: the one that the longer recent zone reaches, or, where that one is in
+  /// already or the recent zone did not grow, the best token still out.
+  Ranking rank(std::span<const double> scores) const override {
+    if (!recent_is_share()) return rank_by_score(scores, pins());
+    const Index context = static_cast<Index>(scores.size());
+    const Ranking by_score = rank_by_score(scores, {});
+    std::vector<bool> kept(scores.size());
+    Ranking order;
+    auto best = by_score.begin();
+    for (Index budget = 1; budget <= context; ++budget) {
+      const Index recent = budget - heavy(budget);
+      std::int32_t next = static_cast<std::int32_t>(context - recent);
+      const bool grew = recent > budget - 1 - heavy(budget - 1);
+      if (!grew || kept[static_cast<std::size_t>(next)]) {
+        while (kept[static_cast<std::size_t>(*best)]) ++best;
+        next = *best;
+      }
+      kept[static_cast<std::size_t>(next)] = true;
+      order.push_back(next);
+    }
+    return order;
+  }
+
+ private:
+  bool recent_is_share() const { return recent_ < 1; }
+  /// Heavy hitters in a budget of b: floor(b * (1 - share)), guarded against 1 - 0.9 = 0.0999...
+  Index heavy(Index budget) const {
+    return static_cast<Index>(std::floor(static_cast<double>(budget) * (1 - recent_) + 1e-9));
+  }
+
+  double recent_;
+  GroupReduction group_;
+};
+
+}  // namespace
+
+ScorerInfo h2o_info() {
+  return {
+      .name = "h2o",
+      .summary = "heavy hitters by accumulated attention of all prompt queries, and recent tokens",
+      .paper = "H2O, 2023, arXiv 2306.14048",
+      .description =
+          "s[i] = sum over all prompt queries t >= i of A_h[t, i]: a plain sum, not divided by the number of queries, "
+          "no "
+          "pooling; query heads of a group by `gqa`. A budget b keeps the last b - floor(b * (1 - recent)) tokens and "
+          "the "
+          "best others. recent=0.5 is the official half and half; a whole number of tokens (recent=8) is "
+          "KVCache-Factory's "
+          "fixed window. One eviction after the prompt; the official code also re-evicts at every decoded token.",
+      .default_allocator = "head",
+      .options = {OptionSpec::real("recent", 0.5, 0, 1 << 20,
+                                   "recent zone: share of the budget (< 1) or tokens (>= 1)"),
+                  group_option("mean")},
+      .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<H2O>(options); },
+  };
+}
+
+}  // namespace laprox

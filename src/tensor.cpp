@@ -1,0 +1,42 @@
+#include "laprox/tensor.h"
+
+#include <fmt/format.h>
+
+#include <new>
+
+#include "laprox/error.h"
+
+namespace laprox {
+
+namespace {
+constexpr std::align_val_t kAlignment{64};
+}
+
+std::string_view to_string(ElementType type) {
+  switch (type) {
+    case ElementType::float16:
+      return "float16";
+    case ElementType::bfloat16:
+      return "bfloat16";
+    case ElementType::float32:
+      return "float32";
+    case ElementType::float64:
+      return "float64";
+  }
+  throw Bug("unknown element type");
+}
+
+Index size_of(ElementType type) { return type == ElementType::float64 ? 8 : type == ElementType::float32 ? 4 : 2; }
+
+void Tensor::AlignedDelete::operator()(std::byte* memory) const { ::operator delete(memory, kAlignment); }
+
+Tensor::Tensor(ElementType type, std::vector<Index> shape) : type_(type), shape_(std::move(shape)), size_(1) {
+  for (Index extent : shape_) size_ *= extent;
+  memory_.reset(static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes()), kAlignment)));
+}
+
+void Tensor::check_type(ElementType wanted) const {
+  require(type_ == wanted, fmt::format("a {} tensor is not read as {}", to_string(type_), to_string(wanted)));
+}
+
+}  // namespace laprox

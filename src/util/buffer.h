@@ -1,0 +1,33 @@
+#pragma once
+
+#include <memory>
+#include <new>
+
+#include "laprox/tensor.h"
+
+namespace laprox {
+
+/// Uninitialised memory for `size` elements, aligned to 64 bytes.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(Index size)
+      : size_(size),
+        memory_(static_cast<T*>(::operator new (static_cast<std::size_t>(size) * sizeof(T), std::align_val_t{64}))) {}
+
+  Index size() const { return size_; }
+  T* data() { return memory_.get(); }
+  const T* data() const { return memory_.get(); }
+  T& operator[](Index i) { return memory_.get()[i]; }
+  const T& operator[](Index i) const { return memory_.get()[i]; }
+
+ private:
+  struct Delete {
+    void operator()(T* memory) const { ::operator delete (memory, std::align_val_t{64}); }
+  };
+  Index size_ = 0;
+  std::unique_ptr<T, Delete> memory_;
+};
+
+}  // namespace laprox

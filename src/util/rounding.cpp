@@ -1,0 +1,39 @@
+#include "util/rounding.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "laprox/error.h"
+
+namespace laprox {
+
+std::vector<Index> largest_remainder(const std::vector<double>& quotas, Index total, Index cap) {
+  // Quotas come from products such as 6 * 0.8; without a grain, their rounding noise would decide ties.
+  constexpr double kGrain = 1e-9;
+  std::vector<Index> shares;
+  std::vector<double> remainders;
+  for (double quota : quotas) {
+    const double whole = std::floor(quota + kGrain);
+    shares.push_back(std::clamp<Index>(static_cast<Index>(whole), 0, cap));
+    remainders.push_back(std::round((quota - whole) / kGrain));
+  }
+  std::vector<std::size_t> order(quotas.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return remainders[a] > remainders[b]; });
+
+  Index left = total - std::accumulate(shares.begin(), shares.end(), Index{0});
+  require(left >= 0 && total <= cap * static_cast<Index>(quotas.size()),
+          "quotas are below the total and the caps above");
+  while (left > 0) {
+    for (std::size_t i : order) {
+      if (left > 0 && shares[i] < cap) {
+        ++shares[i];
+        --left;
+      }
+    }
+  }
+  return shares;
+}
+
+}  // namespace laprox

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace laprox {
+
+std::vector<std::string> split(std::string_view text, char separator);
+std::string trim(std::string_view text);
+
+/// Lower case, with '-' for '_': the canonical spelling of names.
+std::string kebab(std::string_view text);
+
+/// Whole-text conversions: nothing where any character is left over or the number is not finite.
+std::optional<double> parse_real(std::string_view text);
+std::optional<long long> parse_integer(std::string_view text);
+
+/// The known name nearest to `name`, for "did you mean"; the closest by edit distance, prefixes first.
+std::string nearest(std::string_view name, const std::vector<std::string>& known);
+
+std::string join(const std::vector<std::string>& parts, std::string_view separator);
+
+}  // namespace laprox

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "laprox/tensor.h"
+
+namespace laprox {
+
+/// A list of scores, descending, that compete as score / divisor; divisor > 0.
+struct ScoreList {
+  std::span<const double> scores;
+  double divisor = 1;
+};
+
+/// How many entries of each list are among the `k` largest of all lists together. Ties: the earlier list first, and
+/// within a list the earlier entry. Cost: O(lists * log(length)), no merging. Requires 0 <= k <= the lists' total
+/// length.
+std::vector<Index> top_k_counts(const std::vector<ScoreList>& lists, Index k);
+
+}  // namespace laprox

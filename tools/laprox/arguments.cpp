@@ -1,0 +1,59 @@
+#include "arguments.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <sstream>
+
+#include "laprox/error.h"
+
+namespace laprox::cli {
+
+void BackendArguments::add_to(CLI::App& command) {
+  command.add_option("--backend", name, "cpu (float32, fast) or reference (float64, plain equations, slow)")
+      ->capture_default_str();
+  command.add_option("--threads", threads, "CPU threads; 0: all. Results do not depend on it")->capture_default_str();
+}
+
+std::unique_ptr<Backend> BackendArguments::make() const {
+  if (name == "cpu") return make_cpu_backend(threads);
+  if (name == "reference") return make_reference_backend();
+  throw UsageError(fmt::format("unknown backend '{}'; this laprox has cpu and reference", name));
+}
+
+void add_format(CLI::App& command, std::string& format, const std::vector<std::string>& known) {
+  format = known.front();
+  command.add_option("--format", format, fmt::format("{}", fmt::join(known, ", ")))
+      ->check(CLI::IsMember(known))
+      ->capture_default_str();
+}
+
+std::vector<Policy> parse_policies(const std::vector<std::string>& words) {
+  std::vector<Policy> policies;
+  // Words are joined first, because a configuration file splits "laprox:gqa=frobenius,pool=max" at its comma.
+  for (const std::string& text : split_policies(fmt::format("{}", fmt::join(words, ",")))) {
+    Policy policy = parse_policy(text);
+    for (const Policy& other : policies) {
+      if (other.label == policy.label || other == policy) {
+        throw UsageError(fmt::format("policy '{}' is given twice (as '{}' too)", policy.label, other.label));
+      }
+    }
+    policies.push_back(std::move(policy));
+  }
+  return policies;
+}
+
+std::vector<BudgetRequest> parse_budgets(const std::vector<std::string>& words) {
+  std::vector<BudgetRequest> budgets;
+  std::istringstream list(fmt::format("{}", fmt::join(words, ",")));
+  for (std::string text; std::getline(list, text, ',');) {
+    BudgetRequest budget = parse_budget(text);
+    for (const BudgetRequest& other : budgets) {
+      if (other.text == budget.text) throw UsageError(fmt::format("budget '{}' is given twice", budget.text));
+    }
+    budgets.push_back(std::move(budget));
+  }
+  return budgets;
+}
+
+}  // namespace laprox::cli

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace laprox::cli {
+
+/// Each adds its subcommand to `app`; the subcommand's work runs when the command line is parsed.
+void add_inspect(CLI::App& app);
+void add_policies(CLI::App& app);
+void add_sweep(CLI::App& app);
+void add_score(CLI::App& app);
+void add_report(CLI::App& app);
+void add_synth(CLI::App& app);
+
+}  // namespace laprox::cli

@@ -1,0 +1,38 @@
+#include "progress.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+namespace laprox::cli {
+
+ProgressBar::ProgressBar(Index total, bool quiet)
+    : total_(total), quiet_(quiet), terminal_(isatty(STDERR_FILENO) != 0), started_(Clock::now()), shown_(started_) {}
+
+ProgressBar::~ProgressBar() {
+  if (terminal_ && width_ > 0) fmt::print(stderr, "\r{:{}}\r", "", width_);
+}
+
+void ProgressBar::step(const std::string& what) {
+  ++done_;
+  const auto interval = terminal_ ? std::chrono::milliseconds(100) : std::chrono::milliseconds(5000);
+  if (quiet_ || Clock::now() - shown_ < interval) return;
+  shown_ = Clock::now();
+  draw(what);
+}
+
+void ProgressBar::draw(const std::string& what) {
+  constexpr Index kCells = 30;
+  const double share = static_cast<double>(done_) / static_cast<double>(total_);
+  const double elapsed = std::chrono::duration<double>(shown_ - started_).count();
+  const std::string left = fmt::format("{:3.0f}%  {:.0f} s left  {}", 100 * share, elapsed * (1 - share) / share, what);
+  if (!terminal_) {
+    fmt::print(stderr, "laprox: {}\n", left);
+    return;
+  }
+  const auto filled = static_cast<std::size_t>(share * static_cast<double>(kCells));
+  const std::string line = fmt::format("[{:<{}}] {}", std::string(filled, '#'), kCells, left);
+  fmt::print(stderr, "\r{:<{}}", line, width_);
+  width_ = std::max(width_, line.size());
+}
+
+}  // namespace laprox::cli

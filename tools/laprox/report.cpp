@@ -1,0 +1,23 @@
+#include "laprox/report.h"
+
+#include <fmt/format.h>
+
+#include "arguments.h"
+#include "commands.h"
+#include "render.h"
+
+namespace laprox::cli {
+
+void add_report(CLI::App& app) {
+  struct Arguments {
+    std::string path, format;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("report", "Print a report that sweep wrote");
+  command->add_option("report", arguments->path, "the report (HDF5)")->required();
+  add_format(*command, arguments->format, {"table", "csv", "json"});
+  command->footer("\nExamples:\n  laprox report report.h5\n  laprox report report.h5 --format csv > errors.csv");
+  command->callback([arguments] { fmt::print("{}", render(read_report(arguments->path), arguments->format)); });
+}
+
+}  // namespace laprox::cli
