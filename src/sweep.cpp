@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <future>
 #include <numeric>
 
 #include "laprox/error.h"
@@ -139,7 +140,9 @@ DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const
                       const Progress& progress) {
   const DumpInfo& info = dump.info();
   check_request(info, options);
-  DumpResult result{info, dump.content_hash(), {}, std::vector<PolicyResult>(options.policies.size())};
+  DumpResult result{info, {}, {}, std::vector<PolicyResult>(options.policies.size())};
+  // The file is hashed while its first layers are worked on.
+  auto hash = std::async(std::launch::async, [&dump] { return dump.content_hash(); });
   for (const BudgetRequest& request : options.budgets) result.budgets.push_back(resolve(request, info));
 
   std::vector<PolicyPlan> plans = plan_sweep(dump, options, backend, progress);
@@ -164,6 +167,7 @@ DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const
     }
     if (progress) progress(layer.layer, static_cast<Index>(info.layers.size()), "errors");
   }
+  result.content_hash = hash.get();
   for (std::size_t p = 0; p < plans.size(); ++p) {
     for (Cell& cell : result.policies[p].cells) cell.model = model_metrics(cell.layers);
     if (options.save_kept) result.policies[p].rankings = std::move(plans[p].rankings);

@@ -5,12 +5,9 @@
 #include <new>
 
 #include "laprox/error.h"
+#include "util/memory.h"
 
 namespace laprox {
-
-namespace {
-constexpr std::align_val_t kAlignment{64};
-}
 
 std::string_view to_string(ElementType type) {
   switch (type) {
@@ -28,11 +25,14 @@ std::string_view to_string(ElementType type) {
 
 Index size_of(ElementType type) { return type == ElementType::float64 ? 8 : type == ElementType::float32 ? 4 : 2; }
 
-void Tensor::AlignedDelete::operator()(std::byte* memory) const { ::operator delete(memory, kAlignment); }
+void Tensor::AlignedDelete::operator()(std::byte* memory) const { release_memory(memory); }
 
 Tensor::Tensor(ElementType type, std::vector<Index> shape) : type_(type), shape_(std::move(shape)), size_(1) {
-  for (Index extent : shape_) size_ *= extent;
-  memory_.reset(static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes()), kAlignment)));
+  for (Index extent : shape_) {
+    // A damaged file may declare any shape.
+    if (__builtin_mul_overflow(size_, extent, &size_) || size_ > (Index{1} << 56)) throw std::bad_alloc();
+  }
+  memory_.reset(static_cast<std::byte*>(allocate_memory(static_cast<std::size_t>(bytes()))));
 }
 
 void Tensor::check_type(ElementType wanted) const {

@@ -1,9 +1,9 @@
 #pragma once
 
 #include <memory>
-#include <new>
 
 #include "laprox/tensor.h"
+#include "util/memory.h"
 
 namespace laprox {
 

@@ -3,6 +3,7 @@
 #include "arguments.h"
 #include "commands.h"
 #include "laprox/error.h"
+#include "laprox/plan.h"
 #include "laprox/score_file.h"
 #include "progress.h"
 
@@ -22,6 +23,9 @@ void run_score(const ScoreArguments& arguments) {
   const std::vector<BudgetRequest> budgets = parse_budgets(arguments.budgets);
   const auto backend = arguments.backend.make();
   const DumpReader dump(arguments.dump);
+  SweepOptions planned;
+  planned.policies = {policy};
+  check_memory(dump.info(), planned, *backend);
   ProgressBar bar(static_cast<Index>(dump.info().layers.size()), arguments.quiet);
   write_scores(arguments.output, dump, policy, budgets, *backend, arguments.force,
                [&](Index layer, Index, const std::string&) { bar.step(fmt::format("layer {}", layer)); });

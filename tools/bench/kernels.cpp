@@ -1,0 +1,78 @@
+#include <benchmark/benchmark.h>
+
+#include "bare_products.h"
+#include "laprox/backend.h"
+#include "laprox/policy.h"
+#include "layers.h"
+
+namespace laprox::bench {
+
+namespace {
+
+constexpr Index kWindow = 32;
+
+/// H2O's column sums; arguments: context length, threads.
+void column_sums(benchmark::State& state) {
+  const LayerTensors& layer = random_layer(state.range(0), 0, state.range(0));
+  const auto backend = make_cpu_backend(static_cast<int>(state.range(1)));
+  for (auto _ : state) benchmark::DoNotOptimize(backend->scoring(layer)->column_sums().data());
+}
+
+/// LaProx's score of a layer; arguments: context length, threads.
+void laprox_scores(benchmark::State& state) {
+  const LayerTensors& layer = random_layer(state.range(0), 0, kWindow);
+  const auto backend = make_cpu_backend(static_cast<int>(state.range(1)));
+  const Policy policy = parse_policy("laprox");
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(policy.scorer->score(LayerView(layer), *backend->scoring(layer)).data());
+  }
+}
+
+/// The exact output of 64 decoded queries; arguments: context length, threads.
+void exact_output_64(benchmark::State& state) {
+  const LayerTensors& layer = random_layer(state.range(0), 64, 64);
+  const auto backend = make_cpu_backend(static_cast<int>(state.range(1)));
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(backend->evaluate(layer, {}, SoftmaxMode::renormalized).exact.output.data());
+  }
+}
+
+template <Peer peer>
+void bare_column_sums(benchmark::State& state) {
+  const LayerTensors& layer = random_layer(state.range(0), 0, state.range(0));
+  for (auto _ : state) causal_logits(peer, layer);
+}
+
+template <Peer peer>
+void bare_laprox_scores(benchmark::State& state) {
+  const LayerTensors& layer = random_layer(state.range(0), 0, kWindow);
+  for (auto _ : state) {
+    window_logits(peer, layer);
+    value_gram(peer, layer);
+  }
+}
+
+template <Peer peer>
+void bare_exact_output_64(benchmark::State& state) {
+  const LayerTensors& layer = random_layer(state.range(0), 64, 64);
+  for (auto _ : state) exact_output(peer, layer);
+}
+
+}  // namespace
+
+/// Times are wall times of the process; the smallest of the repetitions counts.
+#define LAPROX_CASE(function) BENCHMARK(function)->UseRealTime()->Unit(benchmark::kMillisecond)
+
+LAPROX_CASE(column_sums)->Args({8192, 2})->Args({8192, 1})->Args({4096, 2})->Args({16384, 2});
+LAPROX_CASE(bare_column_sums<Peer::eigen>)->Name("bare_eigen/column_sums")->Arg(8192);
+LAPROX_CASE(bare_column_sums<Peer::openblas>)->Name("bare_openblas/column_sums")->Arg(8192);
+
+LAPROX_CASE(laprox_scores)->Args({32768, 2})->Args({32768, 1})->Args({8192, 2})->Args({65536, 2});
+LAPROX_CASE(bare_laprox_scores<Peer::eigen>)->Name("bare_eigen/laprox_scores")->Arg(32768);
+LAPROX_CASE(bare_laprox_scores<Peer::openblas>)->Name("bare_openblas/laprox_scores")->Arg(32768);
+
+LAPROX_CASE(exact_output_64)->Args({32768, 2})->Args({32768, 1});
+LAPROX_CASE(bare_exact_output_64<Peer::eigen>)->Name("bare_eigen/exact_output_64")->Arg(32768);
+LAPROX_CASE(bare_exact_output_64<Peer::openblas>)->Name("bare_openblas/exact_output_64")->Arg(32768);
+
+}  // namespace laprox::bench

@@ -1,0 +1,40 @@
+# Sourced by tools/demo, tools/test and tools/bench/run: installs what is missing on Debian 12 (or a relative) and builds.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+build_packages=(build-essential cmake ninja-build libeigen3-dev libhdf5-dev libcli11-dev libfmt-dev libssl-dev nlohmann-json3-dev)
+
+say() { printf '\n== %s\n' "$*"; }
+
+# install_packages PACKAGE...: those that are not there yet, through apt, as root or through sudo.
+install_packages() {
+  local missing=() as_root=()
+  for package in "$@"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return 0
+  if ! command -v apt-get >/dev/null; then
+    echo "laprox: this script installs with apt-get, which is not here. Install yourself: ${missing[*]}" >&2
+    return 1
+  fi
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || { echo "laprox: run this as root, or install yourself: ${missing[*]}" >&2; return 1; }
+    as_root=(sudo)
+  fi
+  say "installing ${missing[*]}"
+  "${as_root[@]}" apt-get update -qq
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# build PRESET [CMAKE OPTION...]: configures and builds; the compiler's output is shown only where it fails.
+build() {
+  local preset=$1 log
+  shift
+  log=$(mktemp)
+  say "building (preset $preset)"
+  if ! { cmake --preset "$preset" "$@" -S "$root" && cmake --build "$root/build/$preset"; } >"$log" 2>&1; then
+    cat "$log" >&2
+    rm -f "$log"
+    return 1
+  fi
+  rm -f "$log"
+}
