@@ -36,7 +36,8 @@ Tensor::Tensor(ElementType type, std::vector<Index> shape) : type_(type), shape_
 }
 
 void Tensor::check_type(ElementType wanted) const {
-  require(type_ == wanted, fmt::format("a {} tensor is not read as {}", to_string(type_), to_string(wanted)));
+  if (type_ == wanted) return;
+  throw Bug(fmt::format("a {} tensor is not read as {}", to_string(type_), to_string(wanted)));
 }
 
 }  // namespace laprox

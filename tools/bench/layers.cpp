@@ -16,7 +16,8 @@ Tensor random_tensor(std::vector<Index> shape, float deviation, unsigned seed) {
   Tensor tensor(ElementType::float32, std::move(shape));
   std::minstd_rand generator(seed + 1);
   std::uniform_real_distribution<float> uniform(-deviation * std::sqrt(3.0F), deviation * std::sqrt(3.0F));
-  for (Index i = 0; i < tensor.size(); ++i) tensor.data<float>()[i] = uniform(generator);
+  float* values = tensor.data<float>();
+  for (Index i = 0; i < tensor.size(); ++i) values[i] = uniform(generator);
   return tensor;
 }
 

@@ -57,12 +57,20 @@ auto output_block(const LayerTensors& layer, Index head) {
   return layer.w_o.matrix<float>().middleRows(head * rows, rows);
 }
 
-/// Fills row `row(head pair)` of `out` with the form G = W^a (W^b)^T at every context token's value.
+/// G = W^a (W^b)^T [d_v, d_v]; where a == b only its upper triangle, which is all that a form of a symmetric matrix needs.
+FloatMatrix gram(const LayerTensors& layer, Index a, Index b) {
+  const auto left = output_block(layer, a), right = output_block(layer, b);
+  if (a != b) return left * right.transpose();
+  FloatMatrix upper = FloatMatrix::Zero(left.rows(), left.rows());
+  upper.selfadjointView<Eigen::Upper>().rankUpdate(left);
+  return upper.selfadjointView<Eigen::Upper>();
+}
+
+/// The form of W^a (W^b)^T at every context token's value: <v_i W^a, v_i W^b>.
 void value_form(const LayerTensors& layer, Index a, Index b, double* out) {
-  const FloatMatrix gram = output_block(layer, a) * output_block(layer, b).transpose();
   const Index kv_head = a / layer.geometry.group();
   const float* values = layer.v.data<float>() + kv_head * layer.tokens * layer.geometry.value_size;
-  QuadraticForm(gram).evaluate(values, layer.context_length, out);
+  QuadraticForm(gram(layer, a, b)).evaluate(values, layer.context_length, out);
 }
 
 }  // namespace
