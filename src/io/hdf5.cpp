@@ -46,7 +46,7 @@ std::string describe_type(const H5::DataType& type) {
     case H5T_INTEGER:
       return fmt::format("a {}-bit integer", bits);
     case H5T_FLOAT:
-      return fmt::format("a {}-bit floating-point type that is not IEEE", bits);
+      return fmt::format("a {}-bit float", bits);
     case H5T_STRING:
       return "a string";
     case H5T_COMPOUND:
@@ -136,7 +136,8 @@ ElementType Hdf5Reader::element_type(const H5::DataSet& dataset, const std::stri
       text_attribute(dataset, name, "dtype") == "bfloat16") {
     return ElementType::bfloat16;
   }
-  refuse(name, "float16, float32, float64, or uint16 with the attribute dtype = \"bfloat16\"", describe_type(type));
+  refuse(name, "float16, float32, float64, or uint16 with the attribute dtype = \"bfloat16\"",
+         describe_type(type) + (type.getClass() == H5T_FLOAT ? " that is not IEEE" : ""));
 }
 
 StoredArray Hdf5Reader::array(const std::string& name) const {

@@ -16,6 +16,13 @@ class Buffer {
       : size_(size),
         memory_(static_cast<T*>(::operator new (static_cast<std::size_t>(size) * sizeof(T), std::align_val_t{64}))) {}
 
+  /// Memory for at least `size` elements, whose old contents are lost: for scratch that serves one task after the
+  /// other.
+  T* at_least(Index size) {
+    if (size > size_) *this = Buffer(size);
+    return data();
+  }
+
   Index size() const { return size_; }
   T* data() { return memory_.get(); }
   const T* data() const { return memory_.get(); }

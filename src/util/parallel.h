@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <atomic>
+#include <concepts>
 #include <exception>
 
 #include "laprox/tensor.h"
@@ -20,7 +21,11 @@ void parallel_for(int threads, Index tasks, const Body& body) {
   for (Index task = 0; task < tasks; ++task) {
     if (failed) continue;
     try {
-      body(task);
+      if constexpr (std::invocable<Body, Index, std::size_t>) {
+        body(task, static_cast<std::size_t>(omp_get_thread_num()));
+      } else {
+        body(task);
+      }
     } catch (...) {
 #pragma omp critical(laprox_parallel_for)
       if (!failed) failure = std::current_exception();

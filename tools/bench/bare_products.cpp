@@ -55,8 +55,8 @@ void window_logits(Peer peer, const LayerTensors& layer) {
   for (Index kv_head = 0; kv_head < g.kv_heads; ++kv_head) {
     // The queries of a group lie in one piece, so that one product serves them all.
     const float* q = layer.q.matrix<float>(kv_head * g.group()).data();
-    product(peer, g.group() * layer.queries(), layer.tokens, g.head_size, q, layer.k.matrix<float>(kv_head).data(), true,
-            out);
+    product(peer, g.group() * layer.queries(), layer.tokens, g.head_size, q, layer.k.matrix<float>(kv_head).data(),
+            true, out);
   }
 }
 

@@ -11,9 +11,9 @@ enum class Peer { eigen, openblas };
 void product(Peer peer, Index m, Index n, Index k, const float* a, const float* b, bool transpose_b, float* c);
 
 /// The bare products of each primitive on a layer: nothing but the multiplications that any implementation must do.
-void causal_logits(Peer peer, const LayerTensors& layer);      ///< Q K^T below the diagonal, in blocks of 512 queries
-void window_logits(Peer peer, const LayerTensors& layer);      ///< Q K^T of the stored queries
-void value_gram(Peer peer, const LayerTensors& layer);         ///< V (W W^T) per query head
-void exact_output(Peer peer, const LayerTensors& layer);       ///< Q K^T, P V and the output projection
+void causal_logits(Peer peer, const LayerTensors& layer);  ///< Q K^T below the diagonal, in blocks of 512 queries
+void window_logits(Peer peer, const LayerTensors& layer);  ///< Q K^T of the stored queries
+void value_gram(Peer peer, const LayerTensors& layer);     ///< V (W W^T) per query head
+void exact_output(Peer peer, const LayerTensors& layer);   ///< Q K^T, P V and the output projection
 
 }  // namespace laprox::bench

@@ -7,14 +7,9 @@ namespace laprox::bench {
 
 namespace {
 
-const char* const kWindowPolicies[] = {"snapkv",
-                                       "snapkv:pool=avg,kernel=5",
-                                       "snapkv:gqa=max",
-                                       "snapkv+ada",
-                                       "snapkv+layer",
-                                       "laprox+head",
-                                       "laprox+layer",
-                                       "laprox"};
+const char* const kWindowPolicies[] = {
+    "snapkv", "snapkv:pool=avg,kernel=5", "snapkv:gqa=max", "snapkv+ada", "snapkv+layer", "laprox+head", "laprox+layer",
+    "laprox"};
 
 /// A whole sweep of one layer from its dump: reading, hashing, scores, rankings, errors.
 void sweep(benchmark::State& state, std::size_t policies, Index budgets, int threads) {

@@ -46,9 +46,10 @@ class HeadOutputs {
     const Index queries_per_task = std::clamp<Index>(kRowsPerTask / layer_.geometry.group(), 1, layer_.queries());
     const Index blocks = (layer_.queries() + queries_per_task - 1) / queries_per_task;
     evicted_mass_ = Matrix::Zero(layer_.geometry.kv_heads * blocks, cells_);
-    parallel_for(threads, layer_.geometry.kv_heads * blocks, [&](Index task) {
+    std::vector<Buffer<float>> logits(static_cast<std::size_t>(threads));
+    parallel_for(threads, layer_.geometry.kv_heads * blocks, [&](Index task, std::size_t worker) {
       const Index first = task % blocks * queries_per_task;
-      compute_task(task, task / blocks, first, std::min(queries_per_task, layer_.queries() - first));
+      compute_task(task, task / blocks, first, std::min(queries_per_task, layer_.queries() - first), logits[worker]);
     });
   }
 
@@ -64,13 +65,12 @@ class HeadOutputs {
   }
 
  private:
-  void compute_task(Index task, Index kv_head, Index first_query, Index queries) {
+  void compute_task(Index task, Index kv_head, Index first_query, Index queries, Buffer<float>& scratch) {
     const Index group = layer_.geometry.group(), value_size = layer_.geometry.value_size;
     const QueryRows rows(layer_, kv_head * group, group, first_query, queries, queries);
-    Buffer<float> logits(layer_.tokens * rows.stride());
-    rows.logits(0, layer_.tokens, logits.data());
-    const LogitTable table{rows, logits.data(), layer_.v.data<float>() + kv_head * layer_.tokens * value_size,
-                           value_size};
+    float* logits = scratch.at_least(layer_.tokens * rows.stride());
+    rows.logits(0, layer_.tokens, logits);
+    const LogitTable table{rows, logits, layer_.v.data<float>() + kv_head * layer_.tokens * value_size, value_size};
     const std::vector<double> sinks = sinks_of(layer_, kv_head);
     float* first = values_.data() + first_query * width_ + kv_head * group * value_size;
     write_exact(table, sinks, first);

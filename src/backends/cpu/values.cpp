@@ -57,7 +57,8 @@ auto output_block(const LayerTensors& layer, Index head) {
   return layer.w_o.matrix<float>().middleRows(head * rows, rows);
 }
 
-/// G = W^a (W^b)^T [d_v, d_v]; where a == b only its upper triangle, which is all that a form of a symmetric matrix needs.
+/// G = W^a (W^b)^T [d_v, d_v]; where a == b only its upper triangle, which is all that a form of a symmetric matrix
+/// needs.
 FloatMatrix gram(const LayerTensors& layer, Index a, Index b) {
   const auto left = output_block(layer, a), right = output_block(layer, b);
   if (a != b) return left * right.transpose();

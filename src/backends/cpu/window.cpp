@@ -62,23 +62,23 @@ class RowSoftmax {
 /// [first_query, first_query + queries) of some heads of one KV head give it; weights of padding rows are 0.
 template <class Visit>
 void visit_columns(const LayerTensors& layer, Index first_query, Index queries, Index first_head, Index heads,
-                   const Visit& visit) {
+                   Buffer<float>& scratch, const Visit& visit) {
   const Index head_stride = (queries + kLanes - 1) / kLanes * kLanes;
   const QueryRows rows(layer, first_head, heads, first_query, queries, head_stride);
   const Index stride = rows.stride();
   const Index tokens = layer.query_positions[static_cast<std::size_t>(first_query + queries - 1)] + 1;
 
-  Buffer<float> logits(tokens * stride);
+  float* logits = scratch.at_least(tokens * stride);
   RowSoftmax softmax(layer, rows, first_head);
   for (Index first = 0; first < tokens; first += kTokenBlock) {
     const Index last = std::min(tokens, first + kTokenBlock);
-    rows.logits(first, last, logits.data() + first * stride);
-    softmax.add(logits.data() + first * stride, last - first, stride);
+    rows.logits(first, last, logits + first * stride);
+    softmax.add(logits + first * stride, last - first, stride);
   }
   const Buffer<float> inverse = softmax.inverse_sums(rows);
   const float* maximum = softmax.maximum();
   for (Index token = 0; token < layer.context_length; ++token) {
-    float* weights = logits.data() + token * stride;
+    float* weights = logits + token * stride;
     for (Index r = 0; r < heads * head_stride; r += kLanes) {
       store(weights + r, exp_nonpositive(load(weights + r) - load(maximum + r)) * load(&inverse[r]));
     }
@@ -107,11 +107,12 @@ WindowStatistics column_statistics(const LayerTensors& layer, Index first_query,
                               Matrix(geometry.query_heads, layer.context_length)};
   const Index heads_per_task = std::clamp<Index>(kRowsPerTask / queries, 1, geometry.group());
   const Index tasks_per_kv_head = (geometry.group() + heads_per_task - 1) / heads_per_task;
-  parallel_for(threads, geometry.kv_heads * tasks_per_kv_head, [&](Index task) {
+  std::vector<Buffer<float>> scratch(static_cast<std::size_t>(threads));
+  parallel_for(threads, geometry.kv_heads * tasks_per_kv_head, [&](Index task, std::size_t worker) {
     const Index offset = task % tasks_per_kv_head * heads_per_task;
     const Index first_head = task / tasks_per_kv_head * geometry.group() + offset;
     const Index heads = std::min(heads_per_task, geometry.group() - offset);
-    visit_columns(layer, first_query, queries, first_head, heads,
+    visit_columns(layer, first_query, queries, first_head, heads, scratch[worker],
                   [&](Index token, const float* weights, Index head_stride) {
                     for (Index head = 0; head < heads; ++head, weights += head_stride) {
                       Lanes sums{};
@@ -132,8 +133,9 @@ WindowStatistics window_statistics(const LayerTensors& layer, Index window, int 
 Matrix window_products(const LayerTensors& layer, Index window, int threads) {
   const Index group = layer.geometry.group(), first = window_begin(layer, window);
   Matrix products(layer.geometry.kv_heads * group * group, layer.context_length);
-  parallel_for(threads, layer.geometry.kv_heads, [&](Index kv_head) {
-    visit_columns(layer, first, layer.queries() - first, kv_head * group, group,
+  std::vector<Buffer<float>> scratch(static_cast<std::size_t>(threads));
+  parallel_for(threads, layer.geometry.kv_heads, [&](Index kv_head, std::size_t worker) {
+    visit_columns(layer, first, layer.queries() - first, kv_head * group, group, scratch[worker],
                   [&](Index token, const float* weights, Index head_stride) {
                     for (Index a = 0; a < group; ++a) {
                       for (Index b = 0; b < group; ++b) {

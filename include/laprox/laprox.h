@@ -1,0 +1,21 @@
+#pragma once
+
+/// Everything in the library.
+#include "laprox/allocator.h"
+#include "laprox/backend.h"
+#include "laprox/budget.h"
+#include "laprox/dump.h"
+#include "laprox/error.h"
+#include "laprox/evaluate.h"
+#include "laprox/inspect.h"
+#include "laprox/layer.h"
+#include "laprox/options.h"
+#include "laprox/plan.h"
+#include "laprox/policy.h"
+#include "laprox/ranking.h"
+#include "laprox/report.h"
+#include "laprox/score_file.h"
+#include "laprox/scorer.h"
+#include "laprox/scores.h"
+#include "laprox/sweep.h"
+#include "laprox/tensor.h"
