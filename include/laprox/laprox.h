@@ -18,4 +18,5 @@
 #include "laprox/scorer.h"
 #include "laprox/scores.h"
 #include "laprox/sweep.h"
+#include "laprox/synth.h"
 #include "laprox/tensor.h"

@@ -32,6 +32,9 @@ int run(int argc, char** argv) {
   app.footer(kExamples);
   app.set_version_flag("--version", fmt::format("laprox {} ({})", laprox::version(), laprox::commit()));
   app.require_subcommand(1);
+  app.set_config("--config", "",
+                 "read options from a TOML file, a section per subcommand: [sweep] policy = [\"h2o\"] ...");
+  app.fallthrough();  // so that --config may stand behind the subcommand
   laprox::cli::add_inspect(app);
   laprox::cli::add_policies(app);
   laprox::cli::add_sweep(app);

@@ -32,7 +32,7 @@ Examples:
   laprox sweep dump.h5 --policy h2o,snapkv,laprox+layer,laprox --budget 5%,10%,20%,40% -o report.h5
   laprox sweep a.h5 b.h5 --policy snapkv --policy snapkv+ada:floor=0.5 --budget 128,256
   laprox sweep dump.h5 --policy laprox --budget 10% --queries window --softmax truncated   (with the paper's bound)
-  laprox sweep --config sweep.toml)";
+  laprox sweep --config sweep.toml      with a section [sweep]: dumps = ["dump.h5"], policy = ["h2o", "laprox"], budget = ["5%"])";
 
 /// Kept entries per layer and head: one line a layer, one number a head, or one number where all heads agree.
 void print_plan(const DumpReader& dump, const SweepOptions& options, const std::vector<PolicyPlan>& plans) {
@@ -93,7 +93,7 @@ void run_sweep(const SweepArguments& arguments) {
 void add_sweep(CLI::App& app) {
   auto arguments = std::make_shared<SweepArguments>();
   CLI::App* command = app.add_subcommand("sweep", "Compare policies over budgets on dumps; write a report");
-  command->add_option("dumps", arguments->dumps, "dumps (HDF5); each is one sample")->required();
+  command->add_option("dumps,--dumps", arguments->dumps, "dumps (HDF5); each is one sample")->required();
   command->add_option("--policy", arguments->policies, "policies, separated by commas or spaces")->required();
   command->add_option("--budget", arguments->budgets, "budgets, separated by commas or spaces")->required();
   command->add_option("-o,--output", arguments->output, "report to write (HDF5)");
@@ -114,7 +114,6 @@ void add_sweep(CLI::App& app) {
   command->add_flag("--quiet", arguments->quiet, "no progress");
   arguments->backend.add_to(*command);
   add_format(*command, arguments->format, {"table", "csv", "json"});
-  command->set_config("--config", "", "read options from a TOML file");
   command->footer(kFooter);
   command->callback([arguments] { run_sweep(*arguments); });
 }

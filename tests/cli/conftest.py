@@ -1,0 +1,44 @@
+import csv
+import io
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+import dumps
+
+
+class Laprox:
+    """Runs the binary under test, which the environment variable LAPROX_BIN names."""
+
+    def __init__(self):
+        self.binary = os.environ.get("LAPROX_BIN")
+        if not self.binary:
+            pytest.exit("LAPROX_BIN must name the laprox binary", returncode=2)
+
+    def __call__(self, *arguments, expect=0, timeout=120):
+        done = subprocess.run([self.binary, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == expect, f"exit code {done.returncode}, expected {expect}\n{done.stderr}"
+        return done
+
+    def sweep(self, path, policies, budgets, *options):
+        """CSV rows by (policy, budget in tokens, layer)."""
+        done = self("sweep", path, "--policy", ",".join(policies), "--budget", ",".join(map(str, budgets)), "--format", "csv", "--quiet", *options)
+        return {(row["policy"], int(row["budget_tokens"]), row["layer"]): row for row in csv.DictReader(io.StringIO(done.stdout))}
+
+
+@pytest.fixture(scope="session")
+def laprox():
+    return Laprox()
+
+
+@pytest.fixture(scope="session")
+def bundled():
+    return pathlib.Path(__file__).parents[2] / "data" / "niah-1k.h5"
+
+
+@pytest.fixture(scope="session")
+def feature_dumps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dumps")
+    return {name: dumps.write_dump(folder / f"{name}.h5", seed=i, **shape) for i, (name, shape) in enumerate(dumps.FEATURES.items())}
