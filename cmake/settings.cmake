@@ -9,7 +9,7 @@ if(LAPROX_NATIVE)
   target_compile_options(laprox_settings INTERFACE -march=native)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # False warnings of GCC 12 about its own AVX-512 headers (bug 105593) and std::string (bug 105651).
-    target_compile_options(laprox_settings INTERFACE -Wno-maybe-uninitialized -Wno-restrict)
+    target_compile_options(laprox_settings INTERFACE -Wno-uninitialized -Wno-maybe-uninitialized -Wno-restrict)
   endif()
 endif()
 if(LAPROX_SANITIZE)

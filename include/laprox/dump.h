@@ -14,7 +14,7 @@ namespace laprox {
 /// What a dump says of one layer without its tensors.
 struct LayerSummary {
   LayerGeometry geometry;
-  AttentionForm attention;
+  AttentionForm attention = {};
   bool has_bias = false;
   bool has_output = false;
   ElementType q_type{}, k_type{}, v_type{}, w_o_type{};
