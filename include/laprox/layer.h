@@ -22,10 +22,11 @@ struct LayerGeometry {
 
 /// How the layer turns q and k into attention weights.
 struct AttentionForm {
-  double scale = 1.0;         ///< logit = scale * <q, k>
-  double softcap = 0.0;       ///< 0: none; else logit = softcap * tanh(logit / softcap)
-  Index sliding_window = 0;   ///< 0: none; else a query at p sees the keys p - sliding_window + 1 .. p
-  std::vector<double> sinks = {};  ///< empty, or one learned logit per query head that joins the softmax denominator only
+  double scale = 1.0;        ///< logit = scale * <q, k>
+  double softcap = 0.0;      ///< 0: none; else logit = softcap * tanh(logit / softcap)
+  Index sliding_window = 0;  ///< 0: none; else a query at p sees the keys p - sliding_window + 1 .. p
+  std::vector<double> sinks =
+      {};  ///< empty, or one learned logit per query head that joins the softmax denominator only
 
   /// The first key that a query at `position` sees; the last one is `position` itself.
   Index first_visible(Index position) const {
