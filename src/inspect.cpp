@@ -35,6 +35,15 @@ double relative_difference(const Matrix& found, const Matrix& expected) {
 
 }  // namespace
 
+double self_check_tolerance(const LayerSummary& layer) {
+  double tolerance = 1e-3;
+  for (const ElementType type : {layer.q_type, layer.k_type, layer.v_type, layer.w_o_type}) {
+    if (type == ElementType::float16) tolerance = std::max(tolerance, 1e-2);
+    if (type == ElementType::bfloat16) tolerance = std::max(tolerance, 5e-2);
+  }
+  return tolerance;
+}
+
 std::vector<LayerCheck> check_dump(const DumpReader& dump, const Backend& backend, const Progress& progress) {
   const DumpInfo& info = dump.info();
   std::vector<LayerCheck> checks(info.layers.size());
@@ -44,6 +53,7 @@ std::vector<LayerCheck> check_dump(const DumpReader& dump, const Backend& backen
   LayerStream layers(dump, output_rows(info), backend.element_type(), true);
   for (std::size_t n = 0; n < info.layers.size(); ++n) {
     const LayerTensors layer = layers.next();
+    checks[n].tolerance = self_check_tolerance(info.layers[n]);
     if (outputs[n] && layer.queries() > 0) {
       const ExactOutput exact = backend.evaluate(layer, {}, SoftmaxMode::renormalized).exact;
       checks[n].output_error =

@@ -33,6 +33,12 @@ class DumpError : public FileError {
             std::string_view advice = {});
 };
 
+/// What was checked is not what it should be: a dump's self-check, or a kernel's results. The message says where.
+class VerificationError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// A backend that is unknown, unavailable, out of memory, or whose arithmetic left the range of its numbers.
 class BackendError : public Error {
  public:

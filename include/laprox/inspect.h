@@ -10,7 +10,14 @@ namespace laprox {
 /// What a layer's self-check found.
 struct LayerCheck {
   std::optional<double> output_error;  ///< relative Frobenius error against the stored output, where there is one
+  double tolerance = 0;  ///< what the rounding of a model that computes in the layer's coarsest stored type explains
+
+  bool passed() const { return !output_error || *output_error <= tolerance; }
 };
+
+/// 1e-3 for float64 and float32 (which may have been computed in TF32), 1e-2 for float16, 5e-2 for bfloat16: a few
+/// units of rounding, accumulated over the sums of an attention layer.
+double self_check_tolerance(const LayerSummary& layer);
 
 /// Replays every layer's exact output at output_positions and compares it with the framework's own output in the dump.
 /// Reads and checks every tensor. [layer]. Throws DumpError, BackendError.

@@ -35,6 +35,13 @@ std::string range_of(const std::vector<Index>& positions) {
   return fmt::format("{} ({} .. {})", positions.size(), positions.front(), positions.back());
 }
 
+std::string tolerance_range(const std::vector<LayerCheck>& checks) {
+  const auto [least, most] = std::minmax_element(
+      checks.begin(), checks.end(), [](const auto& a, const auto& b) { return a.tolerance < b.tolerance; });
+  if (least->tolerance == most->tolerance) return fmt::format("{:g}", most->tolerance);
+  return fmt::format("{:g} to {:g}", least->tolerance, most->tolerance);
+}
+
 std::vector<std::string> layer_row(const DumpInfo& info, std::size_t n, const std::vector<LayerCheck>& checks) {
   const LayerSummary& layer = info.layers[n];
   const LayerGeometry& g = layer.geometry;
@@ -87,16 +94,20 @@ void print_table(const DumpInfo& info, const std::vector<LayerCheck>& checks, co
       {"layer", "heads q/kv", "d", "d_v", "D", "type", "scale", "self-check", "features"}};
   for (std::size_t n = 0; n < info.layers.size(); ++n) rows.push_back(layer_row(info, n, checks));
   fmt::print("\n{}", align(rows));
-  if (!checks.empty()) {
-    fmt::print("\nself-check: relative Frobenius error of the exact output against the dump's stored output\n");
-  }
-  double worst = 0;
-  for (const LayerCheck& check : checks) worst = std::max(worst, check.output_error.value_or(0));
-  if (worst > 0.02) {
-    fmt::print(
-        "WARNING: the stored outputs differ by up to {:.1e}: the dump lacks something that the model did, or is "
-        "wrong\n",
-        worst);
+  if (checks.empty()) return;
+  fmt::print("\nself-check: relative Frobenius error of the exact output against the dump's stored output;\n");
+  fmt::print("at most {} is explained by the rounding of the layers' types\n", tolerance_range(checks));
+}
+
+/// Throws VerificationError where a layer's self-check fails.
+void require_passed(const DumpInfo& info, const std::vector<LayerCheck>& checks) {
+  for (std::size_t n = 0; n < checks.size(); ++n) {
+    if (checks[n].passed()) continue;
+    throw VerificationError(fmt::format(
+        "{}: /layers/{}: the self-check failed: expected the stored output to within {:.0e}, found a relative error of "
+        "{:.1e}; the dump lacks something that the model did (scale, softcap, sliding_window, sinks, b_o), or a tensor "
+        "is wrong",
+        info.path.string(), n, checks[n].tolerance, *checks[n].output_error));
   }
 }
 
@@ -123,7 +134,11 @@ nlohmann::ordered_json to_json(const DumpInfo& info, const std::vector<LayerChec
                                {"sinks", !layer.attention.sinks.empty()},
                                {"bias", layer.has_bias}};
     row["output_error"] = nullptr;
-    if (!checks.empty() && checks[n].output_error) row["output_error"] = *checks[n].output_error;
+    if (!checks.empty() && checks[n].output_error) {
+      row["output_error"] = *checks[n].output_error;
+      row["tolerance"] = checks[n].tolerance;
+      row["passed"] = checks[n].passed();
+    }
     json["layers"].push_back(std::move(row));
   }
   return json;
@@ -132,6 +147,7 @@ nlohmann::ordered_json to_json(const DumpInfo& info, const std::vector<LayerChec
 void run_inspect(const InspectArguments& arguments) {
   const auto backend = arguments.backend.make();
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
+  std::vector<std::pair<DumpInfo, std::vector<LayerCheck>>> checked;
   for (const std::string& path : arguments.dumps) {
     const DumpReader dump(path);
     std::vector<LayerCheck> checks;
@@ -147,10 +163,13 @@ void run_inspect(const InspectArguments& arguments) {
     } else {
       print_table(dump.info(), checks, *backend);
     }
+    checked.emplace_back(dump.info(), std::move(checks));
   }
   if (arguments.format == "json") {
     fmt::print("{}\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
   }
+  std::fflush(stdout);
+  for (const auto& [info, checks] : checked) require_passed(info, checks);
 }
 
 }  // namespace
@@ -163,7 +182,9 @@ void add_inspect(CLI::App& app) {
   command->add_flag("--quiet", arguments->quiet, "no progress");
   arguments->backend.add_to(*command);
   add_format(*command, arguments->format, {"table", "json"});
-  command->footer("\nExamples:\n  laprox inspect dump.h5\n  laprox inspect *.h5 --no-check --format json");
+  command->footer(
+      "\nThe exit code is 5 if a layer's exact output is not the one that the dump stores.\n"
+      "\nExamples:\n  laprox inspect dump.h5\n  laprox inspect *.h5 --no-check --format json");
   command->callback([arguments] { run_inspect(*arguments); });
 }
 

@@ -8,7 +8,7 @@
 
 namespace {
 
-enum ExitCode { kDone = 0, kUsage = 2, kBadFile = 3, kBackend = 4, kBug = 70 };
+enum ExitCode { kDone = 0, kUsage = 2, kBadFile = 3, kBackend = 4, kVerification = 5, kBug = 70 };
 
 constexpr const char* kExamples = R"(
 Examples:
@@ -61,6 +61,8 @@ int main(int argc, char** argv) {
     return fail(kBadFile, error.what());
   } catch (const laprox::BackendError& error) {
     return fail(kBackend, error.what());
+  } catch (const laprox::VerificationError& error) {
+    return fail(kVerification, error.what());
   } catch (const std::bad_alloc&) {
     return fail(kBackend, "out of memory; 'laprox inspect' prints what a dump needs");
   } catch (const std::exception& error) {
