@@ -20,6 +20,12 @@ LayerView::LayerView(const LayerTensors& layer) : layer_(layer) {
 
 Matrix LayerView::keys(Index kv_head) const { return context_rows(layer_.k, kv_head, context_length()); }
 
+Matrix LayerView::output_block(Index query_head) const {
+  const Index size = geometry().value_size, first = query_head * size;
+  if (layer_.w_o.type() == ElementType::float64) return layer_.w_o.matrix<double>().middleRows(first, size);
+  return layer_.w_o.matrix<float>().middleRows(first, size).cast<double>();
+}
+
 Matrix LayerView::values(Index kv_head) const { return context_rows(layer_.v, kv_head, context_length()); }
 
 }  // namespace laprox

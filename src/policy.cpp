@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "laprox/error.h"
+#include "laprox/method.h"
 #include "util/text.h"
 
 namespace laprox {
@@ -18,6 +19,9 @@ const Info& find_part(const std::vector<Info>& registry, std::string_view what, 
   }
   std::vector<std::string> known;
   for (const Info& info : registry) known.push_back(info.name);
+  if constexpr (std::is_same_v<Info, ScorerInfo>) {
+    for (const Method& method : methods()) known.push_back(method.name);
+  }
   throw UsageError(fmt::format("unknown {} '{}'; did you mean '{}'? ('laprox policies' lists all)", what, name,
                                nearest(name, known)));
 }
@@ -56,7 +60,60 @@ void set_option(Policy& policy, const ScorerInfo& scorer, const AllocatorInfo& a
   }
 }
 
-void check_combination(const Policy& policy) {
+/// The parts of "scorer+allocator:option=value,...".
+struct Spelling {
+  std::string scorer;
+  std::optional<std::string> allocator;
+  std::vector<std::string> options;
+};
+
+Spelling spell(std::string_view text) {
+  Spelling spelling;
+  const std::size_t colon = text.find(':');
+  const std::string_view name = text.substr(0, colon);
+  const std::size_t plus = name.find('+');
+  spelling.scorer = kebab(name.substr(0, plus));
+  if (plus != std::string_view::npos) spelling.allocator = kebab(name.substr(plus + 1));
+  if (colon != std::string_view::npos) spelling.options = split(text.substr(colon + 1), ',');
+  return spelling;
+}
+
+/// Sets those options of `pairs` that the user has not given.
+void set_others(Policy& policy, const ScorerInfo& scorer, const AllocatorInfo& allocator,
+                const std::vector<std::string>& pairs) {
+  for (const std::string& pair : pairs) {
+    const std::string name = kebab(pair.substr(0, pair.find('=')));
+    if (!policy.scorer_options.given(name) && !policy.allocator_options.given(name)) {
+      set_option(policy, scorer, allocator, pair);
+    }
+  }
+}
+
+std::string preferring_scorers() {
+  std::vector<std::string> names;
+  for (const ScorerInfo& info : scorers()) {
+    Options defaults(info.options);
+    if (info.make(defaults)->gives_preference()) names.push_back(info.name);
+  }
+  return join(names, ", ");
+}
+
+void check_combination(const Policy& policy, const ScorerInfo& scorer) {
+  if (!scorer.only_allocator.empty() && policy.allocator_name != scorer.only_allocator) {
+    throw UsageError(fmt::format("policy '{}': the scores of {} only mean something to the allocator {}; use {}+{}",
+                                 policy.label, scorer.name, scorer.only_allocator, scorer.name, scorer.only_allocator));
+  }
+  if (policy.allocator->needs_preference() && !policy.scorer->gives_preference()) {
+    throw UsageError(
+        fmt::format("policy '{}': the allocator {} asks the scorer how much each layer should have, and {} "
+                    "does not say; scorers that do: {}",
+                    policy.label, policy.allocator_name, policy.scorer_name, preferring_scorers()));
+  }
+  if (!policy.scorer->spends_exactly() && policy.allocator_name != "head") {
+    throw UsageError(
+        fmt::format("policy '{}': with these options {} decides itself how many tokens it keeps; use {}+head",
+                    policy.label, policy.scorer_name, policy.scorer_name));
+  }
   if (!policy.scorer->ranks_by_score() && !policy.allocator->ignores_scores()) {
     throw UsageError(fmt::format(
         "policy '{}': the kept set of {} with these options is not a cut through one score, so the allocator {} cannot "
@@ -70,26 +127,25 @@ void check_combination(const Policy& policy) {
 Policy parse_policy(std::string_view text) {
   Policy policy;
   policy.label = trim(text);
-  const std::string_view label = policy.label;
-  const std::size_t colon = label.find(':');
-  const std::string_view name = label.substr(0, colon);
-  const std::size_t plus = name.find('+');
-  if (name.empty()) throw UsageError("an empty policy; 'laprox policies' lists all");
+  const Spelling spelling = spell(policy.label);
+  if (spelling.scorer.empty()) throw UsageError("an empty policy; 'laprox policies' lists all");
+  // A published method's name stands for a composition and its options.
+  const Method* method = spelling.allocator ? nullptr : find_method(spelling.scorer);
+  const Spelling meant = method ? spell(method->policy) : spelling;
 
-  const ScorerInfo& scorer = find_part(scorers(), "policy", kebab(name.substr(0, plus)));
-  const AllocatorInfo& allocator =
-      find_part(allocators(), "allocator",
-                plus == std::string_view::npos ? scorer.default_allocator : kebab(name.substr(plus + 1)));
+  const ScorerInfo& scorer = find_part(scorers(), "policy", meant.scorer);
+  const Spelling fallback = spell(scorer.default_allocator);
+  const AllocatorInfo& allocator = find_part(allocators(), "allocator", meant.allocator.value_or(fallback.scorer));
   policy.scorer_name = scorer.name;
   policy.allocator_name = allocator.name;
   policy.scorer_options = Options(scorer.options);
   policy.allocator_options = Options(allocator.options);
-  if (colon != std::string_view::npos) {
-    for (const std::string& pair : split(label.substr(colon + 1), ',')) set_option(policy, scorer, allocator, pair);
-  }
+  for (const std::string& pair : spelling.options) set_option(policy, scorer, allocator, pair);
+  if (method) set_others(policy, scorer, allocator, meant.options);
+  if (!meant.allocator) set_others(policy, scorer, allocator, fallback.options);
   policy.scorer = scorer.make(policy.scorer_options);
   policy.allocator = allocator.make(policy.allocator_options);
-  check_combination(policy);
+  check_combination(policy, scorer);
   return policy;
 }
 

@@ -115,6 +115,8 @@ class ReportBuilder {
               "relative error of a head's output, before W_o");
     add_array("kept_count", with(kCell, {"layer", "kv_head"}), "kept context tokens, pinned ones included", true);
     add_array("kept_pairs", kCell, "kept (layer, KV head, token) entries of the whole model", true);
+    add_array("identical_to", kCell,
+              "index of the first earlier policy that keeps exactly the same entries at this budget, or -1", true);
     add_array("budget_tokens", {"dump", "budget"}, "tokens per KV head that the budget stands for", true);
     add_array("context_length", {"dump"}, "tokens of the prompt", true);
   }
@@ -136,6 +138,7 @@ class ReportBuilder {
     const Cell& cell = results_[d].policies[p].cells[b];
     for (const ModelFigure& figure : kModelFigures) put(figure.name, {d, p, b}, cell.model.*figure.member);
     put("kept_pairs", {d, p, b}, static_cast<double>(total(cell.counts)));
+    put("identical_to", {d, p, b}, static_cast<double>(cell.identical_to));
     for (std::size_t layer = 0; layer < cell.layers.size(); ++layer) {
       const LayerMetrics& metrics = cell.layers[layer];
       for (const LayerFigure& figure : kLayerFigures) {
@@ -162,7 +165,7 @@ class ReportBuilder {
             for (std::size_t head = 0; head < kept[layer].size(); ++head) {
               report_.kept.starts[offset(counts, {d, p, b, layer, head})] =
                   static_cast<std::int64_t>(report_.kept.tokens.size());
-              append_sorted(policy.rankings[layer][head], kept[layer][head]);
+              append_sorted(policy.plan.rankings(b)[layer][head], kept[layer][head]);
             }
           }
         }

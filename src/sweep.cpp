@@ -4,23 +4,24 @@
 
 #include <algorithm>
 #include <future>
-#include <numeric>
 
 #include "laprox/error.h"
-#include "laprox/scores.h"
+#include "planning.h"
 #include "util/layer_stream.h"
-#include "util/parallel.h"
+#include "util/queries.h"
 
 namespace laprox {
 
 namespace {
+
+bool reads_judged(const Policy& policy) { return policy.scorer->queries().kind == QueryNeed::Kind::judged; }
 
 /// Rows of the prompt queries that these policies read.
 DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& policies) {
   DumpInfo::Rows rows = dump.rows_between(dump.context_length, dump.context_length);
   for (const Policy& policy : policies) {
     const QueryNeed need = policy.scorer->queries();
-    if (need.kind == QueryNeed::Kind::none) continue;
+    if (need.kind == QueryNeed::Kind::none || reads_judged(policy)) continue;
     const std::string who = "policy '" + policy.label + "'";
     const DumpInfo::Rows needed =
         need.kind == QueryNeed::Kind::all ? dump.prompt_rows(who) : dump.window_rows(need.window, who);
@@ -52,49 +53,60 @@ void check_pins(const DumpInfo& dump, const Policy& policy, const BudgetRequest&
   }
 }
 
-/// The scores of one layer become rankings, and, for an allocator that reads them, candidates in descending order.
-void rank_layer(const Policy& policy, const Matrix& scores, int threads, std::vector<Ranking>& rankings,
-                Candidates& candidates) {
-  const Index context = scores.cols(), pinned = policy.scorer->pins().count(context);
-  rankings.resize(static_cast<std::size_t>(scores.rows()));
-  std::vector<std::vector<double>> sorted(rankings.size());
-  std::vector<double> pinned_sums(rankings.size(), 0.0);
-  parallel_for(threads, scores.rows(), [&](Index head) {
-    const auto at = static_cast<std::size_t>(head);
-    rankings[at] = policy.scorer->rank(std::span(&scores(head, 0), static_cast<std::size_t>(context)));
-    if (policy.allocator->ignores_scores()) return;
-    for (Index n = 0; n < context; ++n) {
-      const double score = scores(head, rankings[at][static_cast<std::size_t>(n)]);
-      if (n < pinned)
-        pinned_sums[at] += score;
-      else
-        sorted[at].push_back(score);
-    }
-  });
-  candidates.context_length = context;
-  candidates.pinned = pinned;
-  candidates.scores.push_back(std::move(sorted));
-  candidates.pinned_sum.push_back(std::accumulate(pinned_sums.begin(), pinned_sums.end(), 0.0));
+/// Which rows of q planning reads: those of the prompt, and, for oracles, those that judge.
+struct PlanRows {
+  PlanRows(const DumpInfo& dump, const SweepOptions& options)
+      : oracles(std::any_of(options.policies.begin(), options.policies.end(), reads_judged)),
+        scoring(scoring_rows(dump, options.policies)),
+        read(scoring) {
+    if (!oracles) return;
+    judging = judging_rows(dump, options);
+    read = {std::min(scoring.first, judging.first), std::max(scoring.last, judging.last)};
+  }
+  bool oracles;
+  DumpInfo::Rows scoring, judging, read;
+};
+
+void add_layer(std::vector<PolicyPlanner>& planners, const LayerView& layer, ScoringKernels& kernels, bool judged) {
+  for (PolicyPlanner& planner : planners) {
+    if (reads_judged(planner.policy()) == judged) planner.add_layer(layer, kernels);
+  }
 }
 
-/// The integer split of every budget, with the laws of HeadCounts checked.
-std::vector<HeadCounts> split_budgets(const DumpInfo& dump, const Policy& policy, const Candidates& candidates,
-                                      const std::vector<BudgetRequest>& requests) {
-  std::vector<HeadCounts> splits;
-  for (const BudgetRequest& request : requests) {
-    const Budget asked = resolve(request, dump);
-    const Budget budget =
-        policy.scorer->keeps_everything() ? Budget(dump.context_length, dump.total_kv_heads()) : asked;
-    splits.push_back(policy.allocator->allocate(candidates, budget));
-    require(total(splits.back()) == budget.pairs(), "an allocation adds up to its budget");
-    for (const auto& layer : splits.back()) {
-      for (Index count : layer) {
-        require(count >= candidates.pinned && count <= dump.context_length, "pinned <= count <= context_length");
+/// Marks the cells whose policy keeps exactly what an earlier one keeps.
+void find_twins(const std::vector<PolicyPlan>& plans, std::vector<PolicyResult>& results) {
+  for (std::size_t b = 0; b < results[0].cells.size(); ++b) {
+    std::vector<std::uint64_t> prints;
+    for (std::size_t p = 0; p < plans.size(); ++p) {
+      prints.push_back(fingerprint(plans[p], b));
+      for (std::size_t other = 0; other < p && results[p].cells[b].identical_to < 0; ++other) {
+        if (prints[other] == prints[p] && keep_the_same(plans[other], plans[p], b)) {
+          results[p].cells[b].identical_to = static_cast<Index>(other);
+        }
       }
     }
   }
-  return splits;
 }
+
+/// One layer's kept sets of every order of every policy, and which budgets of which policy each order serves.
+struct LayerKeeps {
+  explicit LayerKeeps(const std::vector<PolicyPlan>& plans, std::size_t layer) {
+    for (std::size_t p = 0; p < plans.size(); ++p) {
+      const PolicyPlan& plan = plans[p];
+      for (std::size_t order = 0; order < plan.orders.size(); ++order) {
+        keeps.push_back({plan.orders[order][layer], {}});
+        cells.emplace_back();
+        for (std::size_t b = 0; b < plan.counts.size(); ++b) {
+          if (plan.orders.size() > 1 && b != order) continue;
+          keeps.back().counts.push_back(plan.counts[b][layer]);
+          cells.back().emplace_back(p, b);
+        }
+      }
+    }
+  }
+  std::vector<LayerKeep> keeps;
+  std::vector<std::vector<std::pair<std::size_t, std::size_t>>> cells;  ///< [keep][count]: policy, budget
+};
 
 }  // namespace
 
@@ -104,6 +116,7 @@ void check_plan_request(const DumpInfo& dump, const SweepOptions& options) {
     for (const BudgetRequest& request : options.budgets) check_pins(dump, policy, request);
   }
   scoring_rows(dump, options.policies);
+  if (std::any_of(options.policies.begin(), options.policies.end(), reads_judged)) judging_rows(dump, options);
 }
 
 void check_request(const DumpInfo& dump, const SweepOptions& options) {
@@ -115,24 +128,27 @@ void check_request(const DumpInfo& dump, const SweepOptions& options) {
 std::vector<PolicyPlan> plan_sweep(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
                                    const Progress& progress) {
   const DumpInfo& info = dump.info();
-  std::vector<PolicyPlan> plans(options.policies.size());
-  std::vector<Candidates> candidates(options.policies.size());
-  LayerStream layers(dump, scoring_rows(info, options.policies), backend.element_type(), true);
+  std::vector<Budget> budgets;
+  for (const BudgetRequest& request : options.budgets) budgets.push_back(resolve(request, info));
+  std::vector<PolicyPlanner> planners;
+  for (const Policy& policy : options.policies) planners.emplace_back(policy, budgets, backend.threads());
+  const PlanRows rows(info, options);
+  LayerStream layers(dump, rows.read, backend.element_type(), true);
   for (std::size_t n = 0; n < info.layers.size(); ++n) {
-    const LayerTensors layer = layers.next();
-    const LayerView view(layer);
-    const auto kernels = backend.scoring(layer);
-    for (std::size_t p = 0; p < options.policies.size(); ++p) {
-      const Policy& policy = options.policies[p];
-      const Matrix scores = policy.scorer->score(view, *kernels);
-      check_finite(scores, layer.layer, policy.label);
-      rank_layer(policy, scores, backend.threads(), plans[p].rankings.emplace_back(), candidates[p]);
+    LayerTensors layer = layers.next();
+    QueryBlock judged;
+    if (rows.oracles) judged = copy_queries(layer, rows.judging.first - rows.read.first, rows.judging.count());
+    if (rows.oracles)
+      set_queries(layer, copy_queries(layer, rows.scoring.first - rows.read.first, rows.scoring.count()));
+    add_layer(planners, LayerView(layer), *backend.scoring(layer), false);
+    if (rows.oracles) {
+      set_queries(layer, std::move(judged));
+      add_layer(planners, LayerView::of_judged(layer), *backend.scoring(layer), true);
     }
     if (progress) progress(layer.layer, static_cast<Index>(info.layers.size()), "scores");
   }
-  for (std::size_t p = 0; p < plans.size(); ++p) {
-    plans[p].counts = split_budgets(info, options.policies[p], candidates[p], options.budgets);
-  }
+  std::vector<PolicyPlan> plans;
+  for (PolicyPlanner& planner : planners) plans.push_back(planner.finish());
   return plans;
 }
 
@@ -147,22 +163,20 @@ DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const
 
   std::vector<PolicyPlan> plans = plan_sweep(dump, options, backend, progress);
   for (std::size_t p = 0; p < plans.size(); ++p) {
-    for (const HeadCounts& counts : plans[p].counts) result.policies[p].cells.push_back({counts, {}, {}});
+    for (const HeadCounts& counts : plans[p].counts) result.policies[p].cells.push_back({counts, {}, {}, -1});
   }
+  find_twins(plans, result.policies);
 
   LayerStream layers(dump, judging_rows(info, options), backend.element_type(), false);
   for (std::size_t n = 0; n < info.layers.size(); ++n) {
     const LayerTensors layer = layers.next();
-    std::vector<LayerKeep> keeps;
-    for (const PolicyPlan& plan : plans) {
-      LayerKeep& keep = keeps.emplace_back(LayerKeep{plan.rankings[n], {}});
-      for (const HeadCounts& counts : plan.counts) keep.counts.push_back(counts[n]);
-    }
-    const LayerEvaluation evaluation = backend.evaluate(layer, keeps, options.mode);
-    for (std::size_t p = 0; p < plans.size(); ++p) {
-      for (std::size_t b = 0; b < options.budgets.size(); ++b) {
+    const LayerKeeps kept(plans, n);
+    const LayerEvaluation evaluation = backend.evaluate(layer, kept.keeps, options.mode);
+    for (std::size_t keep = 0; keep < kept.keeps.size(); ++keep) {
+      for (std::size_t i = 0; i < kept.cells[keep].size(); ++i) {
+        const auto [p, b] = kept.cells[keep][i];
         result.policies[p].cells[b].layers.push_back(
-            layer_metrics(evaluation.exact, evaluation.errors[p][b], options.mode));
+            layer_metrics(evaluation.exact, evaluation.errors[keep][i], options.mode));
       }
     }
     if (progress) progress(layer.layer, static_cast<Index>(info.layers.size()), "errors");
@@ -170,22 +184,24 @@ DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const
   result.content_hash = hash.get();
   for (std::size_t p = 0; p < plans.size(); ++p) {
     for (Cell& cell : result.policies[p].cells) cell.model = model_metrics(cell.layers);
-    if (options.save_kept) result.policies[p].rankings = std::move(plans[p].rankings);
+    if (options.save_kept) result.policies[p].plan = std::move(plans[p]);
   }
   return result;
 }
 
-void visit_scores(const DumpReader& dump, const Policy& policy, const Backend& backend, const ScoreVisitor& visit,
-                  const Progress& progress) {
-  const Index count = static_cast<Index>(dump.info().layers.size());
-  const DumpInfo::Rows rows = scoring_rows(dump.info(), {policy});
+void visit_scores(const DumpReader& dump, const Policy& policy, const std::optional<BudgetRequest>& budget,
+                  const Backend& backend, const ScoreVisitor& visit, const Progress& progress) {
+  const DumpInfo& info = dump.info();
+  const Index count = static_cast<Index>(info.layers.size());
+  const Index tokens = budget ? resolve(*budget, info).tokens_per_head() : 0;
+  const bool judged = reads_judged(policy);
+  const DumpInfo::Rows rows = judged ? judging_rows(info, {}) : scoring_rows(info, {policy});
   for (Index n = 0; n < count; ++n) {
     // No reading ahead here: the visitor may write to another HDF5 file, and the library serves one thread at a time.
     const LayerTensors layer = dump.read_layer(n, rows, backend.element_type());
+    const LayerView view = judged ? LayerView::of_judged(layer) : LayerView(layer);
     const auto kernels = backend.scoring(layer);
-    const Matrix scores = policy.scorer->score(LayerView(layer), *kernels);
-    check_finite(scores, n, policy.label);
-    visit(layer, scores, *kernels);
+    visit(layer, layer_scores(*policy.scorer, policy.label, {&tokens, 1}, view, *kernels).at(0), *kernels);
     if (progress) progress(n, count, "scores");
   }
 }

@@ -19,6 +19,7 @@ struct Candidates {
   /// [layer][kv_head]: the candidates' scores, descending; each has context_length - pinned of them.
   std::vector<std::vector<std::vector<double>>> scores;
   std::vector<double> pinned_sum;  ///< [layer]: sum of the pinned tokens' scores
+  std::vector<double> preference;  ///< [layer]: the scorer's own layer weights; empty where it gives none
 
   Index per_head() const { return context_length - pinned; }
 };
@@ -31,6 +32,10 @@ class Allocator {
   virtual HeadCounts allocate(const Candidates& candidates, const Budget& budget) const = 0;
   /// True where the split reads no scores, so that it serves rankings that do more than sort by score.
   virtual bool ignores_scores() const { return false; }
+  /// True where Candidates::preference is read.
+  virtual bool needs_preference() const { return false; }
+  /// False where an option reproduces published code that does not keep the budget.
+  virtual bool spends_exactly() const { return true; }
 };
 
 /// An allocator's entry in the registry.
@@ -39,6 +44,8 @@ struct AllocatorInfo {
   std::string summary;
   std::string paper;
   std::string description;
+  std::string scope;   ///< what shares a budget: "head", "layer" (its heads), "layers", "model" (layers and heads)
+  bool nested = true;  ///< whether a larger budget gives no head fewer tokens
   std::vector<OptionSpec> options;
   std::unique_ptr<Allocator> (*make)(const Options&);
 };

@@ -27,6 +27,7 @@ class Budget {
   Budget(Index tokens_per_head, Index total_kv_heads) : per_head_(tokens_per_head), heads_(total_kv_heads) {}
   Index pairs() const { return per_head_ * heads_; }
   Index tokens_per_head() const { return per_head_; }
+  Index heads() const { return heads_; }
   bool operator==(const Budget&) const = default;
 
  private:

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -57,17 +58,24 @@ class LayerView {
  public:
   /// Throws Bug if `layer` holds a held-out query. `layer` must outlive the view.
   explicit LayerView(const LayerTensors& layer);
+  /// A view for oracles alone, whose queries are the judging ones.
+  static LayerView of_judged(const LayerTensors& layer) { return LayerView(layer, nullptr); }
 
   Index layer() const { return layer_.layer; }
   const LayerGeometry& geometry() const { return layer_.geometry; }
   const AttentionForm& attention() const { return layer_.attention; }
   Index context_length() const { return layer_.context_length; }
+  Index queries() const { return layer_.queries(); }
 
   /// The prompt's keys [C, d] and values [C, d_v] of one KV head, in float64.
   Matrix keys(Index kv_head) const;
   Matrix values(Index kv_head) const;
+  /// W_O^h [d_v, D] of one query head, in float64.
+  Matrix output_block(Index query_head) const;
 
  private:
+  LayerView(const LayerTensors& layer, std::nullptr_t) : layer_(layer) {}
+
   const LayerTensors& layer_;
 };
 

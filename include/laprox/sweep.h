@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,7 +22,7 @@ struct SweepOptions {
   SoftmaxMode mode = SoftmaxMode::renormalized;
   JudgedQueries queries = JudgedQueries::decoded;
   Index window = 32;       ///< of JudgedQueries::window
-  bool save_kept = false;  ///< keep the rankings in the result
+  bool save_kept = false;  ///< keep the plans in the result
 };
 
 /// One policy at one budget on one dump.
@@ -29,17 +30,23 @@ struct Cell {
   HeadCounts counts;                 ///< [layer][kv_head]
   std::vector<LayerMetrics> layers;  ///< [layer]
   ModelMetrics model;
+  Index identical_to = -1;  ///< the first earlier policy that keeps the very same entries at this budget, or -1
 };
 
-/// What one policy keeps on one dump.
+/// What one policy keeps on one dump: at budget b the first counts[b][layer][kv_head] tokens of the ranking.
 struct PolicyPlan {
-  std::vector<std::vector<Ranking>> rankings;  ///< [layer][kv_head]
-  std::vector<HeadCounts> counts;              ///< [budget]
+  /// [order][layer][kv_head]: one order that serves every budget, or one for each budget where the scores depend on it.
+  std::vector<std::vector<std::vector<Ranking>>> orders;
+  std::vector<HeadCounts> counts;  ///< [budget]
+
+  const std::vector<std::vector<Ranking>>& rankings(std::size_t budget) const {
+    return orders.size() == 1 ? orders[0] : orders[budget];
+  }
 };
 
 struct PolicyResult {
-  std::vector<Cell> cells;                     ///< [budget]
-  std::vector<std::vector<Ranking>> rankings;  ///< [layer][kv_head]; empty unless save_kept
+  std::vector<Cell> cells;  ///< [budget]
+  PolicyPlan plan;          ///< empty unless save_kept
 };
 
 struct DumpResult {
@@ -66,9 +73,10 @@ DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const
                       const Progress& progress = {});
 
 /// Calls visit(layer tensors, scores, kernels) for every layer in turn: one policy's scores [kv_heads, C], and the
-/// tensors and primitives that they come from, with the prompt queries that the policy reads.
+/// tensors and primitives that they come from, with the queries that the policy reads. `budget` is read where the
+/// scores depend on it.
 using ScoreVisitor = std::function<void(const LayerTensors&, const Matrix&, ScoringKernels&)>;
-void visit_scores(const DumpReader& dump, const Policy& policy, const Backend& backend, const ScoreVisitor& visit,
-                  const Progress& progress = {});
+void visit_scores(const DumpReader& dump, const Policy& policy, const std::optional<BudgetRequest>& budget,
+                  const Backend& backend, const ScoreVisitor& visit, const Progress& progress = {});
 
 }  // namespace laprox

@@ -1,7 +1,7 @@
 #include <cmath>
 
+#include "allocators/ada_split.h"
 #include "laprox/allocator.h"
-#include "util/rounding.h"
 #include "util/top_k.h"
 
 namespace laprox {
@@ -10,28 +10,38 @@ namespace {
 
 class Ada : public Allocator {
  public:
-  explicit Ada(const Options& options) : floor_(options.real("floor")) {}
+  explicit Ada(const Options& options)
+      : how_{options.real("floor"), options.text("rounding") == "exact", options.boolean("normalize")},
+        variant_(options.text("variant")) {}
+
+  bool spends_exactly() const override { return how_.exact || variant_ != "official"; }
 
   HeadCounts allocate(const Candidates& candidates, const Budget& budget) const override {
     const Index share = budget.tokens_per_head() - candidates.pinned;
     HeadCounts counts;
     for (const auto& layer : candidates.scores) {
-      std::vector<ScoreList> lists;
-      for (const auto& scores : layer) lists.push_back({scores});
       const Index total = share * static_cast<Index>(layer.size());
-      const double guaranteed = std::floor(static_cast<double>(share) * floor_ + 1e-9);
-      std::vector<double> quotas;
-      for (Index won : top_k_counts(lists, total)) {
-        quotas.push_back(static_cast<double>(won) * (1 - floor_) + guaranteed);
-      }
-      counts.push_back(largest_remainder(quotas, total, candidates.per_head()));
+      counts.push_back(variant_ == "official"
+                           ? split_over_heads(layer, total, part(share), how_)
+                           : top_k_counts_above(layer, guaranteed(budget.tokens_per_head(), candidates), total));
       for (Index& count : counts.back()) count += candidates.pinned;
     }
     return counts;
   }
 
  private:
-  double floor_;
+  Index part(Index tokens) const {
+    return static_cast<Index>(std::floor(static_cast<double>(tokens) * how_.floor + 1e-9));
+  }
+  /// Candidates that every head is sure of: in kvpress the window uses the guarantee up first, in the authors' later
+  /// code it does not.
+  Index guaranteed(Index tokens, const Candidates& candidates) const {
+    const Index sure = variant_ == "kvpress" ? part(tokens) - candidates.pinned : part(tokens);
+    return std::clamp<Index>(sure, 0, candidates.per_head());
+  }
+
+  AdaSplit how_;
+  std::string variant_;
 };
 
 }  // namespace
@@ -44,10 +54,18 @@ AllocatorInfo ada_allocator_info() {
       .description =
           "Head g's share is won_g * (1 - floor) + int(B * floor), where B = tokens per head without the pinned ones "
           "and "
-          "won_g counts its tokens among the layer's best. The official code rounds each share, so that a layer's "
-          "total "
-          "drifts by a few tokens; here the largest remainders make it exact (ties: lower head).",
-      .options = {OptionSpec::real("floor", 0.2, 0, 1, "share of the budget that is split evenly")},
+          "won_g counts its tokens among the layer's best. The official code rounds each share half to even, so that a "
+          "layer's total drifts by a few tokens (rounding=official); here the largest remainders make it exact (ties: "
+          "lower "
+          "head). variant=kvpress and variant=fork give every head int(b * floor) tokens outright, the window counted "
+          "in or "
+          "not, and the rest to the layer's best. normalize=true is the default of KVCache-Factory.",
+      .scope = "layer",
+      .nested = false,
+      .options = {OptionSpec::real("floor", 0.2, 0, 1, "share of the budget that is split evenly"),
+                  OptionSpec::choice("variant", "official", {"official", "kvpress", "fork"}, "whose safeguard"),
+                  OptionSpec::boolean("normalize", false, "heads compete by scores relative to their own best"),
+                  OptionSpec::choice("rounding", "exact", {"exact", "official"}, "of variant=official")},
       .make = [](const Options& options) -> std::unique_ptr<Allocator> { return std::make_unique<Ada>(options); },
   };
 }

@@ -53,6 +53,7 @@ AllocatorInfo global_allocator_info() {
           "normalize=true each layer's scores are divided by their sum, so that layers are comparable. No layer or "
           "head is "
           "guaranteed more than its pinned tokens. Ties: layer, head, token ascending.",
+      .scope = "model",
       .options = {OptionSpec::boolean("normalize", true, "divide each layer's scores by their sum"),
                   OptionSpec::choice("norm-domain", "prefix", {"prefix", "full"},
                                      "sum over the candidates, or over the pinned tokens too")},

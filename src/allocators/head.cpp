@@ -22,6 +22,7 @@ AllocatorInfo head_allocator_info() {
       .summary = "the same number of tokens for every KV head",
       .paper = "",
       .description = "Uniform: each KV head keeps its own best tokens.",
+      .scope = "head",
       .options = {},
       .make = [](const Options&) -> std::unique_ptr<Allocator> { return std::make_unique<Head>(); },
   };

@@ -31,6 +31,7 @@ AllocatorInfo layer_allocator_info() {
           "The layer's budget (tokens per head times its KV heads) goes to the best (head, token) entries of the "
           "layer; "
           "pinned tokens are kept first. Ties: head, then token ascending.",
+      .scope = "layer",
       .options = {},
       .make = [](const Options&) -> std::unique_ptr<Allocator> { return std::make_unique<Layer>(); },
   };

@@ -31,10 +31,10 @@ void write_matrix(H5::Group& group, const std::string& name, const Matrix& matri
 }
 
 /// The primitives on the queries that the policy reads; a policy without queries has none.
-void write_primitives(H5::Group& group, const Policy& policy, ScoringKernels& kernels) {
+void write_primitives(H5::Group& group, const Policy& policy, Index queries, ScoringKernels& kernels) {
   const QueryNeed need = policy.scorer->queries();
-  if (need.kind == QueryNeed::Kind::window) {
-    const WindowStatistics& statistics = kernels.window_statistics(need.window);
+  if (need.kind == QueryNeed::Kind::window || need.kind == QueryNeed::Kind::judged) {
+    const WindowStatistics& statistics = kernels.window_statistics(queries);
     write_matrix(group, "column_norms", statistics.squares.cwiseSqrt());
     write_matrix(group, "column_sums", statistics.sum);
   }
@@ -50,16 +50,17 @@ void write_rankings(H5::Group& group, const std::vector<Ranking>& rankings, Inde
 
 /// 1 for every kept token: [budgets, kv_heads, C].
 void write_kept(H5::Group& group, const PolicyPlan& plan, std::size_t layer, Index context) {
-  const auto& rankings = plan.rankings[layer];
-  std::vector<std::uint8_t> kept(plan.counts.size() * rankings.size() * static_cast<std::size_t>(context), 0);
+  const std::size_t heads = plan.counts[0][layer].size();
+  std::vector<std::uint8_t> kept(plan.counts.size() * heads * static_cast<std::size_t>(context), 0);
   auto row = kept.begin();
-  for (const HeadCounts& counts : plan.counts) {
-    for (std::size_t head = 0; head < rankings.size(); ++head, row += context) {
-      for (Index n = 0; n < counts[layer][head]; ++n) row[rankings[head][static_cast<std::size_t>(n)]] = 1;
+  for (std::size_t b = 0; b < plan.counts.size(); ++b) {
+    for (std::size_t head = 0; head < heads; ++head, row += context) {
+      const Ranking& ranking = plan.rankings(b)[layer][head];
+      for (Index n = 0; n < plan.counts[b][layer][head]; ++n) row[ranking[static_cast<std::size_t>(n)]] = 1;
     }
   }
   write_array(group, "kept", H5::PredType::NATIVE_UINT8,
-              {static_cast<Index>(plan.counts.size()), static_cast<Index>(rankings.size()), context}, kept);
+              {static_cast<Index>(plan.counts.size()), static_cast<Index>(heads), context}, kept);
 }
 
 }  // namespace
@@ -72,6 +73,10 @@ void write_scores(const std::filesystem::path& path, const DumpReader& dump, con
   options.policies = {policy};
   options.budgets = budgets;
   check_plan_request(info, options);
+  if (policy.scorer->depends_on_budget() && budgets.size() != 1) {
+    throw UsageError(fmt::format("policy '{}': its scores depend on the budget; give exactly one --budget, found {}",
+                                 policy.label, budgets.size()));
+  }
   io::OutputFile output(path, replace);
   const std::vector<PolicyPlan> plans = plan_sweep(dump, options, backend);
   try {
@@ -87,13 +92,13 @@ void write_scores(const std::filesystem::path& path, const DumpReader& dump, con
     if (!labels.empty()) io::write_attribute(root, "budgets", join(labels, ","));
     output.file().createGroup("/layers");
     visit_scores(
-        dump, policy, backend,
+        dump, policy, budgets.empty() ? std::nullopt : std::optional(budgets[0]), backend,
         [&](const LayerTensors& layer, const Matrix& scores, ScoringKernels& kernels) {
           H5::Group group = output.file().createGroup(io::layer_object(layer.layer));
           const auto at = static_cast<std::size_t>(layer.layer);
           write_matrix(group, "scores", scores);
-          write_rankings(group, plans[0].rankings[at], info.context_length);
-          write_primitives(group, policy, kernels);
+          write_rankings(group, plans[0].orders[0][at], info.context_length);
+          write_primitives(group, policy, layer.queries(), kernels);
           if (!budgets.empty()) write_kept(group, plans[0], at, info.context_length);
         },
         progress);

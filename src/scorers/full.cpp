@@ -22,6 +22,7 @@ ScorerInfo full_info() {
       .paper = "",
       .description = "No eviction. The budget is ignored; kept counts are the context length.",
       .default_allocator = "head",
+      .needs = "-",
       .options = {},
       .make = [](Options&) -> std::unique_ptr<Scorer> { return std::make_unique<Full>(); },
   };

@@ -79,6 +79,7 @@ ScorerInfo h2o_info() {
           "KVCache-Factory's "
           "fixed window. One eviction after the prompt; the official code also re-evicts at every decoded token.",
       .default_allocator = "head",
+      .needs = "all prompt queries, K",
       .options = {OptionSpec::real("recent", 0.5, 0, 1 << 20,
                                    "recent zone: share of the budget (< 1) or tokens (>= 1)"),
                   group_option("mean")},

@@ -102,6 +102,7 @@ ScorerInfo laprox_info() {
           "group's joint term. Pooling follows SnapKV's place: on the attention factor, over the tokens before the "
           "window.",
       .default_allocator = "global",
+      .needs = "window queries, K, V, W_o",
       .options = std::move(options),
       .make = make_laprox,
   };

@@ -45,6 +45,7 @@ ScorerInfo random_info() {
       .paper = "",
       .description = "Uniform scores, one per (layer, KV head, token), from a seed. Nothing is pinned.",
       .default_allocator = "head",
+      .needs = "-",
       .options = {OptionSpec::integer("seed", 0, 0, 1'000'000'000, "of the random scores")},
       .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<Random>(options); },
   };

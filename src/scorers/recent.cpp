@@ -23,6 +23,7 @@ ScorerInfo recent_info() {
       .paper = "",
       .description = "The last b tokens of the context. Equal to dense attention over that window.",
       .default_allocator = "head",
+      .needs = "-",
       .options = {},
       .make = [](Options&) -> std::unique_ptr<Scorer> { return std::make_unique<Recent>(); },
   };

@@ -32,6 +32,7 @@ ScorerInfo streaming_info() {
           "Positions only: {0 .. sinks-1} and the last b - sinks tokens. The sinks count inside the budget. "
           "Positions are not re-assigned inside the cache, as the original code does while it decodes.",
       .default_allocator = "head",
+      .needs = "-",
       .options = {OptionSpec::integer("sinks", 4, 0, 1 << 20, "first tokens that are always kept")},
       .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<Streaming>(options); },
   };

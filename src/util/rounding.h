@@ -11,4 +11,7 @@ namespace laprox {
 /// <= cap * quotas.size().
 std::vector<Index> largest_remainder(const std::vector<double>& quotas, Index total, Index cap);
 
+/// The same with a cap for each.
+std::vector<Index> largest_remainder(const std::vector<double>& quotas, Index total, const std::vector<Index>& caps);
+
 }  // namespace laprox

@@ -58,4 +58,13 @@ std::vector<Index> top_k_counts(const std::vector<ScoreList>& lists, Index k) {
   return counts;
 }
 
+std::vector<Index> top_k_counts_above(const std::vector<std::vector<double>>& lists, Index guaranteed, Index k) {
+  const Index count = static_cast<Index>(lists.size()), sure = std::min(guaranteed, k / count);
+  std::vector<ScoreList> rest;
+  for (const auto& list : lists) rest.push_back({std::span(list).subspan(static_cast<std::size_t>(sure))});
+  std::vector<Index> counts = top_k_counts(rest, k - count * sure);
+  for (Index& each : counts) each += sure;
+  return counts;
+}
+
 }  // namespace laprox

@@ -18,4 +18,8 @@ struct ScoreList {
 /// length.
 std::vector<Index> top_k_counts(const std::vector<ScoreList>& lists, Index k);
 
+/// The same where every list is sure of its first `guaranteed` entries, and only the rest compete. Lists of plain
+/// scores; a guarantee that `k` cannot pay is cut to an equal share.
+std::vector<Index> top_k_counts_above(const std::vector<std::vector<double>>& lists, Index guaranteed, Index k);
+
 }  // namespace laprox

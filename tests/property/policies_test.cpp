@@ -108,7 +108,7 @@ TEST_CASE("rankings are permutations with the pinned tokens first") {
       CAPTURE(policy.label);
       const Kept kept = keep(policy, layers, {shape.context}, *backend);
       const Pins pins = policy.scorer->pins();
-      for (const Ranking& ranking : kept.rankings[0]) {
+      for (const Ranking& ranking : kept.rankings(0)[0]) {
         CHECK(std::set<std::int32_t>(ranking.begin(), ranking.end()).size() == static_cast<std::size_t>(shape.context));
         CHECK(*std::max_element(ranking.begin(), ranking.end()) == shape.context - 1);
         for (Index n = 0; n < pins.count(shape.context); ++n)

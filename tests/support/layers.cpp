@@ -5,6 +5,8 @@
 #include <numeric>
 #include <random>
 
+#include "planning.h"
+
 namespace laprox::testing {
 
 namespace {
@@ -54,13 +56,6 @@ Tensor fixture_tensor(std::uint32_t kind, Index layer, std::vector<Index> shape)
     }
   }
   return tensor;
-}
-
-std::vector<double> sorted_scores(const Ranking& ranking, const Matrix& scores, Index head, Index pinned) {
-  std::vector<double> sorted;
-  for (std::size_t n = static_cast<std::size_t>(pinned); n < ranking.size(); ++n)
-    sorted.push_back(scores(head, ranking[n]));
-  return sorted;
 }
 
 }  // namespace
@@ -144,7 +139,7 @@ LayerTensors fixture_layer(Index index, ElementType type) {
 }
 
 std::vector<int> Kept::tokens(std::size_t budget, std::size_t layer, std::size_t head) const {
-  const Ranking& ranking = rankings[layer][head];
+  const Ranking& ranking = rankings(budget)[layer][head];
   std::vector<int> kept(ranking.begin(), ranking.begin() + counts[budget][layer][head]);
   std::sort(kept.begin(), kept.end());
   return kept;
@@ -152,25 +147,16 @@ std::vector<int> Kept::tokens(std::size_t budget, std::size_t layer, std::size_t
 
 Kept keep(const Policy& policy, const std::vector<LayerTensors>& prompts, const std::vector<Index>& budgets,
           const Backend& backend) {
-  Kept kept;
-  Candidates candidates;
   Index heads = 0;
+  for (const LayerTensors& layer : prompts) heads += layer.geometry.kv_heads;
+  std::vector<Budget> requests;
+  for (Index budget : budgets) requests.emplace_back(budget, heads);
+  PolicyPlanner planner(policy, requests, backend.threads());
+  const bool judged = policy.scorer->queries().kind == QueryNeed::Kind::judged;
   for (const LayerTensors& layer : prompts) {
-    const auto kernels = backend.scoring(layer);
-    const Matrix scores = policy.scorer->score(LayerView(layer), *kernels);
-    candidates.context_length = layer.context_length;
-    candidates.pinned = policy.scorer->pins().count(layer.context_length);
-    auto& rankings = kept.rankings.emplace_back();
-    auto& sorted = candidates.scores.emplace_back();
-    candidates.pinned_sum.push_back(0);
-    for (Index head = 0; head < scores.rows(); ++head) {
-      rankings.push_back(policy.scorer->rank(std::span(&scores(head, 0), static_cast<std::size_t>(scores.cols()))));
-      sorted.push_back(sorted_scores(rankings.back(), scores, head, candidates.pinned));
-    }
-    heads += scores.rows();
+    planner.add_layer(judged ? LayerView::of_judged(layer) : LayerView(layer), *backend.scoring(layer));
   }
-  for (Index budget : budgets) kept.counts.push_back(policy.allocator->allocate(candidates, Budget(budget, heads)));
-  return kept;
+  return {planner.finish()};
 }
 
 std::vector<std::unique_ptr<Backend>> backends() {

@@ -5,6 +5,7 @@
 
 #include "laprox/backend.h"
 #include "laprox/policy.h"
+#include "laprox/sweep.h"
 
 namespace laprox::testing {
 
@@ -30,12 +31,8 @@ std::vector<LayerShape> varied_shapes();
 /// d = 2, D = 4; every value is an integer hash of its place.
 LayerTensors fixture_layer(Index layer, ElementType type);
 
-/// What a policy keeps on some layers at tokens-per-head budgets: rankings [layer][kv_head] and counts
-/// [budget][layer][kv_head].
-struct Kept {
-  std::vector<std::vector<Ranking>> rankings;
-  std::vector<HeadCounts> counts;
-
+/// What a policy keeps on some layers at tokens-per-head budgets.
+struct Kept : PolicyPlan {
   /// Ascending kept tokens of one head.
   std::vector<int> tokens(std::size_t budget, std::size_t layer, std::size_t head) const;
 };

@@ -24,6 +24,13 @@ const Matrix& Scoring::value_norms() {
   return value_norms_;
 }
 
+const Matrix& Scoring::value_l1_norms() {
+  if (value_l1_norms_.size() == 0) value_l1_norms_ = cpu::value_l1_norms(layer_, threads_);
+  return value_l1_norms_;
+}
+
+void Scoring::visit_heads(Index window, const HeadVisitor& visit) { cpu::visit_heads(layer_, window, visit, threads_); }
+
 const Matrix& Scoring::value_products() {
   if (value_products_.size() == 0) value_products_ = cpu::value_products(layer_, threads_);
   return value_products_;

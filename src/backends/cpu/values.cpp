@@ -85,6 +85,34 @@ Matrix value_norms(const LayerTensors& layer, int threads) {
   return norms;
 }
 
+Matrix value_l1_norms(const LayerTensors& layer, int threads) {
+  const LayerGeometry& g = layer.geometry;
+  Matrix norms(g.query_heads, layer.context_length);
+  parallel_for(threads, g.query_heads, [&](Index head) {
+    Panels block(g.value_size, g.model_size);
+    for (Index k = 0; k < g.value_size; ++k) block.set_row(k, output_block(layer, head).row(k).data());
+    const float* values = layer.v.data<float>() + head / g.group() * layer.tokens * g.value_size;
+    Buffer<float> products(kTokenBlock * kPanel);
+    for (Index first = 0; first < layer.context_length; first += kTokenBlock) {
+      const Index rows = std::min(kTokenBlock, layer.context_length - first);
+      norms.row(head).segment(first, rows).setZero();
+      for (Index p = 0; p < block.count(); ++p) {  // padding columns are zero, and add nothing
+        multiply(rows, g.value_size, {values + first * g.value_size, g.value_size, 1}, block, p, p + 1, products.data(),
+                 kPanel);
+        for (Index row = 0; row < rows; ++row) {
+          Lanes sums{};
+          for (Index j = 0; j < kPanel; j += kLanes) {
+            const Lanes x = load(products.data() + row * kPanel + j);
+            sums += max(x, -x);
+          }
+          norms(head, first + row) += sum(sums);
+        }
+      }
+    }
+  });
+  return norms;
+}
+
 Matrix value_products(const LayerTensors& layer, int threads) {
   const Index group = layer.geometry.group();
   Matrix products(layer.geometry.kv_heads * group * group, layer.context_length);

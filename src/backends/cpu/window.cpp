@@ -58,6 +58,13 @@ class RowSoftmax {
   Buffer<float> maximum_, sum_;
 };
 
+/// Turns logits [count] into weights in place, given each row's maximum and inverse sum.
+inline void to_weights(float* logits, Index count, const float* maximum, const float* inverse) {
+  for (Index r = 0; r < count; r += kLanes) {
+    store(logits + r, exp_nonpositive(load(logits + r) - load(maximum + r)) * load(inverse + r));
+  }
+}
+
 /// Calls visit(token, weights, head_stride) for every context token with the attention weights that the stored queries
 /// [first_query, first_query + queries) of some heads of one KV head give it; weights of padding rows are 0.
 template <class Visit>
@@ -79,16 +86,14 @@ void visit_columns(const LayerTensors& layer, Index first_query, Index queries, 
   const float* maximum = softmax.maximum();
   for (Index token = 0; token < layer.context_length; ++token) {
     float* weights = logits + token * stride;
-    for (Index r = 0; r < heads * head_stride; r += kLanes) {
-      store(weights + r, exp_nonpositive(load(weights + r) - load(maximum + r)) * load(&inverse[r]));
-    }
+    to_weights(weights, heads * head_stride, maximum, inverse.data());
     visit(token, weights, head_stride);
   }
 }
 
 /// The first of the last `window` stored queries.
 Index window_begin(const LayerTensors& layer, Index window) {
-  const Index queries = std::min(window, layer.context_length);
+  const Index queries = std::min(window, std::max(layer.context_length, layer.queries()));
   require(queries <= layer.queries(), "the layer was read with the queries that its scorers need");
   return layer.queries() - queries;
 }
@@ -146,6 +151,34 @@ Matrix window_products(const LayerTensors& layer, Index window, int threads) {
                   });
   });
   return products;
+}
+
+void visit_heads(const LayerTensors& layer, Index window, const HeadVisitor& visit, int threads) {
+  const LayerGeometry& geometry = layer.geometry;
+  const Index first = window_begin(layer, window), queries = layer.queries() - first;
+  const Index tokens = layer.query_positions.back() + 1, context = layer.context_length;
+  const Index head_stride = (queries + kLanes - 1) / kLanes * kLanes;
+  std::vector<Buffer<float>> scratch(static_cast<std::size_t>(threads));
+  parallel_for(threads, geometry.query_heads, [&](Index head, std::size_t worker) {
+    const QueryRows rows(layer, head, 1, first, queries, head_stride);
+    const Index stride = rows.stride();
+    float* logits = scratch[worker].at_least(tokens * stride);
+    RowSoftmax softmax(layer, rows, head);
+    rows.logits(0, tokens, logits);
+    softmax.add(logits, tokens, stride);
+    using Strided = Eigen::Map<const Eigen::MatrixXf, 0, Eigen::OuterStride<>>;
+    const Strided block(logits, queries, tokens, Eigen::OuterStride<>(stride));
+    HeadAttention attention;
+    attention.logits = block.leftCols(context).cast<double>();
+    attention.logits = attention.logits.array().isFinite().select(attention.logits, 0.0).eval();
+    const Buffer<float> inverse = softmax.inverse_sums(rows);
+    for (Index token = 0; token < tokens; ++token) {
+      to_weights(logits + token * stride, head_stride, softmax.maximum(), inverse.data());
+    }
+    attention.weights = block.leftCols(context).cast<double>();
+    attention.outputs = (block * layer.v.matrix<float>(head / geometry.group()).topRows(tokens)).cast<double>();
+    visit(head, attention);
+  });
 }
 
 }  // namespace laprox::cpu

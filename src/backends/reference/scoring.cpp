@@ -21,7 +21,7 @@ Matrix Scoring::attention(Index head, Index queries) const {
 }
 
 Index Scoring::window_queries(Index window) const {
-  const Index queries = std::min(window, layer_.context_length);
+  const Index queries = std::min(window, std::max(layer_.context_length, layer_.queries()));
   require(queries <= layer_.queries(), "the layer was read with the queries that its scorers need");
   return queries;
 }
@@ -79,6 +79,41 @@ const Matrix& Scoring::column_sums() {
     }
   }
   return column_sums_;
+}
+
+void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
+  const Index queries = window_queries(window), context = layer_.context_length;
+  const std::vector<bool> all(static_cast<std::size_t>(layer_.tokens), true);
+  for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+    const auto v = layer_.v.matrix<double>(head / layer_.geometry.group());
+    HeadAttention attention{Matrix::Zero(queries, context), Matrix::Zero(queries, context),
+                            Matrix::Zero(queries, layer_.geometry.value_size)};
+    for (Index t = 0; t < queries; ++t) {
+      const Index row = layer_.queries() - queries + t;
+      const Index position = layer_.query_positions[static_cast<std::size_t>(row)];
+      const std::vector<double> weights = attention_row(layer_, head, row, all);
+      for (Index i = layer_.attention.first_visible(position); i <= position; ++i) {
+        const double weight = weights[static_cast<std::size_t>(i)];
+        attention.outputs.row(t) += weight * v.row(i);
+        if (i >= context) continue;
+        attention.weights(t, i) = weight;
+        attention.logits(t, i) = logit(layer_, head, row, i);
+      }
+    }
+    visit(head, attention);
+  }
+}
+
+const Matrix& Scoring::value_l1_norms() {
+  if (value_l1_norms_.size() > 0) return value_l1_norms_;
+  value_l1_norms_ = Matrix::Zero(layer_.geometry.query_heads, layer_.context_length);
+  for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+    const auto v = layer_.v.matrix<double>(head / layer_.geometry.group());
+    for (Index i = 0; i < layer_.context_length; ++i) {
+      for (double x : project(layer_, head, v.row(i).data())) value_l1_norms_(head, i) += std::abs(x);
+    }
+  }
+  return value_l1_norms_;
 }
 
 const Matrix& Scoring::value_norms() {

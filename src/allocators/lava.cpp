@@ -1,0 +1,119 @@
+#include <cmath>
+#include <numeric>
+
+#include "allocators/ada_split.h"
+#include "laprox/allocator.h"
+#include "util/rounding.h"
+
+namespace laprox {
+
+namespace {
+
+/// -sum p ln p / ln n of a layer's scores, p their shares of the sum.
+double normalized_entropy(const std::vector<std::vector<double>>& layer) {
+  double sum = 0, entropy = 0, count = 0;
+  for (const auto& scores : layer) sum = std::accumulate(scores.begin(), scores.end(), sum);
+  for (const auto& scores : layer) {
+    for (double score : scores) {
+      const double p = score / (sum + 1e-16);
+      entropy -= p * std::log(p + 1e-16);
+      ++count;
+    }
+  }
+  return count > 1 ? std::max(0.0, entropy / std::log(count)) : 1;
+}
+
+class LavaShares : public Allocator {
+ public:
+  explicit LavaShares(const Options& options)
+      : how_{options.real("floor"), options.text("variant") == "exact"}, variant_(options.text("variant")) {}
+
+  bool spends_exactly() const override { return how_.exact; }
+
+  HeadCounts allocate(const Candidates& candidates, const Budget& budget) const override {
+    const Index share = budget.tokens_per_head() - candidates.pinned;
+    const std::vector<Index> totals = layer_totals(candidates, share);
+    HeadCounts counts;
+    for (std::size_t l = 0; l < totals.size(); ++l) {
+      const Index tokens = totals[l] / static_cast<Index>(candidates.scores[l].size());
+      const Index floor_of = variant_ == "code" ? budget.tokens_per_head() : tokens;
+      counts.push_back(split_over_heads(candidates.scores[l], totals[l], part(floor_of), how_));
+      for (Index& count : counts.back()) count += candidates.pinned;
+    }
+    return counts;
+  }
+
+ private:
+  Index part(Index tokens) const {
+    return static_cast<Index>(std::floor(static_cast<double>(tokens) * how_.floor + 1e-9));
+  }
+
+  /// Candidates that each layer keeps, all heads together: by entropy.
+  std::vector<Index> layer_totals(const Candidates& candidates, Index share) const {
+    std::vector<double> weights;
+    double sum = 0;
+    Index heads = 0;
+    for (const auto& layer : candidates.scores) {
+      const double size = static_cast<double>(layer.size());
+      weights.push_back(normalized_entropy(layer) * size);
+      sum += weights.back();
+      heads += static_cast<Index>(layer.size());
+    }
+    std::vector<double> quotas;
+    std::vector<Index> caps;
+    for (std::size_t l = 0; l < weights.size(); ++l) {
+      const double part = sum > 0 ? weights[l] / sum : static_cast<double>(candidates.scores[l].size()) / heads;
+      quotas.push_back(part * static_cast<double>(share * heads));
+      caps.push_back(candidates.per_head() * static_cast<Index>(candidates.scores[l].size()));
+    }
+    if (how_.exact) return whole_shares(quotas, caps, share * heads, candidates);
+    std::vector<Index> totals;
+    for (std::size_t l = 0; l < quotas.size(); ++l) {
+      const Index size = static_cast<Index>(candidates.scores[l].size());
+      totals.push_back(std::min(caps[l], static_cast<Index>(quotas[l] / static_cast<double>(size)) * size));
+    }
+    return totals;
+  }
+
+  /// Whole tokens per head for every layer where all have the same number of heads, else whole tokens per layer.
+  static std::vector<Index> whole_shares(std::vector<double> quotas, const std::vector<Index>& caps, Index total,
+                                         const Candidates& candidates) {
+    const Index size = static_cast<Index>(candidates.scores[0].size());
+    bool same = true;
+    for (const auto& layer : candidates.scores) same = same && static_cast<Index>(layer.size()) == size;
+    if (!same) return largest_remainder(quotas, total, caps);
+    for (double& quota : quotas) quota /= static_cast<double>(size);
+    std::vector<Index> totals = largest_remainder(quotas, total / size, candidates.per_head());
+    for (Index& each : totals) each *= size;
+    return totals;
+  }
+
+  AdaSplit how_;
+  std::string variant_;
+};
+
+}  // namespace
+
+AllocatorInfo lava_allocator_info() {
+  return {
+      .name = "lava",
+      .summary = "LAVa: layers share the budget by the entropy of their scores, heads as in AdaKV",
+      .paper = "LAVa, 2025, arXiv 2509.09754",
+      .description =
+          "B_l = e_l / sum e * (b - window) * layers with e_l the entropy of the layer's scores over ln of their "
+          "number; "
+          "heads then split H * B_l as in AdaKV with the floor int(B_l * floor). By default largest remainders make "
+          "both "
+          "steps exact. variant=rounded cuts and rounds as published; variant=code takes the floor int(b * floor) "
+          "throughout, as a misspelt name makes the published code do, which overspends.",
+      .scope = "model",
+      .nested = false,
+      .options = {OptionSpec::real("floor", 0.2, 0, 1, "share of a layer's budget that is split evenly"),
+                  OptionSpec::choice("variant", "exact", {"exact", "rounded", "code"}, "how integers are found")},
+      .make = [](const Options& options) -> std::unique_ptr<Allocator> {
+        return std::make_unique<LavaShares>(options);
+      },
+  };
+}
+
+}  // namespace laprox

@@ -1,0 +1,136 @@
+#include "planning.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "laprox/error.h"
+#include "laprox/scores.h"
+#include "util/parallel.h"
+
+namespace laprox {
+
+namespace {
+
+std::vector<std::int32_t> kept_tokens(const PolicyPlan& plan, std::size_t budget, std::size_t layer, std::size_t head) {
+  const Ranking& ranking = plan.rankings(budget)[layer][head];
+  std::vector<std::int32_t> kept(ranking.begin(), ranking.begin() + plan.counts[budget][layer][head]);
+  std::sort(kept.begin(), kept.end());
+  return kept;
+}
+
+}  // namespace
+
+std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, std::span<const Index> budgets,
+                                 const LayerView& layer, ScoringKernels& kernels) {
+  std::vector<Matrix> scores;
+  if (scorer.depends_on_budget()) {
+    scores = scorer.score_each(budgets, layer, kernels);
+  } else {
+    scores.push_back(scorer.score(layer, kernels));
+  }
+  for (const Matrix& each : scores) check_finite(each, layer.layer(), who);
+  return scores;
+}
+
+PolicyPlanner::PolicyPlanner(const Policy& policy, std::vector<Budget> budgets, int threads)
+    : policy_(policy), budgets_(std::move(budgets)), threads_(threads) {
+  plan_.orders.resize(policy.scorer->depends_on_budget() ? budgets_.size() : 1);
+  candidates_.resize(plan_.orders.size());
+}
+
+void PolicyPlanner::add_layer(const LayerView& layer, ScoringKernels& kernels) {
+  std::vector<Index> tokens;
+  for (const Budget& budget : budgets_) tokens.push_back(budget.tokens_per_head());
+  const std::vector<Matrix> scores = layer_scores(*policy_.scorer, policy_.label, tokens, layer, kernels);
+  for (std::size_t order = 0; order < scores.size(); ++order) rank_layer(order, scores[order]);
+  if (!policy_.allocator->needs_preference()) return;
+  const double preference = policy_.scorer->preference(layer, kernels);
+  for (Candidates& candidates : candidates_) candidates.preference.push_back(preference);
+}
+
+/// Scores become rankings and, for an allocator that reads them, candidates in descending order.
+void PolicyPlanner::rank_layer(std::size_t order, const Matrix& scores) {
+  const Index context = scores.cols(), pinned = policy_.scorer->pins().count(context);
+  std::vector<Ranking> rankings(static_cast<std::size_t>(scores.rows()));
+  std::vector<std::vector<double>> sorted(rankings.size());
+  std::vector<double> pinned_sums(rankings.size(), 0.0);
+  parallel_for(threads_, scores.rows(), [&](Index head) {
+    const auto at = static_cast<std::size_t>(head);
+    rankings[at] = policy_.scorer->rank(std::span(&scores(head, 0), static_cast<std::size_t>(context)));
+    if (policy_.allocator->ignores_scores()) return;
+    for (Index n = 0; n < context; ++n) {
+      const double score = scores(head, rankings[at][static_cast<std::size_t>(n)]);
+      if (n < pinned)
+        pinned_sums[at] += score;
+      else
+        sorted[at].push_back(score);
+    }
+  });
+  plan_.orders[order].push_back(std::move(rankings));
+  candidates_[order].context_length = context;
+  candidates_[order].pinned = pinned;
+  candidates_[order].scores.push_back(std::move(sorted));
+  candidates_[order].pinned_sum.push_back(std::accumulate(pinned_sums.begin(), pinned_sums.end(), 0.0));
+}
+
+PolicyPlan PolicyPlanner::finish() {
+  for (std::size_t b = 0; b < budgets_.size(); ++b) {
+    plan_.counts.push_back(split(candidates_.size() == 1 ? 0 : b, budgets_[b]));
+  }
+  return std::move(plan_);
+}
+
+HeadCounts PolicyPlanner::split(std::size_t order, const Budget& asked) const {
+  const Index context = candidates_[order].context_length, pinned = candidates_[order].pinned;
+  const Budget budget = policy_.scorer->keeps_everything() ? Budget(context, asked.heads()) : asked;
+  const HeadCounts counts =
+      policy_.scorer->spends_exactly() ? policy_.allocator->allocate(candidates_[order], budget) : spend(order, budget);
+  const bool exact = policy_.scorer->spends_exactly() && policy_.allocator->spends_exactly();
+  require(!exact || total(counts) == budget.pairs(), "an allocation adds up to its budget");
+  for (const auto& layer : counts) {
+    for (Index count : layer) require(count >= pinned && count <= context, "pinned <= count <= context_length");
+  }
+  return counts;
+}
+
+/// The counts of published code that does not keep the budget.
+HeadCounts PolicyPlanner::spend(std::size_t order, const Budget& budget) const {
+  HeadCounts counts;
+  for (const auto& rankings : plan_.orders[order]) {
+    const Index layer = static_cast<Index>(counts.size());
+    auto& heads = counts.emplace_back();
+    for (const Ranking& ranking : rankings) {
+      heads.push_back(policy_.scorer->spends(budget.tokens_per_head(), layer, ranking));
+    }
+  }
+  return counts;
+}
+
+std::uint64_t fingerprint(const PolicyPlan& plan, std::size_t budget) {
+  // A sum of well-mixed tokens (the finaliser of splitmix64) does not depend on the order of a head's tokens.
+  std::uint64_t print = 0, place = 0;
+  for (std::size_t layer = 0; layer < plan.counts[budget].size(); ++layer) {
+    for (std::size_t head = 0; head < plan.counts[budget][layer].size(); ++head, ++place) {
+      const Ranking& ranking = plan.rankings(budget)[layer][head];
+      for (Index n = 0; n < plan.counts[budget][layer][head]; ++n) {
+        std::uint64_t x = (place << 32 | static_cast<std::uint32_t>(ranking[static_cast<std::size_t>(n)])) + 1;
+        x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+        x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+        print += x ^ (x >> 31);
+      }
+    }
+  }
+  return print;
+}
+
+bool keep_the_same(const PolicyPlan& a, const PolicyPlan& b, std::size_t budget) {
+  if (a.counts[budget] != b.counts[budget]) return false;
+  for (std::size_t layer = 0; layer < a.counts[budget].size(); ++layer) {
+    for (std::size_t head = 0; head < a.counts[budget][layer].size(); ++head) {
+      if (kept_tokens(a, budget, layer, head) != kept_tokens(b, budget, layer, head)) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace laprox

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "laprox/sweep.h"
+
+namespace laprox {
+
+/// The scorer's scores of a layer, finite: one for all budgets (tokens per KV head), or one each where they depend on
+/// the budget. Throws BackendError, naming `who`, where one is not finite.
+std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, std::span<const Index> budgets,
+                                 const LayerView& layer, ScoringKernels& kernels);
+
+/// Turns one policy's scores into rankings, layer by layer, and then splits its budgets.
+class PolicyPlanner {
+ public:
+  /// `policy` must outlive the planner.
+  PolicyPlanner(const Policy& policy, std::vector<Budget> budgets, int threads);
+
+  const Policy& policy() const { return policy_; }
+  /// Layers in order. Throws BackendError where a score is not finite.
+  void add_layer(const LayerView& layer, ScoringKernels& kernels);
+  /// The plan, with the laws of HeadCounts checked.
+  PolicyPlan finish();
+
+ private:
+  void rank_layer(std::size_t order, const Matrix& scores);
+  HeadCounts split(std::size_t order, const Budget& budget) const;
+  HeadCounts spend(std::size_t order, const Budget& budget) const;
+
+  const Policy& policy_;
+  std::vector<Budget> budgets_;
+  int threads_;
+  PolicyPlan plan_;
+  std::vector<Candidates> candidates_;  ///< [order]
+};
+
+/// A hash of what a plan keeps at one budget, and whether two plans keep exactly the same there.
+std::uint64_t fingerprint(const PolicyPlan& plan, std::size_t budget);
+bool keep_the_same(const PolicyPlan& a, const PolicyPlan& b, std::size_t budget);
+
+}  // namespace laprox

@@ -1,0 +1,95 @@
+#include <algorithm>
+#include <numeric>
+
+#include "laprox/scorer.h"
+
+namespace laprox {
+
+namespace {
+
+/// -cos(k_i, mean of the candidates' directions) of some tokens, ascending in token.
+std::vector<double> dissimilarity(const Matrix& keys, const std::vector<Index>& tokens) {
+  Eigen::RowVectorXd anchor = Eigen::RowVectorXd::Zero(keys.cols());
+  for (Index i : tokens) anchor += keys.row(i) / std::max(keys.row(i).norm(), 1e-12);
+  anchor /= static_cast<double>(tokens.size());
+  const double norm = anchor.norm();
+  std::vector<double> scores;
+  for (Index i : tokens) scores.push_back(-keys.row(i).dot(anchor) / std::max(keys.row(i).norm() * norm, 1e-8));
+  return scores;
+}
+
+/// KeyDiff: keys that differ most from the average direction of all keys.
+class KeyDiff : public Scorer {
+ public:
+  explicit KeyDiff(const Options& options) : block_(options.integer("block")) {}
+
+  bool depends_on_budget() const override { return block_ > 0; }
+
+  Matrix score(const LayerView& layer, ScoringKernels&) const override {
+    std::vector<Index> tokens(static_cast<std::size_t>(layer.context_length()));
+    std::iota(tokens.begin(), tokens.end(), Index{0});
+    Matrix scores(layer.geometry().kv_heads, layer.context_length());
+    for (Index head = 0; head < scores.rows(); ++head) {
+      const std::vector<double> row = dissimilarity(layer.keys(head), tokens);
+      std::copy(row.begin(), row.end(), &scores(head, 0));
+    }
+    return scores;
+  }
+
+  /// 1 for the tokens that a cache of the budget's size holds after the last block.
+  std::vector<Matrix> score_each(std::span<const Index> budgets, const LayerView& layer,
+                                 ScoringKernels&) const override {
+    std::vector<Matrix> scores(budgets.size(), Matrix::Zero(layer.geometry().kv_heads, layer.context_length()));
+    for (Index head = 0; head < layer.geometry().kv_heads; ++head) {
+      const Matrix keys = layer.keys(head);
+      for (std::size_t b = 0; b < budgets.size(); ++b) {
+        for (Index i : survivors(keys, budgets[b])) scores[b](head, i) = 1;
+      }
+    }
+    return scores;
+  }
+
+ private:
+  /// The first `size` tokens, then block by block: the best `size` of those held and the block's.
+  std::vector<Index> survivors(const Matrix& keys, Index size) const {
+    std::vector<Index> held(static_cast<std::size_t>(size));
+    std::iota(held.begin(), held.end(), Index{0});
+    for (Index first = size; first < keys.rows(); first += block_) {
+      for (Index i = first; i < std::min(keys.rows(), first + block_); ++i) held.push_back(i);
+      const Ranking order = rank_by_score(dissimilarity(keys, held), {});
+      std::vector<Index> best;
+      for (Index n = 0; n < size; ++n)
+        best.push_back(held[static_cast<std::size_t>(order[static_cast<std::size_t>(n)])]);
+      std::sort(best.begin(), best.end());
+      held = std::move(best);
+    }
+    return held;
+  }
+
+  Index block_;
+};
+
+}  // namespace
+
+ScorerInfo keydiff_info() {
+  return {
+      .name = "keydiff",
+      .summary = "keys least similar to the average key direction; reads no query",
+      .paper = "KeyDiff, 2025, arXiv 2504.15364",
+      .description =
+          "s[i] = -cos(k_i, m), m = mean of k_i / ||k_i|| over all context tokens. Nothing is protected. block=N "
+          "evicts as "
+          "the paper does, after every N tokens of the prompt, each time scored against the mean of what the cache "
+          "holds "
+          "then; keydiff-block128 is that with N = 128. The kept set then depends on the path, so a larger budget need "
+          "not "
+          "keep what a smaller one keeps.",
+      .default_allocator = "head",
+      .needs = "K",
+      .options = {OptionSpec::integer("block", 0, 0, 1 << 20,
+                                      "evict after every so many tokens; 0: once, after the prompt")},
+      .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<KeyDiff>(options); },
+  };
+}
+
+}  // namespace laprox

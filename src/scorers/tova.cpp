@@ -1,0 +1,42 @@
+#include "laprox/scorer.h"
+
+namespace laprox {
+
+namespace {
+
+/// TOVA: what the last prompt query attends to, one set for the whole layer.
+class Tova : public Scorer {
+ public:
+  explicit Tova(const Options& options) : force_last_(options.boolean("force-last")) {}
+
+  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::window, .window = 1}; }
+  Pins pins() const override { return {.last = force_last_ ? 1 : 0}; }
+
+  Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
+    return kernels.window_statistics(1).sum.colwise().mean().replicate(layer.geometry().kv_heads, 1);
+  }
+
+ private:
+  bool force_last_;
+};
+
+}  // namespace
+
+ScorerInfo tova_info() {
+  return {
+      .name = "tova",
+      .summary = "attention of the last prompt query, one set of tokens per layer",
+      .paper = "TOVA, 2024, arXiv 2401.06104",
+      .description =
+          "s[i] = mean over all query heads of the layer of A_h[C-1, i]; every KV head keeps the same tokens. Nothing "
+          "is "
+          "protected in the official code: the last token competes with its own weight. kvpress always keeps it: "
+          "force-last=true. One eviction after the prompt; the official code also evicts at every decoded token.",
+      .default_allocator = "head",
+      .needs = "last query, K",
+      .options = {OptionSpec::boolean("force-last", false, "always keep the last prompt token (kvpress)")},
+      .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<Tova>(options); },
+  };
+}
+
+}  // namespace laprox

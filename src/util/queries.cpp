@@ -1,0 +1,28 @@
+#include "util/queries.h"
+
+#include <cstring>
+#include <utility>
+
+#include "laprox/error.h"
+
+namespace laprox {
+
+QueryBlock copy_queries(const LayerTensors& layer, Index first, Index count) {
+  require(first >= 0 && count >= 0 && first + count <= layer.queries(), "queries that the layer holds");
+  const LayerGeometry& g = layer.geometry;
+  QueryBlock block{Tensor(layer.q.type(), {g.query_heads, count, g.head_size}), {}};
+  const Index row = g.head_size * size_of(layer.q.type());
+  for (Index head = 0; head < g.query_heads && count > 0; ++head) {
+    std::memcpy(block.q.raw() + head * count * row, layer.q.raw() + (head * layer.queries() + first) * row,
+                static_cast<std::size_t>(count * row));
+  }
+  block.positions.assign(layer.query_positions.begin() + first, layer.query_positions.begin() + first + count);
+  return block;
+}
+
+void set_queries(LayerTensors& layer, QueryBlock block) {
+  layer.q = std::move(block.q);
+  layer.query_positions = std::move(block.positions);
+}
+
+}  // namespace laprox

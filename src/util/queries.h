@@ -1,0 +1,20 @@
+#pragma once
+
+#include <vector>
+
+#include "laprox/layer.h"
+
+namespace laprox {
+
+/// Some of a layer's stored queries.
+struct QueryBlock {
+  Tensor q;  ///< [H_q, count, d]
+  std::vector<Index> positions;
+};
+
+/// A copy of the stored queries [first, first + count).
+QueryBlock copy_queries(const LayerTensors& layer, Index first, Index count);
+/// Replaces the layer's stored queries.
+void set_queries(LayerTensors& layer, QueryBlock block);
+
+}  // namespace laprox
