@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "laprox/error.h"
+#include "render.h"
 
 namespace laprox::cli {
 
@@ -25,6 +26,13 @@ void add_format(CLI::App& command, std::string& format, const std::vector<std::s
   format = known.front();
   command.add_option("--format", format, fmt::format("{}", fmt::join(known, ", ")))
       ->check(CLI::IsMember(known))
+      ->capture_default_str();
+}
+
+void add_metric(CLI::App& command, std::string& metric) {
+  metric = table_metrics().front();
+  command.add_option("--metric", metric, fmt::format("of the table: {}", fmt::join(table_metrics(), ", ")))
+      ->check(CLI::IsMember(table_metrics()))
       ->capture_default_str();
 }
 
