@@ -61,6 +61,17 @@ void check_context(const DumpInfo& dump, const Policy& policy) {
                   dump.path.string(), dump.context_length, policy.label, policy.scorer->longest_context()));
 }
 
+void check_rope(const DumpInfo& dump, const Policy& policy) {
+  if (!policy.scorer->undoes_rope()) return;
+  for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
+    if (!dump.layers[layer].attention.rope_inv_freq.empty()) continue;
+    throw UsageError(
+        fmt::format("{}: policy '{}' reads queries as they were before RoPE, but /layers/{}/rope_inv_freq "
+                    "is not stored; add it (data/README.md says how), or leave this policy out",
+                    dump.path.string(), policy.label, layer));
+  }
+}
+
 /// Which rows of q planning reads: those of the prompt, and, for oracles, those that judge.
 struct PlanRows {
   PlanRows(const DumpInfo& dump, const SweepOptions& options)
@@ -107,6 +118,7 @@ void check_plan_request(const DumpInfo& dump, const SweepOptions& options) {
   if (options.policies.empty()) throw UsageError("no policy given; 'laprox policies' lists all");
   for (const Policy& policy : options.policies) {
     check_context(dump, policy);
+    check_rope(dump, policy);
     for (const BudgetRequest& request : options.budgets) check_pins(dump, policy, request);
   }
   scoring_rows(dump, options.policies);

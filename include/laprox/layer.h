@@ -28,6 +28,9 @@ struct AttentionForm {
   Index sliding_window = 0;  ///< 0: none; else a query at p sees the keys p - sliding_window + 1 .. p
   std::vector<double> sinks =
       {};  ///< empty, or one learned logit per query head that joins the softmax denominator only
+  /// Empty: not stated. Else [r / 2]: RoPE rotated channels j and j + r / 2 of position p by the angle p *
+  /// rope_inv_freq[j]; channels from r on are as they were.
+  std::vector<double> rope_inv_freq = {};
 
   /// The first key that a query at `position` sees; the last one is `position` itself.
   Index first_visible(Index position) const {
@@ -70,6 +73,9 @@ class LayerView {
   /// The prompt's keys [C, d] and values [C, d_v] of one KV head, in float64.
   Matrix keys(Index kv_head) const;
   Matrix values(Index kv_head) const;
+  /// The stored queries [N, d] of one query head, in float64, and their positions.
+  Matrix queries_of(Index query_head) const;
+  const std::vector<Index>& query_positions() const { return layer_.query_positions; }
   /// W_O^h [d_v, D] of one query head, in float64.
   Matrix output_block(Index query_head) const;
 

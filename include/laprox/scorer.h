@@ -31,6 +31,8 @@ class Scorer {
   virtual ~Scorer() = default;
 
   virtual QueryNeed queries() const { return {}; }
+  /// True where it undoes RoPE, so that the dump must say how queries and keys were rotated.
+  virtual bool undoes_rope() const { return false; }
   virtual Pins pins() const { return {}; }
 
   /// Scores [kv_heads, C] of one layer. Scores of pinned tokens are never read. Throws Bug where the scores depend on

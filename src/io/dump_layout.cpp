@@ -141,12 +141,23 @@ class StructureReader {
       tensor(layer, "sinks", {geometry.query_heads}, "[H_q]");
       summary.attention.sinks = reader_.reals(layer_object(layer, "sinks"));
     }
+    if (reader_.has(layer_object(layer, "rope_inv_freq"))) read_rotation(layer, summary);
     summary.has_output = reader_.has(layer_object(layer, "output"));
     if (!summary.has_output) return;
     if (sizes_.outputs == 0) {
       reader_.refuse("/output_positions", "the positions of " + layer_object(layer, "output"), "nothing");
     }
     tensor(layer, "output", {sizes_.outputs, geometry.model_size}, "[M, D]");
+  }
+
+  void read_rotation(Index layer, LayerSummary& summary) {
+    const std::string object = layer_object(layer, "rope_inv_freq");
+    const StoredArray stored = tensor(layer, "rope_inv_freq", {-1}, "[r / 2]");
+    if (2 * stored.shape[0] > summary.geometry.head_size) {
+      reader_.refuse(object, fmt::format("at most d / 2 = {} elements", summary.geometry.head_size / 2),
+                     std::to_string(stored.shape[0]));
+    }
+    summary.attention.rope_inv_freq = reader_.reals(object);
   }
 
   void read_attention(Index layer, const H5::Group& group, LayerSummary& summary) {

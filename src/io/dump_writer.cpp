@@ -95,6 +95,12 @@ void DumpWriter::write_layer(const LayerTensors& layer, ElementType type, const 
     if (!layer.bias.empty()) write_reals(group, "b_o", layer.bias.data(), {layer.geometry.model_size});
     const auto& sinks = layer.attention.sinks;
     if (!sinks.empty()) write_reals(group, "sinks", sinks.data(), {layer.geometry.query_heads});
+    const auto& rotation = layer.attention.rope_inv_freq;
+    if (!rotation.empty()) {
+      const std::vector<Index> shape{static_cast<Index>(rotation.size())};
+      group.createDataSet("rope_inv_freq", H5::PredType::IEEE_F64LE, space_of(shape))
+          .write(rotation.data(), H5::PredType::NATIVE_DOUBLE);
+    }
     if (output) write_reals(group, "output", output->data(), {output->rows(), output->cols()});
   });
 }

@@ -6,6 +6,7 @@
 
 #include <numeric>
 
+#include "planning.h"
 #include "support/golden.h"
 
 namespace laprox::testing {
@@ -207,6 +208,28 @@ TEST_CASE("CUR multiplies the block shares of squared norms") {
 TEST_CASE("ChunkKV keeps whole chunks") {
   check_kept("chunkkv:window=2,kernel=3,pool=avg,chunk=2,variant=kvpress", {{2, 3, 4, 5}, {2, 3, 4, 5}});
   check_kept("chunkkv:window=2,kernel=3,pool=avg,chunk=2", {{2, 3, 4, 5}, {2, 3, 4, 5}});
+}
+
+TEST_CASE("ExpectedAttention and CapKV guess the coming queries from the prompt's, before RoPE") {
+  on_both([](const Backend& backend) {
+    const LayerTensors layer = rotated_fixture_layer(0, backend.element_type());
+    const auto check = [&](const std::string& text, const std::vector<double>& head0, const std::vector<double>& head1,
+                           const Tokens& kept0, const Tokens& kept1) {
+      const Policy policy = parse_policy(text + ":future=4,sinks=1");
+      const Matrix scores = policy.scorer->score(LayerView(layer), *backend.scoring(layer));
+      check_row(scores.rightCols(5), 0, head0);  // the first token is pinned
+      check_row(scores.rightCols(5), 1, head1);
+      PolicyPlanner planner(policy, {Budget(4, 2)}, backend.threads());
+      planner.add_layer(LayerView(layer), *backend.scoring(layer));
+      const Kept kept{planner.finish()};
+      CHECK(kept.tokens(0, 0, 0) == kept0);
+      CHECK(kept.tokens(0, 0, 1) == kept1);
+    };
+    check("expected-attention", {.0825, .5491, .2653, .3773, .3764}, {.3116, .6241, .2642, .2912, .3232}, {0, 2, 4, 5},
+          {0, 1, 2, 5});
+    check("capkv", {.0453, .3858, .2621, .0754, .3929}, {.3713, .3728, .0274, .0989, .3103}, {0, 2, 3, 5},
+          {0, 1, 2, 5});
+  });
 }
 
 TEST_CASE("OBCache weighs what deleting a key, a value or both does") {

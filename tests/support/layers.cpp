@@ -66,6 +66,7 @@ LayerTensors random_layer(const LayerShape& shape, unsigned seed) {
   LayerTensors layer;
   layer.geometry = g;
   layer.attention = shape.attention;
+  for (Index j = 0; shape.rope && j < g.head_size / 2; ++j) layer.attention.rope_inv_freq.push_back(std::pow(0.3, j));
   layer.context_length = shape.context;
   layer.tokens = shape.context + shape.decoded;
   layer.query_positions.resize(static_cast<std::size_t>(layer.tokens));
@@ -135,6 +136,20 @@ LayerTensors fixture_layer(Index index, ElementType type) {
   Tensor w_o(ElementType::float64, {8, 4});
   std::copy_n(blocks.data<double>(), 32, w_o.data<double>());
   layer.w_o = converted(w_o, type);
+  return layer;
+}
+
+LayerTensors rotated_fixture_layer(Index index, ElementType type) {
+  LayerTensors layer = fixture_layer(index, type);
+  layer.attention.rope_inv_freq = {1.0};
+  Tensor q = fixture_tensor(1, index, {4, 6, 2});
+  for (Index row = 0; row < 24; ++row) {
+    double* pair = q.data<double>() + 2 * row;
+    const double angle = static_cast<double>(row % 6), x = pair[0], y = pair[1];
+    pair[0] = x * std::cos(angle) - y * std::sin(angle);
+    pair[1] = y * std::cos(angle) + x * std::sin(angle);
+  }
+  layer.q = converted(q, type);
   return layer;
 }
 

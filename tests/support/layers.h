@@ -15,6 +15,7 @@ struct LayerShape {
   Index context = 24, decoded = 5;
   AttentionForm attention{.scale = 0.35};
   bool bias = false;
+  bool rope = true;   ///< says how queries were rotated
   double spread = 1;  ///< of the queries: larger ones make attention sharper
 };
 
@@ -30,6 +31,9 @@ std::vector<LayerShape> varied_shapes();
 /// A layer of the fixture that the policies' worked examples are computed on: 6 prompt tokens, 2 KV heads, groups of 2,
 /// d = 2, D = 4; every value is an integer hash of its place.
 LayerTensors fixture_layer(Index layer, ElementType type);
+
+/// The fixture whose queries were rotated by RoPE: taken back, they are the fixture's own.
+LayerTensors rotated_fixture_layer(Index layer, ElementType type);
 
 /// What a policy keeps on some layers at tokens-per-head budgets.
 struct Kept : PolicyPlan {
