@@ -30,7 +30,10 @@ class Elimination {
       head.rest_mass = (1 - attention.weights.rowwise().sum().array()).max(0.0);
       head.output_block = layer.output_block(h);
     });
-    for (Index g = 0; g < geometry_.kv_heads; ++g) refresh(g);
+    for (Index g = 0; g < geometry_.kv_heads; ++g) {
+      groups_.push_back(make_group(g));
+      refresh(g);
+    }
   }
 
   /// Entries that are still kept.
@@ -69,6 +72,16 @@ class Elimination {
     Matrix output;              ///< [N, d_v] today's output
     Eigen::ArrayXd mass;        ///< [N] weight that is still there
   };
+  /// Two heads a <= b of one group.
+  struct Pair {
+    Index a, b;
+    Matrix gram;                               ///< [d_v, d_v] W_a W_b^T
+    Eigen::RowVectorXd squares, left_squares;  ///< v_i gram v_i of all tokens, and of those that are left
+  };
+  struct Group {
+    std::vector<Pair> pairs;
+    Matrix left_values;  ///< [|left|, d_v]
+  };
   struct Candidate {
     double cost;
     Index head, token;
@@ -83,12 +96,27 @@ class Elimination {
     return std::vector<std::vector<Index>>(static_cast<std::size_t>(geometry_.kv_heads));
   }
 
+  Group make_group(Index g) const {
+    Group group;
+    const Matrix& values = values_[static_cast<std::size_t>(g)];
+    const auto block = [&](Index a) -> const Matrix& {
+      return heads_[static_cast<std::size_t>(g * geometry_.group() + a)].output_block;
+    };
+    for (Index a = 0; a < geometry_.group(); ++a) {
+      for (Index b = a; b < geometry_.group(); ++b) {
+        Pair& pair = group.pairs.emplace_back(Pair{a, b, block(a) * block(b).transpose(), {}, {}});
+        pair.squares = (values * pair.gram).cwiseProduct(values).rowwise().sum().transpose();
+      }
+    }
+    return group;
+  }
+
   /// Recomputes a group's outputs from what is left, so that no rounding piles up.
   void refresh(Index g) {
     const auto& tokens = left_[static_cast<std::size_t>(g)];
-    left_values_.resize(left_.size());
-    Matrix& values = left_values_[static_cast<std::size_t>(g)];
-    values = values_[static_cast<std::size_t>(g)](tokens, Eigen::all);
+    Group& group = groups_[static_cast<std::size_t>(g)];
+    const Matrix& values = group.left_values = values_[static_cast<std::size_t>(g)](tokens, Eigen::all);
+    for (Pair& pair : group.pairs) pair.left_squares = pair.squares(tokens);
     for (Index h = g * geometry_.group(); h < (g + 1) * geometry_.group(); ++h) {
       Head& head = heads_[static_cast<std::size_t>(h)];
       head.kept = head.weights(Eigen::all, tokens);
@@ -117,40 +145,47 @@ class Elimination {
 
   /// Without entry i a head's output moves by c (o - v_i), c = p / (1 - p) and p the entry's weight today. With E the
   /// layer's error so far, the squared error grows by 2 <E, sum_a c_a (o_a - v_i) W_a> + ||sum_a c_a (o_a - v_i)
-  /// W_a||^2, summed over queries: products of v_i with E W_a^T and o_a W_a W_b^T, and of v_i with itself.
+  /// W_a||^2, summed over queries. With M_ab = W_a W_b^T all that is products of v_i with E W_a^T and o_a M_ab, which
+  /// are stacked into one, and v_i M_ab v_i, which never changes.
   Eigen::VectorXd group_costs(Index g, const Matrix& error) const {
-    const Matrix& values = left_values_[static_cast<std::size_t>(g)];
-    const Index first = g * geometry_.group(), group = geometry_.group();
-    std::vector<Eigen::ArrayXXd> moves;
-    for (Index a = 0; a < group; ++a) {
-      const Head& head = heads_[static_cast<std::size_t>(first + a)];
-      const Eigen::ArrayXXd mass = head.mass.replicate(1, values.rows());
-      moves.push_back(head.kept.array() / (mass - head.kept.array()).max(kLeastMass));
+    const Group& group = groups_[static_cast<std::size_t>(g)];
+    const Index queries = error.rows(), size = geometry_.group();
+    Matrix stack(queries * (size + static_cast<Index>(group.pairs.size())), geometry_.value_size);
+    Matrix constants(queries, stack.rows() / queries);
+    Index block = 0;
+    const auto add = [&](const Matrix& factor, const Eigen::VectorXd& constant) {
+      stack.middleRows(block * queries, queries) = factor;
+      constants.col(block++) = constant;
+    };
+    for (Index a = 0; a < size; ++a) {
+      const Head& head = heads_[static_cast<std::size_t>(g * size + a)];
+      const Matrix pull = 2 * error * head.output_block.transpose();
+      add(-pull, pull.cwiseProduct(head.output).rowwise().sum());
     }
-    Eigen::ArrayXXd growth = Eigen::ArrayXXd::Zero(error.rows(), values.rows());
-    for (Index a = 0; a < group; ++a) {
-      const Head& head = heads_[static_cast<std::size_t>(first + a)];
-      const Matrix pull = error * head.output_block.transpose();
-      growth += 2 * moves[static_cast<std::size_t>(a)] * differences(pull, head.output, values);
-      for (Index b = a; b < group; ++b) {
-        const Head& other = heads_[static_cast<std::size_t>(first + b)];
-        const Matrix gram = head.output_block * other.output_block.transpose();
-        const Matrix projected = head.output * gram;
-        const Eigen::RowVectorXd squares = (values * gram).cwiseProduct(values).rowwise().sum().transpose();
-        Eigen::ArrayXXd product = differences(projected, other.output, values);
-        product -= (other.output * gram.transpose() * values.transpose()).array();
-        product.rowwise() += squares.array();
-        growth += (a == b ? 1 : 2) * moves[static_cast<std::size_t>(a)] * moves[static_cast<std::size_t>(b)] * product;
+    for (const Pair& pair : group.pairs) {
+      const Matrix& first = heads_[static_cast<std::size_t>(g * size + pair.a)].output;
+      const Matrix& second = heads_[static_cast<std::size_t>(g * size + pair.b)].output;
+      const Matrix moved = first * pair.gram;
+      add(-moved - second * pair.gram.transpose(), moved.cwiseProduct(second).rowwise().sum());
+    }
+    const Matrix products = stack * group.left_values.transpose();
+    Eigen::RowVectorXd cost = Eigen::RowVectorXd::Zero(group.left_values.rows());
+    Matrix moves(size, cost.size());
+    for (Index t = 0; t < queries; ++t) {
+      for (Index a = 0; a < size; ++a) {
+        const Head& head = heads_[static_cast<std::size_t>(g * size + a)];
+        const auto kept = head.kept.row(t).array();
+        moves.row(a) = kept / (head.mass[t] - kept).max(kLeastMass);
+        cost.array() += moves.row(a).array() * (products.row(a * queries + t).array() + constants(t, a));
+      }
+      for (std::size_t n = 0; n < group.pairs.size(); ++n) {
+        const Pair& pair = group.pairs[n];
+        const Index at = size + static_cast<Index>(n);
+        cost.array() += (pair.a == pair.b ? 1 : 2) * moves.row(pair.a).array() * moves.row(pair.b).array() *
+                        (products.row(at * queries + t).array() + constants(t, at) + pair.left_squares.array());
       }
     }
-    return growth.colwise().sum().matrix().transpose();
-  }
-
-  /// <x_t, o_t - v_i> for all queries t and entries i.
-  static Eigen::ArrayXXd differences(const Matrix& x, const Matrix& output, const Matrix& values) {
-    Eigen::ArrayXXd found = -(x * values.transpose()).array();
-    found.colwise() += x.cwiseProduct(output).rowwise().sum().array();
-    return found;
+    return cost.transpose();
   }
 
   LayerView layer_;
@@ -159,7 +194,7 @@ class Elimination {
   std::vector<Head> heads_;               ///< [query_head]
   std::vector<Matrix> values_;            ///< [kv_head] [C, d_v]
   std::vector<std::vector<Index>> left_;  ///< [kv_head] kept tokens, ascending
-  std::vector<Matrix> left_values_;       ///< [kv_head] their values
+  std::vector<Group> groups_;             ///< [kv_head]
 };
 
 /// Backward elimination by the layer's true output error.

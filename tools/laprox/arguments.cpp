@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "laprox/error.h"
+#include "laprox/method.h"
 #include "render.h"
 
 namespace laprox::cli {
@@ -36,10 +37,28 @@ void add_metric(CLI::App& command, std::string& metric) {
       ->capture_default_str();
 }
 
+namespace {
+
+/// `all` stands for every scorer with its published split, and every published composition.
+std::vector<std::string> with_catalogue(const std::vector<std::string>& words) {
+  std::vector<std::string> texts;
+  for (const std::string& word : words) {
+    if (word != "all") {
+      texts.push_back(word);
+      continue;
+    }
+    for (const ScorerInfo& info : scorers()) texts.push_back(info.name);
+    for (const Method& method : methods()) texts.push_back(method.name);
+  }
+  return texts;
+}
+
+}  // namespace
+
 std::vector<Policy> parse_policies(const std::vector<std::string>& words) {
   std::vector<Policy> policies;
   // Words are joined first, because a configuration file splits "laprox:gqa=frobenius,pool=max" at its comma.
-  for (const std::string& text : split_policies(fmt::format("{}", fmt::join(words, ",")))) {
+  for (const std::string& text : with_catalogue(split_policies(fmt::format("{}", fmt::join(words, ","))))) {
     Policy policy = parse_policy(text);
     for (const Policy& other : policies) {
       if (other.label == policy.label || other == policy) {

@@ -32,6 +32,7 @@ Examples:
   laprox sweep dump.h5 --policy h2o,snapkv,laprox+layer,laprox --budget 5%,10%,20%,40% -o report.h5
   laprox sweep a.h5 b.h5 --policy snapkv --policy snapkv+ada:floor=0.5 --budget 128,256
   laprox sweep dump.h5 --policy laprox --budget 10% --queries window --softmax truncated   (with the paper's bound)
+  laprox sweep dump.h5 --policy all --budget 5%,10%,20% -o report.h5
   laprox sweep --config sweep.toml      with a section [sweep]: dumps = ["dump.h5"], policy = ["h2o", "laprox"], budget = ["5%"])";
 
 /// The work, and the kept entries: one line a layer, one number a head.
@@ -102,7 +103,7 @@ void add_sweep(CLI::App& app) {
   auto arguments = std::make_shared<SweepArguments>();
   CLI::App* command = app.add_subcommand("sweep", "Compare policies over budgets on dumps; write a report");
   command->add_option("dumps,--dumps", arguments->dumps, "dumps (HDF5); each is one sample")->required();
-  command->add_option("--policy", arguments->policies, "policies, separated by commas or spaces")->required();
+  command->add_option("--policy", arguments->policies, "policies, separated by commas or spaces; all: the whole catalogue")->required();
   command->add_option("--budget", arguments->budgets, "budgets, separated by commas or spaces")->required();
   command->add_option("-o,--output", arguments->output, "report to write (HDF5)");
   command
