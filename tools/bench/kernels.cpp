@@ -1,5 +1,9 @@
 #include <benchmark/benchmark.h>
 
+#include <cmath>
+#include <fstream>
+#include <string>
+
 #include "bare_products.h"
 #include "laprox/backend.h"
 #include "laprox/policy.h"
@@ -11,11 +15,34 @@ namespace {
 
 constexpr Index kWindow = 32;
 
+/// The process's resident memory, whose high-water mark is reset at construction.
+class PeakMemory {
+ public:
+  PeakMemory() {
+    std::ofstream("/proc/self/clear_refs") << 5;
+    start_ = read("VmRSS:");
+  }
+  double above_start() const { return read("VmHWM:") - start_; }
+
+ private:
+  static double read(const std::string& name) {
+    std::ifstream status("/proc/self/status");
+    for (std::string word; status >> word;) {
+      double kilobytes = 0;
+      if (word == name && status >> kilobytes) return 1024 * kilobytes;
+    }
+    return std::nan("");
+  }
+  double start_ = 0;
+};
+
 /// H2O's column sums; arguments: context length, threads.
 void column_sums(benchmark::State& state) {
   const LayerTensors& layer = random_layer(state.range(0), 0, state.range(0));
   const auto backend = make_cpu_backend(static_cast<int>(state.range(1)));
+  const PeakMemory memory;
   for (auto _ : state) benchmark::DoNotOptimize(backend->scoring(layer)->column_sums().data());
+  state.counters["peak_bytes"] = memory.above_start();  // the layer's tensors are there already
 }
 
 /// LaProx's score of a layer; arguments: context length, threads.
