@@ -38,6 +38,7 @@ BENCHMARK(sweep_case)
     ->Args({1, 32, 2})
     ->Args({1, 32, 1})
     ->Args({1, 8, 2})
+    ->Args({1, 8, 1})
     ->Args({8, 8, 2})
     ->Args({8, 8, 1});
 
