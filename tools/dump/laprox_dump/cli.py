@@ -8,7 +8,7 @@ import signal
 import sys
 
 from . import __version__
-from .errors import DeviceError, DumpError, InputError, UsageError
+from .errors import DeviceError, DumpError, InputError, UsageError, is_out_of_memory
 from .output import check_output
 from .prompts import read_prompts, read_text
 
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         return _fail("the output was closed", 3)
     except (MemoryError, RuntimeError) as e:
-        if not _out_of_memory(e):
+        if not is_out_of_memory(e):
             raise
         return _fail(f"out of memory on {args.device}: cut the prompt (--max-tokens), choose a smaller --dtype, or another --device",
                      DeviceError.exit_code)
@@ -109,11 +109,6 @@ def _interrupt(*_):
 def _fail(text: str, code: int) -> int:
     print(f"laprox-dump: {' '.join(text.split())}", file=sys.stderr)
     return code
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """torch has its own class for GPUs; for CPUs it throws a plain RuntimeError whose text names its allocator."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def _check_usage(args) -> None:
@@ -160,7 +155,7 @@ def _export(args, prompts, paths) -> None:
     _quiet()
     from .export import Options, export_prompt
     from .layer import FILE_DTYPES
-    from .model import check_device, load
+    from .model import check_device, load, text_config
     from .tokens import Encoder
 
     device, dtype = check_device(args.device), FILE_DTYPES.get(args.dtype)
@@ -169,7 +164,7 @@ def _export(args, prompts, paths) -> None:
     options = Options(args.decode, args.queries, args.layers, dtype, not args.ignore_eos, args.force, args.gzip)
     for prompt, path in zip(prompts, paths):
         tokens = encoder.encode(prompt)
-        total = len(args.layers) if args.layers else getattr(model.config.get_text_config(), "num_hidden_layers", None)
+        total = len(args.layers) if args.layers else getattr(text_config(model), "num_hidden_layers", None)
         with tqdm(desc=os.path.basename(path), total=total, unit="layer", disable=None, leave=False) as bar:
             summary = export_prompt(model, tokens, path, options, progress=lambda n: bar.update(n - bar.n))
         _report(summary)

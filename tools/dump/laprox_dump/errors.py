@@ -35,3 +35,14 @@ class ProofError(DumpError):
     """What was captured does not reproduce what the model computed."""
 
     exit_code = 5
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's text, for messages that must stay on one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch has a class for GPUs, and for CPUs a plain RuntimeError whose text names its allocator."""
+    text = str(error)
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)

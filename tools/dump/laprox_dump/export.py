@@ -10,9 +10,10 @@ import transformers
 
 from . import __version__
 from .capture import Recorder
+from .decode import greedy
 from .errors import InputError, UsageError
 from .layer import FILE_DTYPES, Layer, Positions, check_layer
-from .model import context_limit, greedy
+from .model import context_limit
 from .replay import TOLERANCE, prove
 from .tokens import Tokens
 from .writer import DumpWriter
@@ -65,7 +66,7 @@ def export_prompt(model: torch.nn.Module, tokens: Tokens, path: str, options: Op
     _check_length(model, len(fixed), later)
     extent = probe(model, fixed, options, dtype)
     most = choose_positions(len(fixed) + later, len(tokens.context), options.recent)
-    _check_disk(path, extent, len(most.queries), most.tokens, dtype)
+    _check_disk(path, extent, most, dtype, options.gzip)
     continuation = tokens.continuation
     if continuation is None:
         continuation = greedy(model, fixed, options.decode, options.stop_at_eos) if options.decode else fixed[:0]
@@ -166,10 +167,10 @@ def _check_length(model: torch.nn.Module, fixed: int, later: int) -> None:
         )
 
 
-def _check_disk(path: str, extent: Extent, queries: int, tokens: int, dtype: torch.dtype) -> None:
-    """Refuse a dump that cannot fit on the disk before the long run, not after it. Compression may save a fifth."""
-    elements = extent.per_token * tokens + extent.per_query * queries + extent.fixed
-    needed = elements * dtype.itemsize * 4 // 5
+def _check_disk(path: str, extent: Extent, positions: Positions, dtype: torch.dtype, gzip: int) -> None:
+    """Refuse a dump that cannot fit on the disk before the long run, not after it."""
+    elements = extent.per_token * positions.tokens + extent.per_query * len(positions.queries) + extent.fixed
+    needed = elements * dtype.itemsize * (0.5 if gzip else 1)  # compressed floating-point numbers stay above half their size
     free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
     if needed > free:
         raise InputError(

@@ -72,7 +72,9 @@ def from_tensor(matrix: torch.Tensor, n_queries: int, n_keys: int) -> Mask:
 
 def causal(n_queries: int, n_keys: int, device) -> Mask:
     """The plain causal mask of the last `n_queries` of `n_keys` positions."""
-    return from_function(lambda b, h, query, key: key <= query, n_queries, n_keys, n_keys - n_queries, 0, device)
+    mask = from_function(lambda b, h, query, key: key <= query, n_queries, n_keys, n_keys - n_queries, 0, device)
+    mask._window = n_keys  # by construction; a long prompt is spared the look at every element, in every layer
+    return mask
 
 
 def as_mask(mask, query: torch.Tensor, key: torch.Tensor) -> Mask:

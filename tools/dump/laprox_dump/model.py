@@ -1,18 +1,13 @@
-"""Load a causal language model so that its attention goes through our function, and decode with it."""
-
-import warnings
+"""Load a causal language model so that its attention goes through our function."""
 
 import torch
 import transformers
 from packaging.version import Version
 
 from . import attention
-from .errors import DeviceError, InputError, UnsupportedModel
+from .errors import DeviceError, InputError, UnsupportedModel, first_line
 
-
-def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's text, for messages that must stay on one line."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+RELEASE = Version(transformers.__version__)
 
 
 def check_device(device: str) -> torch.device:
@@ -28,11 +23,12 @@ def check_device(device: str) -> torch.device:
 def load(name: str, dtype: torch.dtype | None, device: torch.device) -> torch.nn.Module:
     """The model in evaluation mode; `dtype` None means the checkpoint's own. Throws InputError or DeviceError."""
     attention.register()
-    key = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+    key = "dtype" if RELEASE >= Version("4.56") else "torch_dtype"
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(name, attn_implementation="eager", **{key: dtype or "auto"})
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise InputError(f"{name}: not a causal language model that transformers can load: {first_line(e)}") from e
+    _check_rotation(name, text_config(model))
     return prepare(model.to(device))
 
 
@@ -47,35 +43,26 @@ def prepare(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
+def text_config(model: torch.nn.Module):
+    """The configuration of the language model, which composed models keep inside their own."""
+    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+
+
 def context_limit(model: torch.nn.Module) -> int | None:
     """The longest sequence the model is made for, in tokens; None if it does not say."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(text_config(model), "max_position_embeddings", None)
 
 
-def greedy(model: torch.nn.Module, token_ids: torch.Tensor, count: int, stop_at_eos: bool) -> torch.Tensor:
-    """Up to `count` tokens that follow `token_ids` [n] under greedy decoding, int64; fewer only if the model ends its text.
+def _check_rotation(name: str, config) -> None:
+    """Refuse a checkpoint whose rotary embedding this release would get wrong without a word.
 
-    Nothing of the checkpoint's generation settings (penalties, sampling) takes part.
+    transformers 5 saves `rope_parameters`. Releases before it ignore them and run the model with their default base; no proof
+    can notice, since it asks what the model computed and not whether it was the right model.
     """
-    own = model.generation_config
-    settings = transformers.GenerationConfig(
-        max_new_tokens=count, do_sample=False, use_cache=True, pad_token_id=0,
-        eos_token_id=own.eos_token_id if stop_at_eos else None,
-    )
-    ids = token_ids[None].to(model.device)
-    try:
-        model.generation_config = settings  # generate() fills unset fields from here, so it may not stay the checkpoint's
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as e:
-        if isinstance(e, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(e):
-            raise
-        raise UnsupportedModel(
-            f"{type(model).__name__}: decoding failed inside transformers {transformers.__version__} ({first_line(e)}); "
-            "try a newer release, or force a text with --continuation"
-        ) from e
-    finally:
-        model.generation_config = own
-    return out[0, len(token_ids):].cpu()
+    saved = getattr(config, "rope_parameters", None)
+    understood = {"rope_type": "default", "rope_theta": getattr(config, "rope_theta", None)}
+    if RELEASE < Version("5") and saved and saved != understood:
+        raise InputError(
+            f"{name}: its configuration gives rope_parameters {saved}, which only transformers 5 reads; "
+            f"this is {transformers.__version__}, which would run the model with another rotary embedding"
+        )

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 import torch
 import transformers
 
-from .errors import InputError, UsageError
-from .model import first_line
+from .errors import InputError, UsageError, first_line
 from .prompts import Prompt
 
 # Stands for "the context ends here" while a chat template is filled in; a private-use character, so no text contains it.

@@ -15,7 +15,10 @@ FORMAT, VERSION = "laprox-dump", 1
 
 
 class _Sink(io.RawIOBase):
-    """The file that HDF5 writes to. A failed write is remembered in `error` and hidden from HDF5, which would crash on closing."""
+    """The file that HDF5 writes to.
+
+    A failed or interrupted write is remembered in `error` and hidden from HDF5, which would crash on closing.
+    """
 
     def __init__(self, path: str):
         self.raw, self.error = open(path, "w+b", buffering=0), None
@@ -27,7 +30,7 @@ class _Sink(io.RawIOBase):
         try:
             while self.error is None and len(left):
                 left = left[self.raw.write(left):]
-        except OSError as e:
+        except (OSError, KeyboardInterrupt) as e:
             self.error = e
         return len(data)
 
@@ -42,9 +45,16 @@ class _Sink(io.RawIOBase):
         """Set the file's length, or remember why not."""
         try:
             return self.raw.truncate(size)
-        except OSError as e:
+        except (OSError, KeyboardInterrupt) as e:
             self.error = self.error or e
             return size
+
+    def sync(self) -> None:
+        """Wait for the disk, or remember why it failed: some file systems report a full disk only now."""
+        try:
+            os.fsync(self.raw.fileno())
+        except OSError as e:
+            self.error = self.error or e
 
     def seek(self, *where) -> int:
         """As for any file."""
@@ -88,6 +98,7 @@ class DumpWriter:
             self._discard()
             return
         self.file.close()
+        self.sink.sync()
         self.sink.close()
         try:
             self._check()
@@ -102,7 +113,9 @@ class DumpWriter:
             self._discard()
 
     def _check(self) -> None:
-        """Throw InputError if a write failed."""
+        """Throw InputError if a write failed, KeyboardInterrupt if one was interrupted."""
+        if isinstance(self.sink.error, KeyboardInterrupt):
+            raise self.sink.error
         if self.sink.error is not None:
             raise InputError(
                 f"{self.path}: writing failed after {self.layers} layers: {self.sink.error.strerror}; nothing was left under that name"

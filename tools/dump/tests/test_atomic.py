@@ -12,10 +12,12 @@ from collections import namedtuple
 import h5py
 import pytest
 import torch
-from tiny_models import token_ids
+from tiny_models import FAMILIES, token_ids
 
-from laprox_dump import cli, export
+from laprox_dump import cli, export, writer
 from laprox_dump.layer import Positions
+from laprox_dump.model import prepare
+from laprox_dump.tokens import Tokens
 from laprox_dump.writer import DumpWriter
 
 SLOW = """
@@ -28,6 +30,11 @@ def slow(self, *args, **kw):
 writer.DumpWriter.add = slow
 sys.exit(cli.main(sys.argv[1:]))
 """
+
+
+def export_tiny(path):
+    ids = token_ids(60)
+    export.export_prompt(prepare(FAMILIES["llama"].build()), Tokens(ids, ids[:0], None), str(path), export.Options(decode=0))
 
 
 @pytest.fixture
@@ -50,6 +57,32 @@ def test_interrupted(arguments, tmp_path, number, code, left):
     names = os.listdir(tmp_path / "out")
     assert "a.h5" not in names and len(names) == left
     assert all(name.startswith(".") for name in names)
+
+
+def test_interrupted_inside_a_write(tmp_path, monkeypatch):
+    """HDF5 calls back into Python to write; an interrupt there must not pass through its C code."""
+    write, calls = writer._Sink.write, []
+
+    def interrupted(self, data):
+        calls.append(len(data))
+        if len(calls) == 3:
+            monkeypatch.setattr(self, "raw", Interrupting(self.raw))
+        return write(self, data)
+
+    class Interrupting:
+        def __init__(self, raw):
+            self.raw = raw
+
+        def __getattr__(self, name):
+            return getattr(self.raw, name)
+
+        def write(self, data):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer._Sink, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_tiny(tmp_path / "d.h5")
+    assert len(calls) >= 3 and os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("limit", [20_000, 60_000, 150_000])

@@ -2,10 +2,14 @@
 
 import json
 import os
+import shutil
 
 import h5py
 import pytest
+from packaging.version import Version
 from tiny_models import FAMILIES, REFUSED, available, token_ids
+
+from laprox_dump.model import RELEASE
 
 
 @pytest.fixture
@@ -142,6 +146,20 @@ def test_existing_dumps_are_kept(dump_here, tiny_checkpoint, prompts, tmp_path):
     assert os.listdir(out) == ["b.h5"] and (out / "b.h5").read_text() == "mine"
     assert dump_here(tiny_checkpoint, "--prompt-file", prompts, "-o", out, "--force").returncode == 0
     assert h5py.is_hdf5(out / "b.h5")
+
+
+def test_a_rotary_embedding_that_this_release_would_miss(dump_here, tiny_checkpoint, prompts, tmp_path, monkeypatch):
+    """transformers 4 skips `rope_parameters` without a word: the dump would be of another model than the checkpoint's."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 123456.0}
+    config.pop("rope_theta", None)
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    result = dump_here(tmp_path / "m", "--prompt-file", prompts, "-o", tmp_path / "out")
+    if RELEASE >= Version("5"):
+        assert result.returncode == 0, result.stderr
+    else:
+        refused(result, 3, "rope_parameters", "which only transformers 5 reads")
 
 
 @pytest.mark.parametrize("name", ["falcon", "bitnet"])

@@ -63,4 +63,5 @@ def test_the_replay_notices(changed):
 
 def test_laprox_inspect_notices(changed, laprox):
     result = laprox("inspect", changed[0])
-    assert result.returncode != 0, result.stdout
+    assert result.returncode == 5, result.stdout + result.stderr
+    assert f"/layers/{changed[1]}: the self-check failed" in result.stderr
