@@ -102,7 +102,7 @@ def convert(source: str, path: str, force: bool = False, gzip: int = 0) -> Summa
                 tolerance = max(tolerance, limit)
                 errors.append(prove(where, layer, positions, limit))
             writer.add(layer, **({"proof_error": errors[-1]} if layer.output is not None else {}))
-    return Summary(path, count, positions.context_length, positions.tokens, errors, tolerance, torch.empty(0, dtype=torch.int64))
+    return Summary(path, count, positions.context_length, positions.tokens, errors, tolerance)
 
 
 def _layer_count(arrays: Arrays) -> int:
@@ -119,7 +119,9 @@ def _layer_count(arrays: Arrays) -> int:
     for i in range(len(numbers)):
         for name in ("q", "k", "v", "w_o"):
             if f"layers.{i}.{name}" not in arrays.names:
-                raise InputError(f"{arrays.path}: layers.{i}.{name}: missing; layers are numbered 0..{len(numbers) - 1} without gaps")
+                raise InputError(
+                    f"{arrays.path}: layers.{i}.{name}: missing; layers are numbered 0..{len(numbers) - 1} without gaps"
+                )
     return len(numbers)
 
 
@@ -131,8 +133,12 @@ def _positions(arrays: Arrays) -> Positions:
     if context is None:
         raise InputError(f"{arrays.path}: context_length: missing; it is the number of tokens in the cache when eviction happens")
     queries, outputs = arrays.positions("query_positions"), arrays.positions("output_positions")
-    found = Positions(tokens, int(context), torch.arange(tokens) if queries is None else queries,
-                      torch.empty(0, dtype=torch.int64) if outputs is None else outputs)
+    found = Positions(
+        tokens,
+        int(context),
+        torch.arange(tokens) if queries is None else queries,
+        torch.empty(0, dtype=torch.int64) if outputs is None else outputs,
+    )
     check_positions(arrays.path, found)
     return found
 
@@ -142,7 +148,9 @@ def _layer(arrays: Arrays, i: int) -> Layer:
     for name in (*TENSORS, "output"):
         t = tensors[name] = arrays.get(f"layers.{i}.{name}")
         if t is not None and t.dtype not in (*TOLERANCE, torch.float64):
-            raise InputError(f"{arrays.path}: layers.{i}.{name}: expected float16, bfloat16, float32 or float64, found {str(t.dtype)[6:]}")
+            raise InputError(
+                f"{arrays.path}: layers.{i}.{name}: expected float16, bfloat16, float32 or float64, found {str(t.dtype)[6:]}"
+            )
     if tensors["output"] is not None and "output_positions" not in arrays.names:
         raise InputError(f"{arrays.path}: layers.{i}.output: output_positions is missing; it says which positions these rows are")
     q = tensors["q"]

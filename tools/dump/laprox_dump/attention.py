@@ -24,7 +24,10 @@ _listener = None
 
 @dataclass
 class Call:
-    """One call of the attention function. query [1, H_q, n, d], key [1, H_kv, t, d], value [1, H_kv, t, d_v], heads [1, n, H_q, d_v]."""
+    """One call of the attention function.
+
+    query [1, H_q, n, d], key [1, H_kv, t, d], value [1, H_kv, t, d_v], heads [1, n, H_q, d_v].
+    """
 
     module: torch.nn.Module
     query: torch.Tensor
@@ -78,8 +81,16 @@ def _eager_in_blocks(module, query, key, value, mask, scaling, kwargs) -> torch.
         known = n_keys - n_queries + end
         seen = mask.rows(begin, end)[:, :known]
         added = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, torch.finfo(torch.float32).min)
-        part, _ = eager(module, query[:, :, begin:end].float(), key[:, :, :known], value[:, :, :known], added[None, None],
-                        scaling=scaling, dropout=0.0, **kwargs)
+        part, _ = eager(
+            module,
+            query[:, :, begin:end].float(),
+            key[:, :, :known],
+            value[:, :, :known],
+            added[None, None],
+            scaling=scaling,
+            dropout=0.0,
+            **kwargs,
+        )
         blocks.append(part.to(query.dtype))
     return torch.cat(blocks, dim=1)
 

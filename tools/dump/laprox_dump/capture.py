@@ -108,7 +108,8 @@ def _projection(module: torch.nn.Module, width: int, call: attention.Call) -> to
     weight = module.weight.detach()
     if not weight.is_floating_point():
         raise UnsupportedModel(
-            f"{_name(call)}: its output projection ({type(module).__name__}) holds {weight.dtype} weights; load the model unquantised"
+            f"{_name(call)}: its output projection ({type(module).__name__}) holds {weight.dtype} weights; "
+            "load the model unquantised"
         )
     if isinstance(module, torch.nn.Linear) and weight.shape[1] == width:
         return weight.T

@@ -1,6 +1,7 @@
 """The command line: parse, call the library, print. No arithmetic, and no traceback for what a user can cause."""
 
 import argparse
+import functools
 import logging
 import os
 import re
@@ -23,28 +24,51 @@ exit codes: 0 done, 2 usage, 3 bad input or unsupported model, 4 device or memor
 
 def parser() -> argparse.ArgumentParser:
     """Every option, its default and its help."""
-    p = argparse.ArgumentParser(prog="laprox-dump", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                description="Write the attention tensors of a prompt through a HuggingFace causal language model as "
-                                            "a laprox dump, after proving that they reproduce what the model computed.")
+    p = argparse.ArgumentParser(
+        prog="laprox-dump",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Write the attention tensors of a prompt through a HuggingFace causal language model as "
+        "a laprox dump, after proving that they reproduce what the model computed.",
+    )
     p.add_argument("model", nargs="?", metavar="MODEL", help="a model's name or folder, as transformers takes it")
     p.add_argument("-o", "--output", required=True, metavar="OUT", help="the dump to write; a folder for a JSON-lines file")
-    p.add_argument("--prompt-file", metavar="FILE", help="UTF-8 text: one prompt; .jsonl: one prompt per line "
-                   "({\"prompt\": ...} or {\"token_ids\": [...]}, optional id, question, continuation)")
-    p.add_argument("--question", metavar="TEXT", help="asked after the eviction: its tokens are positions >= context_length, "
-                   "which no scorer sees")
+    p.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        help="UTF-8 text: one prompt; .jsonl: one prompt per line "
+        '({"prompt": ...} or {"token_ids": [...]}, optional id, question, continuation)',
+    )
+    p.add_argument(
+        "--question",
+        metavar="TEXT",
+        help="asked after the eviction: its tokens are positions >= context_length, which no scorer sees",
+    )
     p.add_argument("--chat-template", action="store_true", help="put the prompt (and question) into the model's chat template")
     p.add_argument("--max-tokens", type=_positive, metavar="N", help="cut a longer context to N tokens, in its middle")
     p.add_argument("--decode", type=_count, default=64, metavar="N", help="tokens to decode greedily after the prompt (default 64)")
     p.add_argument("--ignore-eos", action="store_true", help="decode all N tokens even if the model ends its text before")
     p.add_argument("--continuation", metavar="FILE", help="force this text after the prompt instead of decoding")
-    p.add_argument("--queries", type=_queries, default="all", metavar="all|recent:N", help="which prompt queries to store: all, or "
-                   "the last N (policies that read more queries then refuse the dump); later ones are always stored")
+    p.add_argument(
+        "--queries",
+        type=_queries,
+        default="all",
+        metavar="all|recent:N",
+        help="which prompt queries to store: all, or "
+        "the last N (policies that read more queries then refuse the dump); later ones are always stored",
+    )
     p.add_argument("--layers", type=_layers, metavar="0,5-9", help="only these attention layers, renumbered from 0 in the dump")
-    p.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], help="type to run the model in and to store (default: "
-                   "the checkpoint's own)")
+    p.add_argument(
+        "--dtype",
+        choices=["float16", "bfloat16", "float32"],
+        help="type to run the model in and to store (default: the checkpoint's own)",
+    )
     p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
-    p.add_argument("--gzip", type=int, choices=range(10), default=0, metavar="0-9", help="compress the dump (default 0: not at all)")
+    p.add_argument(
+        "--gzip", type=int, choices=range(10), default=0, metavar="0-9", help="compress the dump (default 0: not at all)"
+    )
     p.add_argument("--force", action="store_true", help="replace an existing dump")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
     source = p.add_mutually_exclusive_group()
     source.add_argument("--from-npz", metavar="FILE", help="make the dump from arrays in a .npz file instead of a model")
     source.add_argument("--from-safetensors", metavar="FILE", help="the same from a .safetensors file")
@@ -98,8 +122,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as e:
         if not is_out_of_memory(e):
             raise
-        return _fail(f"out of memory on {args.device}: cut the prompt (--max-tokens), choose a smaller --dtype, or another --device",
-                     DeviceError.exit_code)
+        return _fail(
+            f"out of memory on {args.device}: cut the prompt (--max-tokens), choose a smaller --dtype, or another --device",
+            DeviceError.exit_code,
+        )
 
 
 def _interrupt(*_):
@@ -162,12 +188,18 @@ def _export(args, prompts, paths) -> None:
     model = load(args.model, dtype, device)
     encoder = Encoder(args.model, model.get_input_embeddings().num_embeddings, args.chat_template, args.max_tokens)
     options = Options(args.decode, args.queries, args.layers, dtype, not args.ignore_eos, args.force, args.gzip)
+    total = len(args.layers) if args.layers else getattr(text_config(model), "num_hidden_layers", None)
     for prompt, path in zip(prompts, paths):
         tokens = encoder.encode(prompt)
-        total = len(args.layers) if args.layers else getattr(text_config(model), "num_hidden_layers", None)
-        with tqdm(desc=os.path.basename(path), total=total, unit="layer", disable=None, leave=False) as bar:
-            summary = export_prompt(model, tokens, path, options, progress=lambda n: bar.update(n - bar.n))
+        with tqdm(total=total, unit="layer", disable=args.quiet or None, leave=False) as bar:  # None: only on a terminal
+            summary = export_prompt(model, tokens, path, options, functools.partial(_show, bar, os.path.basename(path)))
         _report(summary)
+
+
+def _show(bar, name: str, stage: str, layers: int) -> None:
+    bar.set_description(f"{name}: {stage}", refresh=False)
+    bar.update(layers - bar.n)
+    bar.refresh()
 
 
 def _quiet() -> None:
@@ -184,5 +216,8 @@ def _report(summary) -> None:
     proof = "no outputs given, so nothing was proved"
     if summary.errors:
         error, layer = summary.worst()
-        proof = f"worst layer error {error:.1e} (layer {layer}; tolerance {summary.tolerance:.0e})"
-    print(f"{summary.path}: {summary.layers} layers, context {summary.context_length}, tokens {summary.tokens}, {proof}, {size:.1f} MB")
+        proof = f"worst layer error {error:.1e} (layer {layer}; tolerance {summary.tolerance:g})"
+    print(
+        f"{summary.path}: {summary.layers} layers, context {summary.context_length}, tokens {summary.tokens}, "
+        f"{proof}, {size:.1f} MB"
+    )

@@ -26,8 +26,11 @@ def greedy(model: torch.nn.Module, token_ids: torch.Tensor, count: int, stop_at_
         except FAILURES as e:
             if is_out_of_memory(e):
                 raise
-            log.warning("decoding with a cache fails inside transformers %s (%s); decoding without one, a whole pass for each token",
-                        transformers.__version__, first_line(e))
+            log.warning(
+                "decoding with a cache fails inside transformers %s (%s); decoding without one, a whole pass for each token",
+                transformers.__version__,
+                first_line(e),
+            )
             return _without_cache(model, ids, count, eos).cpu()
     except FAILURES as e:
         if is_out_of_memory(e):
@@ -39,7 +42,9 @@ def greedy(model: torch.nn.Module, token_ids: torch.Tensor, count: int, stop_at_
 
 
 def _with_cache(model: torch.nn.Module, ids: torch.Tensor, count: int, eos) -> torch.Tensor:
-    settings = transformers.GenerationConfig(max_new_tokens=count, do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=eos)
+    settings = transformers.GenerationConfig(
+        max_new_tokens=count, do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=eos
+    )
     own = model.generation_config
     try:
         model.generation_config = settings  # generate() fills unset fields from here, so it may not stay the checkpoint's
@@ -48,7 +53,7 @@ def _with_cache(model: torch.nn.Module, ids: torch.Tensor, count: int, eos) -> t
             out = model.generate(ids[None], attention_mask=torch.ones_like(ids)[None], generation_config=settings)
     finally:
         model.generation_config = own
-    return out[0, len(ids):]
+    return out[0, len(ids) :]
 
 
 def _without_cache(model: torch.nn.Module, ids: torch.Tensor, count: int, eos) -> torch.Tensor:

@@ -45,4 +45,8 @@ def first_line(error: BaseException) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: torch has a class for GPUs, and for CPUs a plain RuntimeError whose text names its allocator."""
     text = str(error)
-    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)
+    return (
+        isinstance(error, MemoryError)
+        or isinstance(error, RuntimeError)
+        and ("out of memory" in text or "DefaultCPUAllocator" in text)
+    )

@@ -45,49 +45,77 @@ class Summary:
     tokens: int
     errors: list[float]
     tolerance: float
-    generated: torch.Tensor
 
     def worst(self) -> tuple[float, int]:
         """The largest error and the layer that has it."""
         return max((e, i) for i, e in enumerate(self.errors))
 
 
-def export_prompt(model: torch.nn.Module, tokens: Tokens, path: str, options: Options, attributes: dict | None = None,
-                  progress: Callable[[int], None] = lambda n: None) -> Summary:
+def export_prompt(
+    model: torch.nn.Module,
+    tokens: Tokens,
+    path: str,
+    options: Options,
+    progress: Callable[[str, int], None] = lambda stage, layers: None,
+) -> Summary:
     """Write the dump of one prompt to `path`.
 
-    `model` comes from `model.load` or `model.prepare`; `progress(n)` hears of each attention layer that is done. Memory beyond
-    the model and its own run: one layer's tensors. Throws DumpError; then nothing is left under `path`.
+    `model` comes from `model.load` or `model.prepare`; `progress(stage, layers)` hears what is being done and how many layers are
+    written. Memory beyond the model and its own run: one layer's tensors. Throws DumpError; then nothing is left under `path`.
     """
     dtype = file_dtype(model, options.dtype)
-    tolerance = TOLERANCE[dtype]
     fixed = torch.cat([tokens.context, tokens.question])
     later = len(tokens.continuation) if tokens.continuation is not None else options.decode
     _check_length(model, len(fixed), later)
+    progress("probing", 0)
     extent = probe(model, fixed, options, dtype)
-    most = choose_positions(len(fixed) + later, len(tokens.context), options.recent)
-    _check_disk(path, extent, most, dtype, options.gzip)
+    _check_disk(path, extent, choose_positions(len(fixed) + later, len(tokens.context), options.recent), dtype, options.gzip)
     continuation = tokens.continuation
     if continuation is None:
+        progress("decoding", 0)
         continuation = greedy(model, fixed, options.decode, options.stop_at_eos) if options.decode else fixed[:0]
     ids = torch.cat([fixed, continuation])
     positions = choose_positions(len(ids), len(tokens.context), options.recent)
-    facts = {**provenance(model, dtype), **tokens.facts, **(attributes or {}), "proof_tolerance": tolerance}
-    errors, hidden = [], None
+    facts = {**provenance(model, dtype), **tokens.facts, "proof_tolerance": TOLERANCE[dtype]}
+    errors = []
     with DumpWriter(path, positions, facts, options.force, options.gzip) as writer:
         writer.token_ids(ids)
 
-        def keep(ordinal: int, layer: Layer) -> None:
-            nonlocal hidden
-            layer, where = layer.to(dtype), f"{path}: layer {ordinal}"
-            check_layer(where, layer, positions, hidden)
-            hidden = layer.w_o.shape[1]
-            errors.append(prove(where, layer, positions, tolerance))
-            writer.add(layer, proof_error=errors[-1])
-            progress(len(errors))
+        def keep(layer: Layer, error: float) -> None:
+            errors.append(error)
+            writer.add(layer, proof_error=error)
+            progress("recording", len(errors))
 
-        Recorder(positions, options.layers, keep).run(model, ids)
-    return Summary(path, len(errors), len(tokens.context), len(ids), errors, tolerance, continuation)
+        progress("recording", 0)
+        record(path, model, ids, positions, options.layers, dtype, keep)
+    return Summary(path, len(errors), len(tokens.context), len(ids), errors, TOLERANCE[dtype])
+
+
+def record(
+    where: str,
+    model: torch.nn.Module,
+    ids: torch.Tensor,
+    positions: Positions,
+    wanted: set[int] | None,
+    dtype: torch.dtype,
+    keep: Callable[[Layer, float], None],
+) -> int:
+    """Run the model once; each wanted layer, as the file will hold it, goes to `keep` with its proof's error.
+
+    Returns how many attention layers ran. Throws InputError or ProofError, naming `where` and the layer.
+    """
+    hidden = None
+
+    def on_layer(ordinal: int, layer: Layer) -> None:
+        nonlocal hidden
+        layer, name = layer.to(dtype), f"{where}: layer {ordinal}"
+        check_layer(name, layer, positions, hidden)
+        hidden = layer.w_o.shape[1]
+        keep(layer, prove(name, layer, positions, TOLERANCE[dtype]))
+
+    recorder = Recorder(positions, wanted, on_layer)
+    recorder.run(model, ids)
+    return recorder.seen
 
 
 def choose_positions(tokens: int, context: int, recent: int | None) -> Positions:
@@ -102,14 +130,12 @@ def choose_positions(tokens: int, context: int, recent: int | None) -> Positions
 class Extent:
     """What the layers of a dump hold, in elements: for each token, for each stored query, and independent of both."""
 
-    layers: int = 0
     per_token: int = 0
     per_query: int = 0
     fixed: int = 0
 
     def add(self, layer: Layer) -> None:
         """Count one more layer."""
-        self.layers += 1
         self.per_token += layer.k[:, 0].numel() + layer.v[:, 0].numel()
         self.per_query += layer.q[:, 0].numel()
         self.fixed += layer.w_o.numel()
@@ -120,24 +146,11 @@ def probe(model: torch.nn.Module, ids: torch.Tensor, options: Options, dtype: to
 
     Returns the extent of what will be written. Throws what the export would throw.
     """
-    ids = ids[:16]
+    ids, extent = ids[:16], Extent()
     positions = choose_positions(len(ids), len(ids), None)
-    extent, hidden = Extent(), None
-
-    def look(ordinal: int, layer: Layer) -> None:
-        nonlocal hidden
-        layer, where = layer.to(dtype), f"{model.name_or_path or type(model).__name__}: layer {ordinal}"
-        check_layer(where, layer, positions, hidden)
-        prove(where, layer, positions, TOLERANCE[dtype])
-        extent.add(layer)
-        hidden = layer.w_o.shape[1]
-
-    recorder = Recorder(positions, options.layers, look)
-    recorder.run(model, ids)
-    if options.layers is not None and recorder.seen <= max(options.layers):
-        raise UsageError(
-            f"--layers: expected 0..{recorder.seen - 1} (the model has {recorder.seen} attention layers), found {max(options.layers)}"
-        )
+    seen = record(_title(model), model, ids, positions, options.layers, dtype, lambda layer, error: extent.add(layer))
+    if options.layers is not None and seen <= max(options.layers):
+        raise UsageError(f"--layers: expected 0..{seen - 1} (the model has {seen} attention layers), found {max(options.layers)}")
     return extent
 
 
@@ -152,10 +165,14 @@ def file_dtype(model: torch.nn.Module, asked: torch.dtype | None) -> torch.dtype
 def provenance(model: torch.nn.Module, dtype: torch.dtype) -> dict:
     """The root attributes that say where a dump comes from."""
     return {
-        "model": model.name_or_path or type(model).__name__,
+        "model": _title(model),
         "source": f"laprox-dump {__version__}, transformers {transformers.__version__}, torch {torch.__version__}, "
-                  f"{type(model).__name__} in {str(dtype)[6:]} on {model.device.type}",
+        f"{type(model).__name__} in {str(dtype)[6:]} on {model.device.type}",
     }
+
+
+def _title(model: torch.nn.Module) -> str:
+    return model.name_or_path or type(model).__name__
 
 
 def _check_length(model: torch.nn.Module, fixed: int, later: int) -> None:

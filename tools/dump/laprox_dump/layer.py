@@ -81,7 +81,7 @@ def check_layer(where: str, layer: Layer, positions: Positions, hidden: int | No
         t = getattr(layer, name)
         if t is not None and t.ndim != rank:
             raise InputError(f"{where}: {name}: expected {rank} dimensions, found shape {list(t.shape)}")
-    (h_q, n, d), (h_kv, tokens, _) = layer.q.shape, layer.k.shape
+    (h_q, _, d), h_kv = layer.q.shape, layer.k.shape[0]
     if h_kv == 0 or h_q % h_kv:
         raise InputError(f"{where}: q: expected a multiple of the {h_kv} KV heads of k, found {h_q} query heads")
     width = hidden if hidden is not None else layer.w_o.shape[1]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .errors import InputError
 
+
 @dataclass
 class Prompt:
     """One prompt as the user gave it: text, or token ids from an engine of the user's own."""
@@ -62,5 +63,7 @@ def _parse(where: str, line: str, number: int) -> Prompt:
         value = entry.get(key)
         wrong = value is not None and not isinstance(value, kinds)
         if wrong or (isinstance(value, list) and not all(type(i) is int for i in value)):
-            raise InputError(f"{where}: {key}: expected {'text' if kinds is str else 'a list of integers'}, found {json.dumps(value)[:40]}")
+            raise InputError(
+                f"{where}: {key}: expected {'text' if kinds is str else 'a list of integers'}, found {json.dumps(value)[:40]}"
+            )
     return Prompt(name, entry.get("prompt", ""), entry.get("token_ids"), entry.get("question"), entry.get("continuation"))

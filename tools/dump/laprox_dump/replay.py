@@ -81,7 +81,7 @@ def prove(where: str, layer: Layer, positions: Positions, tolerance: float) -> f
     if not error <= tolerance:
         raise ProofError(
             f"{where}: the output recomputed from what was captured differs from the model's own by {error:.2e} "
-            f"at position {int(positions.outputs[worst])}, above the tolerance {tolerance:.0e}; nothing was written. "
+            f"at position {int(positions.outputs[worst])}, above the tolerance {tolerance:g}; nothing was written. "
             "The model does something to its attention that a dump cannot express, or loses more precision than its type explains "
             "(try --dtype float32)"
         )

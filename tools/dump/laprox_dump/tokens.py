@@ -54,7 +54,7 @@ class Encoder:
         if self.max_tokens and len(context) > self.max_tokens:
             facts["tokens_before_cut"] = len(context)
             head = self.max_tokens - self.max_tokens // 2
-            context = torch.cat([context[:head], context[len(context) - self.max_tokens // 2:]])
+            context = torch.cat([context[:head], context[len(context) - self.max_tokens // 2 :]])
         if len(context) == 0:
             raise InputError(f"prompt {prompt.name}: it is empty; expected at least one token")
         return Tokens(context, question, continuation, facts)
@@ -70,7 +70,9 @@ class Encoder:
             found = list(given)
         ids = torch.tensor(found, dtype=torch.int64)
         if len(ids) and (ids.min() < 0 or ids.max() >= self.vocabulary):
-            raise InputError(f"token ids: expected 0..{self.vocabulary - 1} (the model's vocabulary), found {int(ids.min())}..{int(ids.max())}")
+            raise InputError(
+                f"token ids: expected 0..{self.vocabulary - 1} (the model's vocabulary), found {int(ids.min())}..{int(ids.max())}"
+            )
         return ids
 
     def _chat(self, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +82,12 @@ class Encoder:
         if not getattr(self.tokenizer, "chat_template", None):
             raise UsageError(f"{self.model_name}: --chat-template: its tokenizer has no chat template; leave the option out")
         content = prompt.text + (SPLIT + prompt.question if prompt.question else "")
-        text = self.tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
         before, _, after = text.partition(SPLIT)
-        ids = [torch.tensor(self.tokenizer(t, add_special_tokens=False).input_ids if t else [], dtype=torch.int64) for t in (before, after)]
+        ids = [
+            torch.tensor(self.tokenizer(t, add_special_tokens=False).input_ids if t else [], dtype=torch.int64)
+            for t in (before, after)
+        ]
         return ids[0], ids[1]

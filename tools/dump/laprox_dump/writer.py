@@ -29,7 +29,7 @@ class _Sink(io.RawIOBase):
         left = memoryview(data).cast("B")
         try:
             while self.error is None and len(left):
-                left = left[self.raw.write(left):]
+                left = left[self.raw.write(left) :]
         except (OSError, KeyboardInterrupt) as e:
             self.error = e
         return len(data)
@@ -118,7 +118,8 @@ class DumpWriter:
             raise self.sink.error
         if self.sink.error is not None:
             raise InputError(
-                f"{self.path}: writing failed after {self.layers} layers: {self.sink.error.strerror}; nothing was left under that name"
+                f"{self.path}: writing failed after {self.layers} layers: {self.sink.error.strerror}; "
+                "nothing was left under that name"
             )
 
     def _discard(self) -> None:
@@ -145,8 +146,13 @@ class DumpWriter:
     def add(self, layer: Layer, **attributes) -> None:
         """Append `layer` as the next `/layers/<i>`; further `attributes` go to its group."""
         group = self.file.create_group(f"layers/{self.layers}")
-        group.attrs.update(scale=layer.scale, softcap=layer.softcap, sliding_window=layer.sliding_window,
-                           model_layer=layer.model_layer, **attributes)
+        group.attrs.update(
+            scale=layer.scale,
+            softcap=layer.softcap,
+            sliding_window=layer.sliding_window,
+            model_layer=layer.model_layer,
+            **attributes,
+        )
         for name in (*TENSORS, "output"):
             tensor = getattr(layer, name)
             if tensor is not None:

@@ -64,7 +64,9 @@ def dump_command():
 
     def run(*arguments, code=None, **options):
         start = ["-c", code] if code else ["-m", "laprox_dump"]
-        return subprocess.run([sys.executable, *start, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+        return subprocess.run(
+            [sys.executable, *start, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
+        )
 
     return run
 

@@ -25,12 +25,12 @@ def replay(file: h5py.File, layer: int) -> np.ndarray:
         first = max(0, p - window + 1) if window else 0
         heads = []
         for h in range(q.shape[0]):
-            logits = k[h // group, first:p + 1] @ q[h, queries.index(p)] * scale
+            logits = k[h // group, first : p + 1] @ q[h, queries.index(p)] * scale
             if cap:
                 logits = cap * np.tanh(logits / cap)
             weights = np.exp(logits - logits.max())
             total = weights.sum() + (np.exp(sinks[h] - logits.max()) if sinks is not None else 0.0)
-            heads.append(weights / total @ v[h // group, first:p + 1])
+            heads.append(weights / total @ v[h // group, first : p + 1])
         out.append(np.concatenate(heads) @ w_o)
     return np.array(out) + (load(g["b_o"]) if "b_o" in g else 0.0)
 

@@ -27,12 +27,12 @@ def arrays(dumps):
     return arrays_of(dumps("gpt-oss"))  # bias, sinks and windows
 
 
-def write(folder, arrays, kind="npz", texts={}):
+def write(folder, arrays, kind="npz", texts=None):
     path = folder / f"in.{kind}"
     if kind == "npz":
-        np.savez(path, **arrays, **{k: np.array(v) for k, v in texts.items()})
+        np.savez(path, **arrays, **{k: np.array(v) for k, v in (texts or {}).items()})
     else:
-        save_file({k: torch.from_numpy(np.array(v, ndmin=0)).contiguous() for k, v in arrays.items()}, path, metadata=texts or None)
+        save_file({k: torch.from_numpy(np.array(v, ndmin=0)).contiguous() for k, v in arrays.items()}, path, metadata=texts)
     return str(path)
 
 
@@ -94,8 +94,13 @@ BAD = {
     "descending": (change("query_positions", lambda x: x[::-1].copy()), "query_positions: expected strictly ascending"),
     "position beyond": (change("query_positions", lambda x: x + 1), r"query_positions: expected 0..77, found 1..78"),
     "fractions": (change("query_positions", lambda x: x + 0.5), "query_positions: expected whole numbers"),
-    "outputs of no query": (lambda a: (a.update(query_positions=np.arange(70, 78)),
-                                       [a.update({f"layers.{i}.q": a[f"layers.{i}.q"][:, 70:]}) for i in range(3)]), "expected a subset of query_positions"),
+    "outputs of no query": (
+        lambda a: (
+            a.update(query_positions=np.arange(70, 78)),
+            [a.update({f"layers.{i}.q": a[f"layers.{i}.q"][:, 70:]}) for i in range(3)],
+        ),
+        "expected a subset of query_positions",
+    ),
     "rank": (change("layers.1.k", lambda x: x[0]), r"layers.1: k: expected 3 dimensions, found shape \[78, 16\]"),
     "heads": (change("layers.0.q", lambda x: x[:3]), "expected a multiple of the 2 KV heads of k, found 3 query heads"),
     "q and k": (change("layers.0.q", lambda x: x[..., :8]), r"layers.0: k: expected shape \[2, 78, 8\], found \[2, 78, 16\]"),
@@ -104,7 +109,10 @@ BAD = {
     "sinks": (change("layers.1.sinks", lambda x: x[:2]), r"layers.1: sinks: expected shape \[4\], found \[2\]"),
     "output rows": (change("layers.1.output", lambda x: x[1:]), r"layers.1: output: expected shape \[57, 48\], found \[56, 48\]"),
     "infinite": (change("layers.1.v", lambda x: np.where(x == x.max(), np.inf, x)), "layers.1: v: 1 of 2496 values are not finite"),
-    "integers": (change("layers.1.v", lambda x: x.astype(np.int32)), "layers.1.v: expected float16, bfloat16, float32 or float64, found int32"),
+    "integers": (
+        change("layers.1.v", lambda x: x.astype(np.int32)),
+        "layers.1.v: expected float16, bfloat16, float32 or float64, found int32",
+    ),
     "token ids": (change("token_ids", lambda x: x[1:]), r"token_ids: expected shape \[78\], found \[77\]"),
     "scale": (change("layers.1.scale", np.float64(-1)), "scale: expected a positive number"),
     "two scales": (change("layers.1.scale", np.ones(2)), r"layers.1.scale: expected one number, found shape \[2\]"),

@@ -46,7 +46,12 @@ def arguments(tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize("number, code, left", [(signal.SIGINT, 130, 0), (signal.SIGTERM, 130, 0), (signal.SIGKILL, -9, 1)])
 def test_interrupted(arguments, tmp_path, number, code, left):
     """After an interrupt nothing is left; after a kill a hidden temporary file may be, but never a file under the name."""
-    process = subprocess.Popen([sys.executable, "-c", SLOW, *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # shells' background jobs ignore it
     deadline = time.monotonic() + 120
     while not (tmp_path / "out").exists() or not any(p.stat().st_size > 50_000 for p in (tmp_path / "out").iterdir()):
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be interrupted"
@@ -90,7 +95,11 @@ def test_the_disk_is_full(arguments, dump_command, tmp_path, limit):
     """A file-size limit makes writes fail in the middle, as a full disk does."""
     result = dump_command(*arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert result.returncode == 3, result.stderr
-    assert result.stderr.startswith("laprox-dump: ") and "a.h5: writing failed after" in result.stderr and "File too large" in result.stderr
+    assert (
+        result.stderr.startswith("laprox-dump: ")
+        and "a.h5: writing failed after" in result.stderr
+        and "File too large" in result.stderr
+    )
     assert len(result.stderr.splitlines()) == 1
     assert os.listdir(tmp_path / "out") == []
 

@@ -16,7 +16,10 @@ from laprox_dump.model import RELEASE
 def prompts(tmp_path):
     """A JSON-lines file of two prompts in token ids."""
     path = tmp_path / "p.jsonl"
-    entries = [{"id": "a", "token_ids": token_ids(40).tolist()}, {"id": "b", "token_ids": token_ids(25, 2).tolist(), "continuation": [5, 6, 7]}]
+    entries = [
+        {"id": "a", "token_ids": token_ids(40).tolist()},
+        {"id": "b", "token_ids": token_ids(25, 2).tolist(), "continuation": [5, 6, 7]},
+    ]
     path.write_text("\n".join(map(json.dumps, entries)))
     return path
 
@@ -34,8 +37,24 @@ def refused(result, code, *parts):
 
 
 def test_several_prompts_give_several_dumps(dump_command, tiny_checkpoint, prompts, tmp_path):
-    result = dump_command(tiny_checkpoint, "--prompt-file", prompts, "-o", tmp_path / "out", "--decode", 6, "--ignore-eos", "--queries", "recent:8",
-                          "--layers", "0,2", "--dtype", "bfloat16", "--gzip", 4)
+    result = dump_command(
+        tiny_checkpoint,
+        "--prompt-file",
+        prompts,
+        "-o",
+        tmp_path / "out",
+        "--decode",
+        6,
+        "--ignore-eos",
+        "--queries",
+        "recent:8",
+        "--layers",
+        "0,2",
+        "--dtype",
+        "bfloat16",
+        "--gzip",
+        4,
+    )
     assert result.returncode == 0, result.stderr
     assert sorted(os.listdir(tmp_path / "out")) == ["a.h5", "b.h5"]
     assert len(result.stdout.splitlines()) == 2 and "2 layers, context 40, tokens 46, worst layer error" in result.stdout
@@ -68,7 +87,17 @@ def test_question_tokens_come_after_the_context(dump_here, tmp_path):
     transformers.ByT5Tokenizer().save_pretrained(tmp_path / "m")
     (tmp_path / "p.txt").write_text("Some facts.")
     (tmp_path / "c.txt").write_text("No.")
-    result = dump_here(tmp_path / "m", "--prompt-file", tmp_path / "p.txt", "--question", "Why?", "--continuation", tmp_path / "c.txt", "-o", tmp_path / "o.h5")
+    result = dump_here(
+        tmp_path / "m",
+        "--prompt-file",
+        tmp_path / "p.txt",
+        "--question",
+        "Why?",
+        "--continuation",
+        tmp_path / "c.txt",
+        "-o",
+        tmp_path / "o.h5",
+    )
     assert result.returncode == 0, result.stderr
     with h5py.File(tmp_path / "o.h5") as f:
         assert f.attrs["context_length"] == 11 and bytes(t - 3 for t in f["token_ids"][()]) == b"Some facts.Why?No."
@@ -80,22 +109,28 @@ def test_decoding_stops_where_the_model_stops(dump_here, tmp_path, prompts):
     model.generation_config.eos_token_id = list(range(97))  # whatever comes first ends the text
     model.save_pretrained(tmp_path / "m")
     for extra, tokens in (((), 41), (("--ignore-eos",), 45)):
-        assert dump_here(tmp_path / "m", "--prompt-file", prompts, "-o", tmp_path / "o", "--decode", 5, "--force", *extra).returncode == 0
+        assert (
+            dump_here(tmp_path / "m", "--prompt-file", prompts, "-o", tmp_path / "o", "--decode", 5, "--force", *extra).returncode
+            == 0
+        )
         with h5py.File(tmp_path / "o" / "a.h5") as f:
             assert len(f["token_ids"]) == tokens
 
 
-@pytest.mark.parametrize("options, parts", [
-    (["-o", "x.h5"], ["expected a MODEL"]),
-    (["m", "-o", "x.h5"], ["expected --prompt-file"]),
-    (["m"], ["-o/--output"]),
-    (["m", "-o", "x.h5", "--from-npz", "a.npz"], ["take no MODEL"]),
-    (["m", "-o", "x.h5", "--prompt-file", "p", "--queries", "recent:0"], ["expected all or recent:N", "'recent:0'"]),
-    (["m", "-o", "x.h5", "--prompt-file", "p", "--layers", "3-1"], ["expected numbers and ranges", "'3-1'"]),
-    (["m", "-o", "x.h5", "--prompt-file", "p", "--decode", "-1"], ["--decode"]),
-    (["m", "-o", "x.h5", "--prompt-file", "p", "--max-tokens", "0"], [">= 1, found '0'"]),
-    (["m", "-o", "x.h5", "--prompt-file", "p", "--dtype", "int8"], ["--dtype"]),
-])
+@pytest.mark.parametrize(
+    "options, parts",
+    [
+        (["-o", "x.h5"], ["expected a MODEL"]),
+        (["m", "-o", "x.h5"], ["expected --prompt-file"]),
+        (["m"], ["-o/--output"]),
+        (["m", "-o", "x.h5", "--from-npz", "a.npz"], ["take no MODEL"]),
+        (["m", "-o", "x.h5", "--prompt-file", "p", "--queries", "recent:0"], ["expected all or recent:N", "'recent:0'"]),
+        (["m", "-o", "x.h5", "--prompt-file", "p", "--layers", "3-1"], ["expected numbers and ranges", "'3-1'"]),
+        (["m", "-o", "x.h5", "--prompt-file", "p", "--decode", "-1"], ["--decode"]),
+        (["m", "-o", "x.h5", "--prompt-file", "p", "--max-tokens", "0"], [">= 1, found '0'"]),
+        (["m", "-o", "x.h5", "--prompt-file", "p", "--dtype", "int8"], ["--dtype"]),
+    ],
+)
 def test_usage(dump_here, options, parts):
     refused(dump_here(*options), 2, *parts)
 
@@ -116,13 +151,29 @@ def test_input_that_cannot_be_used(dump_here, tiny_checkpoint, prompts, tmp_path
     def run(*arguments):
         return dump_here(*arguments, "-o", out)
 
-    refused(run("no-such/model", "--prompt-file", prompts), 3, "no-such/model: not a causal language model that transformers can load")
+    refused(
+        run("no-such/model", "--prompt-file", prompts), 3, "no-such/model: not a causal language model that transformers can load"
+    )
     refused(run(tmp_path / "empty-folder", "--prompt-file", prompts), 3, "empty-folder: not a causal language model")
     refused(run(tiny_checkpoint, "--prompt-file", tmp_path / "none.txt"), 3, "none.txt: cannot be read: No such file")
     refused(run(tiny_checkpoint, "--prompt-file", tmp_path / "empty.jsonl"), 3, "expected at least one prompt")
-    refused(dump_here(tiny_checkpoint, "--prompt-file", tmp_path / "text.txt", "-o", tmp_path / "x.h5"), 3, "its tokenizer cannot be loaded")
-    refused(run(tiny_checkpoint, "--prompt-file", tmp_path / "long.jsonl"), 3, "the prompt has 500 tokens and 64 are to follow", "context holds 512", "--max-tokens 448")
-    refused(run(tiny_checkpoint, "--prompt-file", prompts, "--layers", "1,3"), 2, "--layers: expected 0..2 (the model has 3 attention layers), found 3")
+    refused(
+        dump_here(tiny_checkpoint, "--prompt-file", tmp_path / "text.txt", "-o", tmp_path / "x.h5"),
+        3,
+        "its tokenizer cannot be loaded",
+    )
+    refused(
+        run(tiny_checkpoint, "--prompt-file", tmp_path / "long.jsonl"),
+        3,
+        "the prompt has 500 tokens and 64 are to follow",
+        "context holds 512",
+        "--max-tokens 448",
+    )
+    refused(
+        run(tiny_checkpoint, "--prompt-file", prompts, "--layers", "1,3"),
+        2,
+        "--layers: expected 0..2 (the model has 3 attention layers), found 3",
+    )
     refused(run(tiny_checkpoint, "--prompt-file", prompts, "--device", "warp"), 4, "--device warp")
     refused(dump_here(tiny_checkpoint, "--prompt-file", prompts, "-o", tmp_path / "taken"), 3, "taken: expected a folder")
     refused(dump_here("--from-npz", tmp_path / "none.npz", "-o", tmp_path / "x.h5"), 3, "none.npz: cannot be read")
@@ -132,7 +183,9 @@ def test_input_that_cannot_be_used(dump_here, tiny_checkpoint, prompts, tmp_path
 
 def test_a_longer_prompt_fits_when_cut(dump_here, tiny_checkpoint, tmp_path):
     (tmp_path / "long.jsonl").write_text(json.dumps({"token_ids": [5] * 500}))
-    result = dump_here(tiny_checkpoint, "--prompt-file", tmp_path / "long.jsonl", "--max-tokens", 448, "--ignore-eos", "-o", tmp_path / "out")
+    result = dump_here(
+        tiny_checkpoint, "--prompt-file", tmp_path / "long.jsonl", "--max-tokens", 448, "--ignore-eos", "-o", tmp_path / "out"
+    )
     assert result.returncode == 0, result.stderr
     with h5py.File(tmp_path / "out" / "00001.h5") as f:
         assert len(f["token_ids"]) == 512 and f.attrs["context_length"] == 448 and f.attrs["tokens_before_cut"] == 500

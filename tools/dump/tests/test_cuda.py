@@ -27,14 +27,26 @@ def test_every_type_proves_itself(name, dtype, tmp_path):
     assert max(numpy_replay.errors(tmp_path / "d.h5")) <= TOLERANCE[dtype]
 
 
-LONG = dict(vocab_size=1000, hidden_size=1024, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=16,
-            num_key_value_heads=4, head_dim=64, max_position_embeddings=1 << 18, initializer_range=0.05)
+LONG = dict(
+    vocab_size=1000,
+    hidden_size=1024,
+    intermediate_size=2048,
+    num_hidden_layers=4,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    head_dim=64,
+    max_position_embeddings=1 << 18,
+    initializer_range=0.05,
+)
 
 
-@pytest.mark.parametrize("classes, more, limit", [
-    ("Llama", {}, 4),  # the fused kernel: tensors of the size of the hidden states only
-    ("Gemma2", dict(sliding_window=4096, query_pre_attn_scalar=64), 12),  # blocks: 1 GiB of logits and copies of them
-])
+@pytest.mark.parametrize(
+    "classes, more, limit",
+    [
+        ("Llama", {}, 4),  # the fused kernel: tensors of the size of the hidden states only
+        ("Gemma2", dict(sliding_window=4096, query_pre_attn_scalar=64), 12),  # blocks: 1 GiB of logits and copies of them
+    ],
+)
 def test_long_prompts_in_bounded_memory(classes, more, limit, tmp_path):
     """64k tokens: one matrix of all logits of one layer would take 256 GiB in float32; `limit` is in GiB."""
     torch.manual_seed(1)
@@ -42,6 +54,8 @@ def test_long_prompts_in_bounded_memory(classes, more, limit, tmp_path):
     model = prepare(getattr(transformers, classes + "ForCausalLM")(config).to("cuda", torch.bfloat16))
     ids = torch.randint(3, 1000, (65536,))
     torch.cuda.reset_peak_memory_stats()
-    summary = export_prompt(model, Tokens(ids, ids[:0], None), str(tmp_path / "d.h5"), Options(decode=4, recent=64, stop_at_eos=False))
+    summary = export_prompt(
+        model, Tokens(ids, ids[:0], None), str(tmp_path / "d.h5"), Options(decode=4, recent=64, stop_at_eos=False)
+    )
     assert summary.layers == 4 and max(summary.errors) <= TOLERANCE[torch.bfloat16]
     assert torch.cuda.max_memory_allocated() < limit << 30

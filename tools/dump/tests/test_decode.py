@@ -17,6 +17,7 @@ def model():
 def fail(error):
     def raising(*_):
         raise error
+
     return raising
 
 
@@ -38,7 +39,7 @@ def test_without_a_cache_where_one_fails(model, monkeypatch, caplog):
     assert "decoding with a cache fails" in caplog.text and "(shapes differ)" in caplog.text
     model.generation_config.eos_token_id = [int(expected[3]), 1]
     first = expected.tolist().index(expected[3])
-    assert decode.greedy(model, prompt, 12, stop_at_eos=True).tolist() == expected[:first + 1].tolist()
+    assert decode.greedy(model, prompt, 12, stop_at_eos=True).tolist() == expected[: first + 1].tolist()
 
 
 def test_failures(model, monkeypatch):

@@ -31,7 +31,9 @@ def tiny(folder: Path) -> dict:
     ids = token_ids(280).tolist()
     (folder / "p.jsonl").write_text(json.dumps({"id": "d", "token_ids": ids[:256], "continuation": ids[256:]}))
     numpy_llama.write_dump(folder / "reference.h5", folder / "model", ids, 256)
-    return dict(model=folder / "model", options=["--prompt-file", folder / "p.jsonl"], out=folder / "{}", dump=folder / "{}" / "d.h5")
+    return dict(
+        model=folder / "model", options=["--prompt-file", folder / "p.jsonl"], out=folder / "{}", dump=folder / "{}" / "d.h5"
+    )
 
 
 def trained(folder: Path) -> dict:

@@ -56,7 +56,7 @@ def test_recording_changes_nothing(dumps, name):
     assert len(outputs) == 3
     for found, expected in zip(stored, outputs):
         np.testing.assert_allclose(found, expected[at], rtol=0, atol=1e-4 * np.abs(expected).max())
-    assert logits[PROMPT - 1:-1].argmax(-1).tolist() == ids[PROMPT:].tolist()
+    assert logits[PROMPT - 1 : -1].argmax(-1).tolist() == ids[PROMPT:].tolist()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -18,6 +18,7 @@ def drop_bias(g):
 def attribute(name, change):
     def apply(g):
         g.attrs[name] = change(g.attrs[name])
+
     return apply
 
 
@@ -38,7 +39,7 @@ CASES = {
     "sinks off": ("gpt-oss", 1, drop_sinks),
     "sinks off under a window": ("gpt-oss", 0, drop_sinks),
     "bias off": ("gpt2", 1, drop_bias),
-    "scale of d": ("granite", 0, attribute("scale", lambda x: 12 ** -0.5)),
+    "scale of d": ("granite", 0, attribute("scale", lambda x: 12**-0.5)),
     "two keys swapped": ("llama", 0, swap_two_keys),
 }
 

@@ -67,12 +67,15 @@ def test_token_ids_need_no_tokenizer(tmp_path):
     assert tokens.context.dtype == torch.int64
 
 
-@pytest.mark.parametrize("prompt, options, kind, message", [
-    (Prompt("p", ""), {}, InputError, "prompt p: it is empty"),
-    (Prompt("p", token_ids=[3, 384]), {}, InputError, r"expected 0..383 .*, found 3..384"),
-    (Prompt("p", token_ids=[3, -1]), {}, InputError, r"found -1..3"),
-    (Prompt("p", token_ids=[3]), {"chat_template": True}, UsageError, "--chat-template needs text"),
-])
+@pytest.mark.parametrize(
+    "prompt, options, kind, message",
+    [
+        (Prompt("p", ""), {}, InputError, "prompt p: it is empty"),
+        (Prompt("p", token_ids=[3, 384]), {}, InputError, r"expected 0..383 .*, found 3..384"),
+        (Prompt("p", token_ids=[3, -1]), {}, InputError, r"found -1..3"),
+        (Prompt("p", token_ids=[3]), {"chat_template": True}, UsageError, "--chat-template needs text"),
+    ],
+)
 def test_prompts_that_are_refused(encoder, prompt, options, kind, message):
     with pytest.raises(kind, match=message):
         encoder(**options).encode(prompt)
@@ -98,16 +101,19 @@ def test_json_lines(tmp_path):
     assert read_prompts(str(tmp_path / "p.jsonl")) == [Prompt("x", "a", None, "q", "c"), Prompt("00003", "", [1, 2], None, [3])]
 
 
-@pytest.mark.parametrize("text, message", [
-    ('{"prompt": "a"', r"p.jsonl:1: not JSON"),
-    ('{"prompt": "a"}\n[1]', r"p.jsonl:2: expected an object"),
-    ('{"prompt": "a", "token_ids": [1]}', "either `prompt` or `token_ids`"),
-    ('{"prompt": "a", "qestion": "b"}', "unknown key 'qestion'"),
-    ('{"prompt": 3}', "prompt: expected text, found 3"),
-    ('{"token_ids": [1, true]}', "token_ids: expected a list of integers"),
-    ('{"prompt": "a", "id": "../b"}', "id '../b'"),
-    ('{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}', "the id 'x' occurs 2 times"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"prompt": "a"', r"p.jsonl:1: not JSON"),
+        ('{"prompt": "a"}\n[1]', r"p.jsonl:2: expected an object"),
+        ('{"prompt": "a", "token_ids": [1]}', "either `prompt` or `token_ids`"),
+        ('{"prompt": "a", "qestion": "b"}', "unknown key 'qestion'"),
+        ('{"prompt": 3}', "prompt: expected text, found 3"),
+        ('{"token_ids": [1, true]}', "token_ids: expected a list of integers"),
+        ('{"prompt": "a", "id": "../b"}', "id '../b'"),
+        ('{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}', "the id 'x' occurs 2 times"),
+    ],
+)
 def test_json_lines_that_are_refused(tmp_path, text, message):
     (tmp_path / "p.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):

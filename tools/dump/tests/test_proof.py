@@ -13,14 +13,16 @@ from laprox_dump import attention, capture, masks
 from laprox_dump.errors import ProofError, UnsupportedModel
 from laprox_dump.export import Options, export_prompt
 from laprox_dump.model import prepare
-from laprox_dump.tokens import Tokens
 from laprox_dump.replay import TOLERANCE, output_error
+from laprox_dump.tokens import Tokens
 
 IDS = token_ids(PROMPT)
 
 
 def export(model, path, **options):
-    return export_prompt(prepare(model), Tokens(IDS, IDS[:0], None), str(path), Options(decode=DECODE, stop_at_eos=False, **options))
+    return export_prompt(
+        prepare(model), Tokens(IDS, IDS[:0], None), str(path), Options(decode=DECODE, stop_at_eos=False, **options)
+    )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -35,13 +37,20 @@ def test_every_type_proves_itself(name, dtype, tmp_path):
     with h5py.File(path) as f:
         q = f["layers/0/q"]
         assert (q.dtype, q.attrs.get("dtype")) == {
-            torch.float32: ("float32", None), torch.float16: ("float16", None), torch.bfloat16: ("uint16", "bfloat16")}[dtype]
+            torch.float32: ("float32", None),
+            torch.float16: ("float16", None),
+            torch.bfloat16: ("uint16", "bfloat16"),
+        }[dtype]
         assert list(f["layers"][str(i)].attrs["proof_error"] for i in range(3)) == summary.errors
 
 
 WRONG = {
-    "scale": dict(scale=0.5), "soft-cap": dict(softcap=1.0), "sinks": dict(sinks=torch.zeros(4)),
-    "window": dict(declared_window=7), "values": dict(value=None), "keys": dict(key=None),
+    "scale": dict(scale=0.5),
+    "soft-cap": dict(softcap=1.0),
+    "sinks": dict(sinks=torch.zeros(4)),
+    "window": dict(declared_window=7),
+    "values": dict(value=None),
+    "keys": dict(key=None),
 }
 
 
