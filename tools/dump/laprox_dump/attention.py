@@ -2,7 +2,9 @@
 
 Two ways, both transformers' own code. Plain causal attention goes to its `sdpa` function (a fused kernel, no tokens x tokens
 matrix). Everything else (soft-cap, sinks, windows) goes to the model's own `eager_attention_forward` in blocks of queries and in
-float32: the definition of that model's attention, in bounded memory and without the rounding of logits to half precision.
+float32: the definition of that model's attention, in bounded memory and without the rounding of logits to half precision. On a
+sequence as short as the exporter's probe both ways run and have to agree, so that a model whose own code does more than the
+kernel is told (a bias, a sink, a gate of its own) is refused and not silently run as another model.
 """
 
 import sys
@@ -13,8 +15,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import masks
 from .errors import UnsupportedModel
+from .replay import TOLERANCE, output_error
 
 NAME = "laprox_dump"
+PROBE = 16  # tokens that the exporter runs first, and up to which the two ways are compared
 
 # Logits held at once by the blocked path, in elements of 4 bytes; eager code makes a few copies of them.
 BLOCK = {"cpu": 1 << 25, "cuda": 1 << 28}
@@ -59,12 +63,24 @@ def forward(module, query, key, value, attention_mask, scaling=None, dropout=0.0
     if softcap is None and sinks is None and whole and window >= key.shape[2]:
         others = {k: v for k, v in kwargs.items() if k not in ("softcap", "s_aux", "sliding_window", "is_causal")}
         heads, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, None, dropout=0.0, scaling=scaling, **others)
+        if key.shape[2] <= PROBE:
+            _require_agreement(module, heads, _eager_in_blocks(module, query, key, value, mask, scaling, kwargs))
     else:
         heads = _eager_in_blocks(module, query, key, value, mask, scaling, kwargs)
     if _listener is not None:
         declared = kwargs.get("sliding_window") or 0
         _listener(Call(module, query, key, value, heads, mask, float(scaling), float(softcap or 0), int(declared), sinks))
     return heads, None
+
+
+def _require_agreement(module, fused: torch.Tensor, eager: torch.Tensor) -> None:
+    """Refuse a model whose own attention code computes something else than the fused kernel. Both are [1, n, H_q, d_v]."""
+    error, _ = output_error(fused[0].flatten(1).float(), eager[0].flatten(1))
+    if not error <= TOLERANCE.get(fused.dtype, TOLERANCE[torch.float32]):
+        raise UnsupportedModel(
+            f"{type(module).__name__}: its own attention code differs from plain causal attention by {error:.1e}: "
+            "it does something that it does not tell its attention function; a dump cannot express it"
+        )
 
 
 def _eager_in_blocks(module, query, key, value, mask, scaling, kwargs) -> torch.Tensor:

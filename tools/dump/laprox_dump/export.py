@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from . import __version__
+from .attention import PROBE
 from .capture import Recorder
 from .decode import greedy
 from .errors import InputError, UsageError
@@ -146,7 +147,7 @@ def probe(model: torch.nn.Module, ids: torch.Tensor, options: Options, dtype: to
 
     Returns the extent of what will be written. Throws what the export would throw.
     """
-    ids, extent = ids[:16], Extent()
+    ids, extent = ids[:PROBE], Extent()
     positions = choose_positions(len(ids), len(ids), None)
     seen = record(_title(model), model, ids, positions, options.layers, dtype, lambda layer, error: extent.add(layer))
     if options.layers is not None and seen <= max(options.layers):
@@ -191,6 +192,6 @@ def _check_disk(path: str, extent: Extent, positions: Positions, dtype: torch.dt
     free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
     if needed > free:
         raise InputError(
-            f"{path}: the dump takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
+            f"{path}: the dump takes about {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free; "
             "store fewer queries (--queries recent:64) or layers (--layers)"
         )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import DECODE, PROMPT
 from tiny_models import FAMILIES, REFUSED, available, token_ids
+from transformers.models.llama import modeling_llama as llama
 
 from laprox_dump import attention, capture, masks
 from laprox_dump.errors import ProofError, UnsupportedModel
@@ -71,6 +72,19 @@ def test_a_wrong_capture_is_refused(what, dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(attention, "Call", lying)
     with pytest.raises(ProofError, match=r"layer 0: .* differs .* above the tolerance"):
         export(FAMILIES["llama"].build().to(dtype), tmp_path / "d.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_keeps_something_from_its_kernel_is_refused(tmp_path, monkeypatch):
+    """Its own code adds to the logits what no argument tells: the fused kernel would run another model, and prove that one."""
+    own = llama.eager_attention_forward
+
+    def biased(module, query, *args, **kwargs):
+        return own(module, query * 1.5, *args, **kwargs)
+
+    monkeypatch.setattr(llama, "eager_attention_forward", biased)
+    with pytest.raises(UnsupportedModel, match="LlamaAttention: its own attention code differs from plain causal attention"):
+        export(FAMILIES["llama"].build(), tmp_path / "d.h5")
     assert list(tmp_path.iterdir()) == []
 
 
