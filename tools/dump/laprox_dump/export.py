@@ -13,6 +13,7 @@ from .attention import PROBE
 from .capture import Recorder
 from .decode import greedy
 from .errors import InputError, UsageError
+from .heap import give_back_freed_tensors
 from .layer import FILE_DTYPES, Layer, Positions, check_layer
 from .model import context_limit
 from .replay import TOLERANCE, prove
@@ -64,6 +65,7 @@ def export_prompt(
     `model` comes from `model.load` or `model.prepare`; `progress(stage, layers)` hears what is being done and how many layers are
     written. Memory beyond the model and its own run: one layer's tensors. Throws DumpError; then nothing is left under `path`.
     """
+    give_back_freed_tensors()
     dtype = file_dtype(model, options.dtype)
     fixed = torch.cat([tokens.context, tokens.question])
     later = len(tokens.continuation) if tokens.continuation is not None else options.decode
