@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .errors import InputError
+from .interrupts import deferred
 from .layer import TENSORS, Layer, Positions
 from .output import check_output, temporary_beside
 
@@ -17,7 +18,7 @@ FORMAT, VERSION = "laprox-dump", 1
 class _Sink(io.RawIOBase):
     """The file that HDF5 writes to.
 
-    A failed or interrupted write is remembered in `error` and hidden from HDF5, which would crash on closing.
+    A failed write is remembered in `error` and hidden from HDF5, which would crash on closing.
     """
 
     def __init__(self, path: str):
@@ -30,7 +31,7 @@ class _Sink(io.RawIOBase):
         try:
             while self.error is None and len(left):
                 left = left[self.raw.write(left) :]
-        except (OSError, KeyboardInterrupt) as e:
+        except OSError as e:
             self.error = e
         return len(data)
 
@@ -45,7 +46,7 @@ class _Sink(io.RawIOBase):
         """Set the file's length, or remember why not."""
         try:
             return self.raw.truncate(size)
-        except (OSError, KeyboardInterrupt) as e:
+        except OSError as e:
             self.error = self.error or e
             return size
 
@@ -87,7 +88,8 @@ class DumpWriter:
         self.sink = _Sink(self.temporary)
         self.file = h5py.File(self.sink, "w")
         try:
-            self._root()
+            with deferred():
+                self._root()
         except BaseException:
             self._discard()
             raise
@@ -97,10 +99,11 @@ class DumpWriter:
         if kind is not None:
             self._discard()
             return
-        self.file.close()
-        self.sink.sync()
-        self.sink.close()
         try:
+            with deferred():
+                self.file.close()
+                self.sink.sync()
+                self.sink.close()
             self._check()
             mask = os.umask(0)
             os.umask(mask)
@@ -113,9 +116,7 @@ class DumpWriter:
             self._discard()
 
     def _check(self) -> None:
-        """Throw InputError if a write failed, KeyboardInterrupt if one was interrupted."""
-        if isinstance(self.sink.error, KeyboardInterrupt):
-            raise self.sink.error
+        """Throw InputError if a write failed."""
         if self.sink.error is not None:
             raise InputError(
                 f"{self.path}: writing failed after {self.layers} layers: {self.sink.error.strerror}; "
@@ -123,8 +124,9 @@ class DumpWriter:
             )
 
     def _discard(self) -> None:
-        self.file.close()
-        self.sink.close()
+        with deferred():
+            self.file.close()
+            self.sink.close()
         if os.path.exists(self.temporary):
             os.unlink(self.temporary)
 
@@ -141,23 +143,25 @@ class DumpWriter:
 
     def token_ids(self, ids: torch.Tensor) -> None:
         """Store the whole sequence, [T]."""
-        self.file["token_ids"] = ids.numpy().astype(np.int32)
+        with deferred():
+            self.file["token_ids"] = ids.numpy().astype(np.int32)
 
     def add(self, layer: Layer, **attributes) -> None:
         """Append `layer` as the next `/layers/<i>`; further `attributes` go to its group."""
-        group = self.file.create_group(f"layers/{self.layers}")
-        group.attrs.update(
-            scale=layer.scale,
-            softcap=layer.softcap,
-            sliding_window=layer.sliding_window,
-            model_layer=layer.model_layer,
-            **attributes,
-        )
-        for name in (*TENSORS, "output"):
-            tensor = getattr(layer, name)
-            if tensor is not None:
-                self._put(group, name, tensor)
-        self.file.flush()
+        with deferred():
+            group = self.file.create_group(f"layers/{self.layers}")
+            group.attrs.update(
+                scale=layer.scale,
+                softcap=layer.softcap,
+                sliding_window=layer.sliding_window,
+                model_layer=layer.model_layer,
+                **attributes,
+            )
+            for name in (*TENSORS, "output"):
+                tensor = getattr(layer, name)
+                if tensor is not None:
+                    self._put(group, name, tensor)
+            self.file.flush()
         self._check()
         self.layers += 1
 
