@@ -1,0 +1,7 @@
+"""`python -m laprox_dump` is `laprox-dump`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

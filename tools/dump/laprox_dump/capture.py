@@ -1,0 +1,138 @@
+"""Record attention layers while a model runs: what went into each attention call, and what its output projection made of it.
+
+The projection is not looked up by name. It is the first module with a weight matrix that runs after the attention call, and it
+counts only if its input is, bit for bit, the concatenated heads that the attention returned. A model that gates or normalises
+the heads in between is thereby recognised, and refused: a dump says output = concat(heads) @ w_o + b_o.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from . import attention
+from .errors import UnsupportedModel
+from .layer import Layer, Positions
+
+
+class Enough(Exception):
+    """Thrown through the model's forward pass once the last layer that is wanted has been seen."""
+
+
+class Recorder:
+    """Turns attention calls and projections into `Layer`s.
+
+    `on_layer(ordinal, layer)` gets each layer as soon as it has run; its tensors still live on the model's device. `wanted` are
+    ordinals among the model's attention layers, None for all. One `Recorder` serves one forward pass.
+    """
+
+    def __init__(self, positions: Positions, wanted: set[int] | None, on_layer: Callable[[int, Layer], None]):
+        self.positions, self.wanted, self.on_layer = positions, wanted, on_layer
+        self.seen = 0  # attention layers so far, recorded or not
+        self._open = None
+
+    def run(self, model: torch.nn.Module, token_ids: torch.Tensor) -> None:
+        """One forward pass over `token_ids` [T]. Throws UnsupportedModel, or whatever `on_layer` throws."""
+        base = model.base_model  # without the language-model head: its logits [T, vocabulary] would be the largest tensor of all
+        hook = torch.nn.modules.module.register_module_forward_hook(self._on_module)
+        try:
+            with torch.inference_mode(), attention.listening(self._on_attention):
+                base(input_ids=token_ids[None].to(model.device), use_cache=False)
+        except Enough:
+            return
+        except (TypeError, KeyError, AttributeError, ValueError) as e:
+            # Code that picks its attention by name trips over ours: that is the model's limit, not a bug here.
+            if self.seen == 0:
+                raise UnsupportedModel(_unreached(model)) from e
+            raise
+        finally:
+            hook.remove()
+        if self.seen == 0:
+            raise UnsupportedModel(_unreached(model))
+        if self._open is not None:
+            self._refuse_unprojected()
+
+    def _on_attention(self, call: attention.Call) -> None:
+        if self._open is not None:
+            self._refuse_unprojected()
+        if call.query.shape[2] != call.key.shape[2] or call.key.shape[2] != self.positions.tokens:
+            raise UnsupportedModel(
+                f"{_name(call)}: self-attention over {self.positions.tokens} tokens was expected, found {call.query.shape[2]} "
+                f"queries and {call.key.shape[2]} keys (cross attention, or keys kept from elsewhere)"
+            )
+        if self.wanted is None or self.seen in self.wanted:
+            self._open = call
+        self.seen += 1
+
+    def _on_module(self, module: torch.nn.Module, inputs, output) -> None:
+        call, weight = self._open, getattr(module, "weight", None)
+        if call is None or not isinstance(weight, torch.Tensor) or weight.ndim != 2:
+            return
+        width = call.heads.shape[2] * call.heads.shape[3]
+        given = inputs[0] if inputs else None
+        if given is None or not _same_bits(given, call.heads):
+            raise UnsupportedModel(
+                f"{_name(call)}: between attention and its output projection ({type(module).__name__}) the heads are changed "
+                "(a gate, a norm, another order); a dump cannot express it"
+            )
+        self._open = None
+        self.on_layer(self.seen - 1, self._layer(call, _projection(module, width, call), module.bias, output))
+        if self.wanted is not None and self.seen > max(self.wanted):
+            raise Enough
+
+    def _layer(self, call: attention.Call, w_o: torch.Tensor, bias, output: torch.Tensor) -> Layer:
+        number = getattr(call.module, "layer_idx", None)
+        at = self.positions.outputs.to(output.device)
+        return Layer(
+            q=call.query[0][:, self.positions.queries.to(call.query.device)],
+            k=call.key[0],
+            v=call.value[0],
+            w_o=w_o,
+            b_o=None if bias is None else bias.detach(),
+            sinks=None if call.sinks is None else call.sinks.detach().reshape(-1),
+            output=output[0][at].float(),
+            scale=call.scale,
+            softcap=call.softcap,
+            sliding_window=call.sliding_window(),
+            model_layer=self.seen - 1 if number is None else int(number),
+        )
+
+    def _refuse_unprojected(self) -> None:
+        raise UnsupportedModel(
+            f"{_name(self._open)}: no output projection was found: no module with a weight matrix ran between this attention and "
+            "the next one (a quantised layer, or several attentions that are combined)"
+        )
+
+
+def _projection(module: torch.nn.Module, width: int, call: attention.Call) -> torch.Tensor:
+    """The projection's weights as [H_q * d_v, D], so that output = heads @ weights."""
+    weight = module.weight.detach()
+    if not weight.is_floating_point():
+        raise UnsupportedModel(
+            f"{_name(call)}: its output projection ({type(module).__name__}) holds {weight.dtype} weights; "
+            "load the model unquantised"
+        )
+    if isinstance(module, torch.nn.Linear) and weight.shape[1] == width:
+        return weight.T
+    if type(module).__name__ == "Conv1D" and weight.shape[0] == width:  # transformers' Conv1D (GPT-2) stores [in, out]
+        return weight
+    raise UnsupportedModel(
+        f"{_name(call)}: its output projection is a {type(module).__name__} with weights {list(weight.shape)}; "
+        f"expected a Linear with {width} inputs"
+    )
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors hold the same bytes in the same order, whatever their shapes; a NaN equals itself."""
+    return a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
+def _name(call: attention.Call) -> str:
+    layer = getattr(call.module, "layer_idx", None)
+    return f"{type(call.module).__name__}" + ("" if layer is None else f" of layer {layer}")
+
+
+def _unreached(model: torch.nn.Module) -> str:
+    return (
+        f"{type(model).__name__}: its attention does not go through transformers' attention-function registry, "
+        "so what its kernel sees cannot be recorded"
+    )

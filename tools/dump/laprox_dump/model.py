@@ -1,0 +1,68 @@
+"""Load a causal language model so that its attention goes through our function."""
+
+import torch
+import transformers
+from packaging.version import Version
+
+from . import attention
+from .errors import DeviceError, InputError, UnsupportedModel, first_line
+
+RELEASE = Version(transformers.__version__)
+
+
+def check_device(device: str) -> torch.device:
+    """`device` as torch knows it. Throws DeviceError if this machine does not have it."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, ValueError) as e:
+        raise DeviceError(f"--device {device}: {first_line(e)}") from e
+    return found
+
+
+def load(name: str, dtype: torch.dtype | None, device: torch.device) -> torch.nn.Module:
+    """The model in evaluation mode; `dtype` None means the checkpoint's own. Throws InputError or DeviceError."""
+    attention.register()
+    key = "dtype" if RELEASE >= Version("4.56") else "torch_dtype"
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, attn_implementation="eager", **{key: dtype or "auto"})
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        raise InputError(f"{name}: not a causal language model that transformers can load: {first_line(e)}") from e
+    _check_rotation(name, text_config(model))
+    return prepare(model.to(device))
+
+
+def prepare(model: torch.nn.Module) -> torch.nn.Module:
+    """Route the attention of a loaded model through `attention.forward`."""
+    attention.register()
+    for module in model.modules():  # composed models (text beside vision) hold several configurations
+        if hasattr(module, "config"):
+            module.config._attn_implementation = attention.NAME
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModel(f"{type(model).__name__} is an encoder-decoder; only decoder-only models have the cache in question")
+    return model.eval()
+
+
+def text_config(model: torch.nn.Module):
+    """The configuration of the language model, which composed models keep inside their own."""
+    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+
+
+def context_limit(model: torch.nn.Module) -> int | None:
+    """The longest sequence the model is made for, in tokens; None if it does not say."""
+    return getattr(text_config(model), "max_position_embeddings", None)
+
+
+def _check_rotation(name: str, config) -> None:
+    """Refuse a checkpoint whose rotary embedding this release would get wrong without a word.
+
+    transformers 5 saves `rope_parameters`. Releases before it ignore them and run the model with their default base; no proof
+    can notice, since it asks what the model computed and not whether it was the right model.
+    """
+    saved = getattr(config, "rope_parameters", None)
+    understood = {"rope_type": "default", "rope_theta": getattr(config, "rope_theta", None)}
+    if RELEASE < Version("5") and saved and saved != understood:
+        raise InputError(
+            f"{name}: its configuration gives rope_parameters {saved}, which only transformers 5 reads; "
+            f"this is {transformers.__version__}, which would run the model with another rotary embedding"
+        )

@@ -1,0 +1,175 @@
+"""Write one dump file, a layer at a time; it appears under its name only when it is complete."""
+
+import io
+import os
+
+import h5py
+import numpy as np
+import torch
+
+from .errors import InputError
+from .interrupts import deferred
+from .layer import TENSORS, Layer, Positions
+from .output import check_output, temporary_beside
+
+FORMAT, VERSION = "laprox-dump", 1
+
+
+class _Sink(io.RawIOBase):
+    """The file that HDF5 writes to.
+
+    A failed write is remembered in `error` and hidden from HDF5, which would crash on closing.
+    """
+
+    def __init__(self, path: str):
+        self.raw, self.error = open(path, "w+b", buffering=0), None
+        super().__init__()
+
+    def write(self, data) -> int:
+        """Write all of `data`, or remember why not."""
+        left = memoryview(data).cast("B")
+        try:
+            while self.error is None and len(left):
+                left = left[self.raw.write(left) :]
+        except OSError as e:
+            self.error = e
+        return len(data)
+
+    def readinto(self, buffer) -> int:
+        """Fill `buffer`; what a failed write left out reads as zeros."""
+        view = memoryview(buffer).cast("B")
+        done = self.raw.readinto(view) or 0
+        view[done:] = bytes(len(view) - done)
+        return len(view)
+
+    def truncate(self, size: int) -> int:
+        """Set the file's length, or remember why not."""
+        try:
+            return self.raw.truncate(size)
+        except OSError as e:
+            self.error = self.error or e
+            return size
+
+    def sync(self) -> None:
+        """Wait for the disk, or remember why it failed: some file systems report a full disk only now."""
+        try:
+            os.fsync(self.raw.fileno())
+        except OSError as e:
+            self.error = self.error or e
+
+    def seek(self, *where) -> int:
+        """As for any file."""
+        return self.raw.seek(*where)
+
+    def tell(self) -> int:
+        """As for any file."""
+        return self.raw.tell()
+
+    def close(self) -> None:
+        """Close the file below too."""
+        self.raw.close()
+        super().close()
+
+
+class DumpWriter:
+    """`with DumpWriter(path, positions, attributes) as w: w.add(layer) ...` leaves `path` complete, or not at all.
+
+    The data goes to a hidden temporary file beside `path`, which is renamed at the end of the block and removed if it fails.
+    Throws InputError for an existing file (without `force`), a folder that cannot be written and a full disk.
+    """
+
+    def __init__(self, path: str, positions: Positions, attributes: dict, force: bool = False, gzip: int = 0):
+        self.path, self.positions, self.attributes = path, positions, attributes
+        self.gzip, self.force, self.layers = gzip, force, 0
+
+    def __enter__(self) -> "DumpWriter":
+        check_output(self.path, self.force)
+        self.temporary = temporary_beside(self.path)
+        self.sink = _Sink(self.temporary)
+        self.file = h5py.File(self.sink, "w")
+        try:
+            with deferred():
+                self._root()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            with deferred():
+                self.file.close()
+                self.sink.sync()
+                self.sink.close()
+            self._check()
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(self.temporary, 0o666 & ~mask)  # temporary files are made private
+            os.replace(self.temporary, self.path)
+        except OSError as e:
+            self.sink.error = e
+            self._check()
+        finally:
+            self._discard()
+
+    def _check(self) -> None:
+        """Throw InputError if a write failed."""
+        if self.sink.error is not None:
+            raise InputError(
+                f"{self.path}: writing failed after {self.layers} layers: {self.sink.error.strerror}; "
+                "nothing was left under that name"
+            )
+
+    def _discard(self) -> None:
+        with deferred():
+            self.file.close()
+            self.sink.close()
+        if os.path.exists(self.temporary):
+            os.unlink(self.temporary)
+
+    def _root(self) -> None:
+        f, p = self.file, self.positions
+        f.attrs["format"], f.attrs["version"] = FORMAT, VERSION
+        f.attrs["context_length"] = p.context_length
+        for name, value in self.attributes.items():
+            # HDF5 strings end at a NUL, and cannot hold the half characters of undecodable bytes
+            f.attrs[name] = value.replace("\0", "\u2400").encode("utf-8", "replace").decode() if isinstance(value, str) else value
+        f["query_positions"] = p.queries.numpy().astype(np.int64)
+        if p.outputs.numel():
+            f["output_positions"] = p.outputs.numpy().astype(np.int64)
+
+    def token_ids(self, ids: torch.Tensor) -> None:
+        """Store the whole sequence, [T]."""
+        with deferred():
+            self.file["token_ids"] = ids.numpy().astype(np.int32)
+
+    def add(self, layer: Layer, **attributes) -> None:
+        """Append `layer` as the next `/layers/<i>`; further `attributes` go to its group."""
+        with deferred():
+            group = self.file.create_group(f"layers/{self.layers}")
+            group.attrs.update(
+                scale=layer.scale,
+                softcap=layer.softcap,
+                sliding_window=layer.sliding_window,
+                model_layer=layer.model_layer,
+                **attributes,
+            )
+            for name in (*TENSORS, "output"):
+                tensor = getattr(layer, name)
+                if tensor is not None:
+                    self._put(group, name, tensor)
+            self.file.flush()
+        self._check()
+        self.layers += 1
+
+    def _put(self, group: h5py.Group, name: str, tensor: torch.Tensor) -> None:
+        packed = dict(compression="gzip", compression_opts=self.gzip, shuffle=True) if self.gzip else {}
+        tensor, bits = tensor.detach().cpu().contiguous(), tensor.dtype == torch.bfloat16
+        # HDF5 has no bfloat16: the format stores its bits, and says so
+        data = tensor.view(torch.int16).numpy().view(np.uint16) if bits else tensor.numpy()
+        dataset = group.create_dataset(name, data=data, **packed)
+        if bits:
+            dataset.attrs["dtype"] = "bfloat16"
