@@ -28,6 +28,13 @@ void add_format(CLI::App& command, std::string& format, const std::vector<std::s
       ->capture_default_str();
 }
 
+ElementType parse_element_type(const std::string& name, const std::string& option) {
+  for (ElementType type : {ElementType::float16, ElementType::bfloat16, ElementType::float32, ElementType::float64}) {
+    if (to_string(type) == name) return type;
+  }
+  throw UsageError(fmt::format("{}: unknown element type '{}'", option, name));
+}
+
 std::vector<Policy> parse_policies(const std::vector<std::string>& words) {
   std::vector<Policy> policies;
   // Words are joined first, because a configuration file splits "laprox:gqa=frobenius,pool=max" at its comma.

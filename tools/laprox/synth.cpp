@@ -36,13 +36,6 @@ Index recent_queries(const SynthArguments& arguments) {
   return static_cast<Index>(count);
 }
 
-ElementType type_of(const std::string& name) {
-  for (ElementType type : {ElementType::float16, ElementType::bfloat16, ElementType::float32, ElementType::float64}) {
-    if (to_string(type) == name) return type;
-  }
-  throw UsageError(fmt::format("--dtype: unknown element type '{}'", name));
-}
-
 SynthOptions options_of(const SynthArguments& arguments) {
   SynthOptions options = synth_preset(arguments.preset);
   LayerGeometry& g = options.geometry;
@@ -57,7 +50,7 @@ SynthOptions options_of(const SynthArguments& arguments) {
   options.sliding_window = arguments.sliding_window.value_or(options.sliding_window);
   options.sinks = options.sinks || arguments.sinks;
   options.bias = options.bias || arguments.bias;
-  options.type = type_of(arguments.type);
+  options.type = parse_element_type(arguments.type, "--dtype");
   options.seed = arguments.seed;
   return options;
 }

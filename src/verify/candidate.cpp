@@ -1,0 +1,214 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "io/candidate_reader.h"
+#include "util/queries.h"
+#include "verify/kept.h"
+#include "verify/yardsticks.h"
+
+namespace laprox {
+
+namespace {
+
+using namespace verify;
+
+class CandidateVerifier {
+ public:
+  CandidateVerifier(const DumpReader& dump, const std::filesystem::path& path, const std::optional<Policy>& policy,
+                    const VerifyOptions& options)
+      : dump_(dump), info_(dump.info()), file_(path, dump), reference_(make_reference_backend()), options_(options) {
+    result_.subject = path.string();
+    choose_policy(path, policy);
+    choose_rows();
+    if (file_.has("ranking")) result_.skipped.push_back({"ranking", "it follows from the scores and is not judged"});
+    if (file_.has("kept")) {
+      kept_precision_.emplace(precision_of_kept());
+      kept_.emplace(*policy_, file_.budgets(), info_, *kept_precision_);
+    }
+  }
+
+  Verification run(const Progress& progress) {
+    const Index count = static_cast<Index>(info_.layers.size());
+    for (Index layer = 0; layer < count; ++layer) {
+      judge_scoring(layer);
+      if (file_.has(layer, "output")) judge_candidate_output(layer);
+      if (progress) progress(layer, count, "verify");
+    }
+    for (auto& [name, check] : checks_) result_.values.push_back(std::move(check));
+    if (kept_) result_.kept = kept_->judge(masks_);
+    return std::move(result_);
+  }
+
+ private:
+  bool has_statistics() const { return file_.has("column_norms") || file_.has("column_sums"); }
+
+  /// The policy that scores, column statistics and kept sets are those of.
+  void choose_policy(const std::filesystem::path& path, const std::optional<Policy>& asked) {
+    std::optional<Policy> stated;
+    if (file_.policy()) {
+      try {
+        stated = parse_policy(*file_.policy());
+      } catch (const UsageError& error) {
+        throw DumpError(path.string(), "/ attribute policy", "a policy of laprox", *file_.policy(), error.what());
+      }
+    }
+    if (asked && stated && !(*asked == *stated)) {
+      throw UsageError(fmt::format("{} holds results of the policy {}, but --policy asks for {}; leave --policy out, or "
+                                   "correct the file's attribute 'policy'",
+                                   path.string(), to_string(*stated), to_string(*asked)));
+    }
+    policy_ = asked ? asked : stated;
+    if (!policy_) {
+      if (!file_.has("scores") && !file_.has("kept") && !has_statistics()) return;
+      throw UsageError(fmt::format("{}: --policy: of which policy are these the results? Give --policy, or write it into "
+                                   "the file's root attribute 'policy'",
+                                   path.string()));
+    }
+    check_plan_request(info_, {.policies = {*policy_}, .budgets = file_.has("kept") ? file_.budgets()
+                                                                                   : std::vector<BudgetRequest>{}});
+    if (policy_->scorer->depends_on_budget() && file_.has("scores") && file_.budgets().size() != 1) {
+      file_.refuse("scores", "one budget in the root attribute budgets, because the scores of this policy depend on it",
+                   fmt::format("{} budgets", file_.budgets().size()));
+    }
+    check_statistics(policy_->scorer->queries().kind);
+  }
+
+  /// Column statistics are those of the queries that the policy reads.
+  void check_statistics(QueryNeed::Kind kind) const {
+    const std::string who = "policy '" + policy_->label + "'";
+    if (file_.has("column_norms") && (kind == QueryNeed::Kind::none || kind == QueryNeed::Kind::all)) {
+      file_.refuse("column_norms", "nothing, because " + who + " reads no observation window", "a dataset");
+    }
+    if (file_.has("column_sums") && kind == QueryNeed::Kind::none) {
+      file_.refuse("column_sums", "nothing, because " + who + " reads no queries", "a dataset");
+    }
+  }
+
+  void choose_rows() {
+    judged_ = policy_ && reads_judged(*policy_);
+    rows_ = judged_   ? judging_rows(info_, {})
+            : policy_ ? scoring_rows(info_, {*policy_})
+                      : info_.rows_between(info_.context_length, info_.context_length);
+    const bool scores = file_.has("scores") || file_.has("kept");
+    if (!scores) return;
+    for (const BudgetRequest& budget : file_.budgets()) {
+      budgets_.push_back(resolve(budget, info_).tokens_per_head());
+    }
+  }
+
+  Precision precision_of(Index layer, const std::string& dataset) const {
+    const ElementType stored = file_.type(layer, dataset);
+    const ElementType type = options_.precision.value_or(file_.precision().value_or(stored));
+    if (options_.precision && Precision(stored).unit_roundoff() > Precision(type).unit_roundoff()) {
+      file_.refuse(dataset, fmt::format("numbers that --precision {} can judge", to_string(type)),
+                   fmt::format("{}, which is coarser", to_string(stored)));
+    }
+    return Precision(type);
+  }
+
+  /// The coarsest of the datasets beside it, unless it is stated.
+  Precision precision_of_kept() const {
+    if (options_.precision || file_.precision()) return Precision(options_.precision.value_or(*file_.precision()));
+    std::optional<Precision> coarsest;
+    for (Index layer = 0; layer < static_cast<Index>(info_.layers.size()); ++layer) {
+      for (const char* dataset : {"scores", "column_norms", "column_sums", "value_norms", "output"}) {
+        if (!file_.has(layer, dataset)) continue;
+        const Precision precision(file_.type(layer, dataset));
+        if (!coarsest || precision.unit_roundoff() > coarsest->unit_roundoff()) coarsest = precision;
+      }
+    }
+    return coarsest.value_or(Precision(ElementType::float32));
+  }
+
+  ValueCheck& check_of(const std::string& name, const Precision& precision) {
+    const bool scores = name == "scores", output = name == "output", of_policy = name != "value_norms" && !output;
+    const auto [entry, is_new] = checks_.try_emplace(name);
+    if (is_new) {
+      entry->second = make_value_check(name, of_policy ? policy_->label : "",
+                                       scores   ? "KV head"
+                                       : output ? "query"
+                                                : "head",
+                                       output ? "column" : "token", precision);
+    }
+    return entry->second;
+  }
+
+  void judge_scoring(Index layer) {
+    const bool any = file_.has(layer, "scores") || file_.has(layer, "column_norms") || file_.has(layer, "column_sums") ||
+                     file_.has(layer, "value_norms");
+    if (!any && !kept_) return;
+    Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows_, ElementType::float64), judged_);
+    const Index window = yardsticks.tensors().queries();
+    const bool all = policy_ && policy_->scorer->queries().kind == QueryNeed::Kind::all;
+    judge_dataset(yardsticks, "column_norms", [=](const LayerView&, ScoringKernels& kernels) -> Matrix {
+      return kernels.window_statistics(window).squares.cwiseSqrt();
+    });
+    judge_dataset(yardsticks, "column_sums", [=](const LayerView&, ScoringKernels& kernels) -> Matrix {
+      return all ? kernels.column_sums() : kernels.window_statistics(window).sum;
+    });
+    judge_dataset(yardsticks, "value_norms",
+                  [](const LayerView&, ScoringKernels& kernels) -> Matrix { return kernels.value_norms(); });
+    judge_policy(yardsticks);
+  }
+
+  template <class Compute>
+  void judge_dataset(Yardsticks& yardsticks, const std::string& name, const Compute& compute) {
+    if (!file_.has(yardsticks.layer(), name)) return;
+    const Precision precision = precision_of(yardsticks.layer(), name);
+    yardsticks.judge(file_.read(yardsticks.layer(), name), compute, precision, check_of(name, precision));
+  }
+
+  void judge_policy(Yardsticks& yardsticks) {
+    const Index layer = yardsticks.layer();
+    const bool scores = file_.has(layer, "scores");
+    if (!scores && !kept_) return;
+    LayerScores expected = yardsticks.expected_scores(*policy_, budgets_);
+    if (scores) {
+      const Precision precision = precision_of(layer, "scores");
+      const auto plain = yardsticks.plain_scores(*policy_, budgets_, precision);
+      const Matrix found = file_.read(layer, "scores");
+      judge_values(score_values(found, expected.scores[0], plain ? &plain->scores[0] : nullptr, *policy_), precision,
+                   layer, check_of("scores", precision));
+    }
+    if (!kept_) return;
+    kept_->add_layer(std::move(expected), yardsticks.plain_scores(*policy_, budgets_, *kept_precision_));
+    if (file_.has(layer, "kept")) masks_[layer] = file_.read_kept(layer);
+  }
+
+  /// The queries at the file's output positions lie anywhere among the stored ones.
+  void judge_candidate_output(Index layer) {
+    const auto& positions = file_.output_positions();
+    if (positions.empty()) return;
+    const DumpInfo::Rows rows = info_.rows_between(positions.front(), positions.back() + 1);
+    LayerTensors tensors = dump_.read_layer(layer, rows, ElementType::float64);
+    const Precision precision = precision_of(layer, "output");
+    set_queries(tensors, copy_queries_at(tensors, positions));
+    judge_output(*reference_, tensors, file_.read(layer, "output"), precision, check_of("output", precision));
+  }
+
+  const DumpReader& dump_;
+  const DumpInfo& info_;
+  io::CandidateReader file_;
+  std::unique_ptr<Backend> reference_;
+  VerifyOptions options_;
+  Verification result_;
+  std::optional<Policy> policy_;
+  bool judged_ = false;
+  DumpInfo::Rows rows_;
+  std::vector<Index> budgets_;  ///< tokens per KV head
+  std::map<std::string, ValueCheck> checks_;
+  std::optional<Precision> kept_precision_;
+  std::optional<KeptJudge> kept_;
+  KeptMasks masks_;
+};
+
+}  // namespace
+
+Verification verify_candidate(const DumpReader& dump, const std::filesystem::path& candidate,
+                              const std::optional<Policy>& policy, const VerifyOptions& options,
+                              const Progress& progress) {
+  return CandidateVerifier(dump, candidate, policy, options).run(progress);
+}
+
+}  // namespace laprox
