@@ -13,14 +13,14 @@ namespace laprox {
 /// allowed by most, or comes nearest to it.
 struct VerdictPart {
   std::string name = {};  ///< "finite", "element", "relative L2", "cosine"; of kept sets "tokens", "counts", "budget"
-  double measured = 0;   ///< cosine: the cosine itself
-  double allowed = 0;    ///< the most that passes; cosine: the least
+  double measured = 0;    ///< cosine: the cosine itself
+  double allowed = 0;     ///< the most that passes; cosine: the least
   bool passed = true;
-  Index layer = -1;      ///< where; -1: nowhere, because nothing was judged
-  Index row = -1;        ///< query head, KV head or stored query
-  Index column = -1;     ///< token, or column of the output; -1: the part judges whole rows
-  bool capped = false;   ///< `allowed` is the cap, because a plain evaluation in the precision is worse than that
-  double excess = -1;    ///< measured over allowed, as errors: above 1 it fails
+  Index layer = -1;     ///< where; -1: nowhere, because nothing was judged
+  Index row = -1;       ///< query head, KV head or stored query
+  Index column = -1;    ///< token, or column of the output; -1: the part judges whole rows
+  bool capped = false;  ///< `allowed` is the cap, because a plain evaluation in the precision is worse than that
+  double excess = -1;   ///< measured over allowed, as errors: above 1 it fails
 };
 
 /// The element whose error is the largest share of what is allowed.
@@ -31,8 +31,8 @@ struct WorstElement {
 
 /// Numbers of one kind, over all layers that have them.
 struct ValueCheck {
-  std::string name;    ///< "column_norms", "scores"
-  std::string policy;  ///< empty for what belongs to no policy
+  std::string name;           ///< "column_norms", "scores"
+  std::string policy;         ///< empty for what belongs to no policy
   std::string rows, columns;  ///< what a row and a column are: "head", "token"
   ElementType precision{};    ///< in which the numbers are judged
   Index elements = 0;
@@ -60,6 +60,7 @@ struct SkippedCheck {
 
 struct Verification {
   std::string subject;  ///< the backend, or the candidate's file
+  std::string policy;   ///< of a candidate, with every option spelled out; empty where none is needed
   std::vector<ValueCheck> values;
   std::vector<KeptCheck> kept;
   std::vector<SkippedCheck> skipped;
@@ -74,14 +75,14 @@ struct VerifyOptions {
   std::vector<BudgetRequest> budgets;  ///< at which a backend's kept sets are compared
 };
 
-/// Checks a backend on one dump: every scoring primitive, the exact output, and every registered policy's scores and kept
-/// sets against the float64 reference. What the dump cannot serve is listed as skipped. Cost: the reference's, one thread.
-/// Throws DumpError, BackendError, UsageError.
+/// Checks a backend on one dump: every scoring primitive, the exact output, and every registered policy's scores and
+/// kept sets against the float64 reference. What the dump cannot serve is listed as skipped. Cost: the reference's, one
+/// thread. Throws DumpError, BackendError, UsageError.
 Verification verify_backend(const DumpReader& dump, const Backend& backend, const VerifyOptions& options,
                             const Progress& progress = {});
 
-/// Checks the results of a foreign kernel in a file of the layout that write_scores writes (data/README.md documents it):
-/// any layers, and of each any of
+/// Checks the results of a foreign kernel in a file of the layout that write_scores writes (data/README.md documents
+/// it): any layers, and of each any of
 ///   scores [kv_heads, C]; column_norms, column_sums [query_heads, C]; value_norms [query_heads, C]; output [M, D];
 ///   kept [budgets, kv_heads, C].
 /// `policy` says what scores, column statistics and kept sets are those of; unless given, the file's attribute `policy`

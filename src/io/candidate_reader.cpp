@@ -60,7 +60,8 @@ void CandidateReader::check_format(const DumpReader& dump) {
   }
   const auto version = reader_.integer_attribute(root, "/", "version");
   if (version != kScoreVersion) {
-    reader_.refuse("/ attribute version", std::to_string(kScoreVersion), version ? std::to_string(*version) : "nothing");
+    reader_.refuse("/ attribute version", std::to_string(kScoreVersion),
+                   version ? std::to_string(*version) : "nothing");
   }
   const auto hash = reader_.text_attribute(root, "/", "dump_sha256");
   if (!hash) return;

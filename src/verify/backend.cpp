@@ -25,7 +25,8 @@ struct Primitive {
 };
 
 /// One of the matrices that visit_heads hands out, head under head. The visitor may be called from several threads.
-Matrix visited(const LayerView& layer, ScoringKernels& kernels, Index window, Matrix HeadAttention::*part, Index columns) {
+Matrix visited(const LayerView& layer, ScoringKernels& kernels, Index window, Matrix HeadAttention::*part,
+               Index columns) {
   Matrix all(layer.geometry().query_heads * window, columns);
   kernels.visit_heads(window, [&](Index head, const HeadAttention& attention) {
     all.middleRows(head * window, window) = attention.*part;
@@ -71,13 +72,12 @@ struct PolicyTest {
 
   void add_layer(Yardsticks& yardsticks, const LayerView& view, ScoringKernels& kernels, const Precision& precision) {
     LayerScores expected = yardsticks.expected_scores(*policy, tokens);
-    std::optional<LayerScores> plain = yardsticks.plain_scores(*policy, tokens, precision);
+    auto plain = yardsticks.plain_scores(*policy, tokens, precision);
     LayerScores found{unchecked_scores(*policy->scorer, tokens, view, kernels)};
     if (policy->allocator->needs_preference()) found.preference = policy->scorer->preference(view, kernels);
     for (std::size_t order = 0; order < found.scores.size(); ++order) {
-      const Matrix* plain_scores = plain ? &plain->scores[order] : nullptr;
-      judge_values(score_values(found.scores[order], expected.scores[order], plain_scores, *policy), precision,
-                   yardsticks.layer(), check);
+      if (!policy->scorer->scores_are_places())
+        judge_scores(found.scores[order], expected, plain, order, *policy, precision, yardsticks.layer(), check);
       finite = finite && found.scores[order].allFinite();
     }
     if (finite) planner->add_layer(found);
@@ -92,6 +92,12 @@ struct PolicyTest {
   ValueCheck check;
   bool finite = true;
 };
+
+/// Why the dump cannot serve something, without the dump's name, which the reader knows.
+std::string reason(const UsageError& error, const DumpInfo& dump) {
+  const std::string text = error.what(), prefix = dump.path.string() + ": ";
+  return text.starts_with(prefix) ? text.substr(prefix.size()) : text;
+}
 
 class BackendVerifier {
  public:
@@ -130,17 +136,22 @@ class BackendVerifier {
     for (const std::string& name : names) choose_policy(parse_policy(name), budgets);
   }
 
+  void skip(const std::string& name, const UsageError& error) {
+    result_.skipped.push_back({name, reason(error, info_)});
+  }
+
   /// Takes the policy with those budgets that the dump can serve; the others are listed as skipped.
   void choose_policy(Policy policy, const std::vector<BudgetRequest>& budgets) {
     std::vector<BudgetRequest> served;
     try {
       if (policy.scorer->longest_context() < info_.context_length) {
-        throw UsageError(fmt::format("the context of {} tokens is longer than the {} that it can score in reasonable time",
-                                     info_.context_length, policy.scorer->longest_context()));
+        throw UsageError(
+            fmt::format("the context of {} tokens is longer than the {} that it can score in reasonable time",
+                        info_.context_length, policy.scorer->longest_context()));
       }
       check_plan_request(info_, {.policies = {policy}, .budgets = {}});
     } catch (const UsageError& error) {
-      result_.skipped.push_back({policy.label, error.what()});
+      skip(policy.label, error);
       return;
     }
     for (const BudgetRequest& budget : budgets) {
@@ -148,7 +159,7 @@ class BackendVerifier {
         check_plan_request(info_, {.policies = {policy}, .budgets = {budget}});
         served.push_back(budget);
       } catch (const UsageError& error) {
-        result_.skipped.push_back({fmt::format("{} at {}", policy.label, budget.text), error.what()});
+        skip(fmt::format("{} at {}", policy.label, budget.text), error);
       }
     }
     if (served.empty() && policy.scorer->depends_on_budget()) return;
@@ -171,7 +182,7 @@ class BackendVerifier {
         const char* columns = primitive.rows_per_head > 1 ? "column" : "token";
         primitive_checks_.push_back(make_value_check(primitive.name, "", primitive.rows, columns, precision_));
       } catch (const UsageError& error) {
-        result_.skipped.push_back({primitive.name, error.what()});
+        skip(primitive.name, error);
       }
     }
   }
@@ -182,7 +193,7 @@ class BackendVerifier {
     try {
       output_ = info_.window_rows(window_, "the exact output");
     } catch (const UsageError& error) {
-      result_.skipped.push_back({"output", error.what()});
+      skip("output", error);
     }
   }
 
@@ -210,7 +221,11 @@ class BackendVerifier {
     result_.values = std::move(primitive_checks_);
     if (output_.count() > 0) result_.values.push_back(std::move(output_check_));
     for (PolicyTest& test : policies_) {
-      result_.values.push_back(test.check);
+      if (test.policy->scorer->scores_are_places()) {
+        result_.skipped.push_back({"scores " + test.policy->label, kPlaces});
+      } else {
+        result_.values.push_back(test.check);
+      }
       if (!test.finite) {
         result_.skipped.push_back({test.policy->label + " kept", "its scores are not all finite"});
         continue;

@@ -22,6 +22,9 @@ class CandidateVerifier {
     choose_policy(path, policy);
     choose_rows();
     if (file_.has("ranking")) result_.skipped.push_back({"ranking", "it follows from the scores and is not judged"});
+    if (file_.has("scores") && policy_->scorer->scores_are_places()) {
+      result_.skipped.push_back({"scores", kPlaces});
+    }
     if (file_.has("kept")) {
       kept_precision_.emplace(precision_of_kept());
       kept_.emplace(*policy_, file_.budgets(), info_, *kept_precision_);
@@ -54,19 +57,24 @@ class CandidateVerifier {
       }
     }
     if (asked && stated && !(*asked == *stated)) {
-      throw UsageError(fmt::format("{} holds results of the policy {}, but --policy asks for {}; leave --policy out, or "
-                                   "correct the file's attribute 'policy'",
-                                   path.string(), to_string(*stated), to_string(*asked)));
+      throw UsageError(
+          fmt::format("{} holds results of the policy {}, but --policy asks for {}; leave --policy out, or "
+                      "correct the file's attribute 'policy'",
+                      path.string(), to_string(*stated), to_string(*asked)));
     }
     policy_ = asked ? asked : stated;
+    if (policy_) result_.policy = to_string(*policy_);
+    // What the file spells out in full would fill every line.
+    if (policy_ && !asked) policy_->label = policy_->scorer_name + "+" + policy_->allocator_name;
     if (!policy_) {
       if (!file_.has("scores") && !file_.has("kept") && !has_statistics()) return;
-      throw UsageError(fmt::format("{}: --policy: of which policy are these the results? Give --policy, or write it into "
-                                   "the file's root attribute 'policy'",
-                                   path.string()));
+      throw UsageError(
+          fmt::format("{}: --policy: of which policy are these the results? Give --policy, or write it into "
+                      "the file's root attribute 'policy'",
+                      path.string()));
     }
-    check_plan_request(info_, {.policies = {*policy_}, .budgets = file_.has("kept") ? file_.budgets()
-                                                                                   : std::vector<BudgetRequest>{}});
+    check_plan_request(
+        info_, {.policies = {*policy_}, .budgets = file_.has("kept") ? file_.budgets() : std::vector<BudgetRequest>{}});
     if (policy_->scorer->depends_on_budget() && file_.has("scores") && file_.budgets().size() != 1) {
       file_.refuse("scores", "one budget in the root attribute budgets, because the scores of this policy depend on it",
                    fmt::format("{} budgets", file_.budgets().size()));
@@ -135,8 +143,8 @@ class CandidateVerifier {
   }
 
   void judge_scoring(Index layer) {
-    const bool any = file_.has(layer, "scores") || file_.has(layer, "column_norms") || file_.has(layer, "column_sums") ||
-                     file_.has(layer, "value_norms");
+    const bool any = file_.has(layer, "scores") || file_.has(layer, "column_norms") ||
+                     file_.has(layer, "column_sums") || file_.has(layer, "value_norms");
     if (!any && !kept_) return;
     Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows_, ElementType::float64), judged_);
     const Index window = yardsticks.tensors().queries();
@@ -164,12 +172,11 @@ class CandidateVerifier {
     const bool scores = file_.has(layer, "scores");
     if (!scores && !kept_) return;
     LayerScores expected = yardsticks.expected_scores(*policy_, budgets_);
-    if (scores) {
+    if (scores && !policy_->scorer->scores_are_places()) {
       const Precision precision = precision_of(layer, "scores");
       const auto plain = yardsticks.plain_scores(*policy_, budgets_, precision);
       const Matrix found = file_.read(layer, "scores");
-      judge_values(score_values(found, expected.scores[0], plain ? &plain->scores[0] : nullptr, *policy_), precision,
-                   layer, check_of("scores", precision));
+      judge_scores(found, expected, plain, 0, *policy_, precision, layer, check_of("scores", precision));
     }
     if (!kept_) return;
     kept_->add_layer(std::move(expected), yardsticks.plain_scores(*policy_, budgets_, *kept_precision_));

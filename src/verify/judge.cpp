@@ -4,17 +4,17 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
-#include <numeric>
-#include <optional>
+#include <utility>
+#include <vector>
 
 namespace laprox::verify {
 
 namespace {
 
-constexpr double kFactor = 2;        ///< how many times the error of a plain evaluation
-constexpr double kFloor = 1e-5;      ///< of the scale: below this no error counts
-constexpr double kCap = 0.2;         ///< beyond this a plain evaluation is no yardstick
-constexpr double kNeighbourhood = 4; ///< elements of up to this many times the size lend their plain error
+constexpr double kFactor = 2;         ///< how many times the error of a plain evaluation
+constexpr double kFloor = 1e-5;       ///< of the scale: below this no error counts
+constexpr double kCap = 0.2;          ///< beyond this a plain evaluation is no yardstick
+constexpr double kNeighbourhood = 4;  ///< elements of up to this many times the size lend their plain error
 
 enum PartIndex : std::size_t { kFinite, kElement, kNorm, kCosine };
 
@@ -29,29 +29,82 @@ struct Allowance {
   bool capped;
 };
 
+/// The angle between two vectors of the same length, in radians.
+double angle(const Row& a, const Row& b) {
+  if (a.norm() == 0 || b.norm() == 0) return a.norm() == b.norm() ? 0 : std::numbers::pi / 2;
+  const double chord = (a / a.norm() - b / b.norm()).norm();
+  return 2 * std::asin(std::min(1.0, chord / 2));
+}
+
+/// The errors of the plain evaluations on the rows of one head.
+class PlainErrors {
+ public:
+  PlainErrors(const Values& values, Index first_row, Index rows) : known_(!values.plain.empty()) {
+    std::vector<std::pair<double, double>> elements;  // size, error
+    for (Index row = first_row; row < first_row + rows; ++row) {
+      for (const Matrix* plain : values.plain) {
+        add(values.judged(*plain, row), values.judged(values.expected, row), elements);
+      }
+    }
+    std::sort(elements.begin(), elements.end());
+    double largest = 0;
+    for (const auto& [size, error] : elements) {
+      largest = std::max(largest, error);
+      sizes_.push_back(size);
+      errors_.push_back(largest);
+    }
+  }
+
+  /// The largest error on elements of up to kNeighbourhood times the size.
+  double element(double size) const {
+    if (!known_) return kUnknown;
+    const auto after = std::upper_bound(sizes_.begin(), sizes_.end(), kNeighbourhood * size);
+    return after == sizes_.begin() ? 0 : errors_[static_cast<std::size_t>(after - sizes_.begin()) - 1];
+  }
+  double relative_norm() const { return known_ ? norm_ : kUnknown; }
+  double angle_to_expected() const { return known_ ? angle_ : kUnknown; }
+
+ private:
+  static constexpr double kUnknown = std::numeric_limits<double>::infinity();
+
+  void add(const Row& plain, const Row& expected, std::vector<std::pair<double, double>>& elements) {
+    const double norm = expected.norm();
+    if (norm > 0) norm_ = std::max(norm_, (plain - expected).norm() / norm);
+    angle_ = std::max(angle_, angle(plain, expected));
+    for (Index i = 0; i < plain.size(); ++i) {
+      elements.emplace_back(std::abs(expected[i]), std::abs(plain[i] - expected[i]));
+    }
+  }
+
+  bool known_;
+  double norm_ = 0, angle_ = 0;
+  std::vector<double> sizes_, errors_;  ///< ascending sizes, and the largest error up to each
+};
+
 /// One row under judgement, its non-finite elements set to what is expected: they have been counted.
 class RowJudge {
  public:
-  RowJudge(const Values& values, const Precision& precision, Index row, double scale)
-      : precision_(precision), scale_(scale), first_(values.first) {
-    const Index count = (values.last < 0 ? values.expected.cols() : values.last) - values.first;
-    expected_ = values.expected.row(row).segment(values.first, count);
-    found_ = values.found.row(row).segment(values.first, count);
-    for (Index i = 0; i < count; ++i) {
+  RowJudge(const Values& values, const PlainErrors& plain, const Precision& precision, Index row, double scale)
+      : plain_(plain),
+        precision_(precision),
+        scale_(scale),
+        first_(values.first),
+        expected_(values.judged(values.expected, row)),
+        found_(values.judged(values.found, row)) {
+    for (Index i = 0; i < elements(); ++i) {
       if (!std::isfinite(found_[i])) found_[i] = expected_[i];
     }
-    if (values.plain) plain_ = values.plain->row(row).segment(values.first, count);
   }
 
   Index elements() const { return expected_.size(); }
 
   /// The element whose error is the largest share of what is allowed.
   void judge_elements(VerdictPart part, ValueCheck& check) const {
-    const std::vector<double> yardsticks = plain_errors();
     const double cap = kCap * expected_.cwiseAbs().maxCoeff();
     for (Index i = 0; i < elements(); ++i) {
-      const double error = std::abs(found_[i] - expected_[i]), ulp = precision_.ulp(expected_[i]);
-      const Allowance allowed(kFactor * yardsticks[static_cast<std::size_t>(i)] + ulp, cap, kFloor * scale_);
+      const double size = std::abs(expected_[i]), error = std::abs(found_[i] - expected_[i]);
+      const double ulp = precision_.ulp(size);
+      const Allowance allowed(kFactor * plain_.element(size) + ulp, cap, kFloor * scale_);
       part.excess = excess(error, allowed.value);
       if (part.excess <= check.parts[kElement].excess) continue;
       part.measured = error;
@@ -65,9 +118,8 @@ class RowJudge {
 
   void judge_norm(VerdictPart part, ValueCheck& check) const {
     const double norm = expected_.norm(), error = (found_ - expected_).norm();
-    const double yardstick = plain_ ? kFactor * (*plain_ - expected_).norm() + precision_.unit_roundoff() * norm
-                                    : std::numeric_limits<double>::infinity();
-    const Allowance allowed(yardstick, kCap * norm, floor());
+    const double yardstick = kFactor * plain_.relative_norm() + precision_.unit_roundoff();
+    const Allowance allowed(norm > 0 ? yardstick * norm : 0, kCap * norm, floor());
     part.excess = excess(error, allowed.value);
     part.measured = error > 0 ? error / norm : 0;
     part.allowed = allowed.value > 0 ? allowed.value / norm : 0;
@@ -78,10 +130,9 @@ class RowJudge {
   void judge_cosine(VerdictPart part, ValueCheck& check) const {
     const double norm = expected_.norm();
     if (norm == 0) return;  // no direction; the other parts judge it
-    const double yardstick =
-        plain_ ? kFactor * angle(*plain_) + precision_.unit_roundoff() : std::numeric_limits<double>::infinity();
+    const double yardstick = kFactor * plain_.angle_to_expected() + precision_.unit_roundoff();
     const Allowance allowed(yardstick, kCap, floor() / norm);
-    const double measured = angle(found_);
+    const double measured = angle(found_, expected_);
     part.excess = excess(measured, allowed.value);
     part.measured = std::cos(measured);
     part.allowed = std::cos(std::min(allowed.value, std::numbers::pi));
@@ -93,37 +144,11 @@ class RowJudge {
   /// What an error of the floor in every element adds up to.
   double floor() const { return kFloor * scale_ * std::sqrt(static_cast<double>(elements())); }
 
-  double angle(const Row& vector) const {
-    if (vector.norm() == 0) return std::numbers::pi / 2;
-    const double chord = (vector / vector.norm() - expected_ / expected_.norm()).norm();
-    return 2 * std::asin(std::min(1.0, chord / 2));
-  }
-
-  /// For every element the largest plain error among the elements of up to kNeighbourhood times its size.
-  std::vector<double> plain_errors() const {
-    const auto count = static_cast<std::size_t>(elements());
-    if (!plain_) return std::vector<double>(count, std::numeric_limits<double>::infinity());
-    std::vector<Index> order(count);
-    std::iota(order.begin(), order.end(), Index{0});
-    std::sort(order.begin(), order.end(), [&](Index a, Index b) { return size(a) < size(b); });
-    std::vector<double> errors(count);
-    double largest = 0;
-    std::size_t next = 0;
-    for (const Index i : order) {
-      for (; next < count && size(order[next]) <= kNeighbourhood * size(i); ++next) {
-        largest = std::max(largest, std::abs((*plain_)[order[next]] - expected_[order[next]]));
-      }
-      errors[static_cast<std::size_t>(i)] = largest;
-    }
-    return errors;
-  }
-  double size(Index i) const { return std::abs(expected_[i]); }
-
+  const PlainErrors& plain_;
   const Precision& precision_;
   double scale_;
   Index first_;
   Row expected_, found_;
-  std::optional<Row> plain_;
 };
 
 /// NaN where NaN is expected, each infinity where it is: the rest is counted.
@@ -163,7 +188,8 @@ void keep_worst(VerdictPart& worst, const VerdictPart& found) {
 
 ValueCheck make_value_check(std::string name, std::string policy, std::string rows, std::string columns,
                             const Precision& precision) {
-  ValueCheck check{std::move(name), std::move(policy), std::move(rows), std::move(columns), precision.type(), 0, {}, {}};
+  ValueCheck check{
+      std::move(name), std::move(policy), std::move(rows), std::move(columns), precision.type(), 0, {}, {}};
   for (const char* part : {"finite", "element", "relative L2", "cosine"}) check.parts.push_back({.name = part});
   return check;
 }
@@ -171,14 +197,18 @@ ValueCheck make_value_check(std::string name, std::string policy, std::string ro
 void judge_values(const Values& values, const Precision& precision, Index layer, ValueCheck& check) {
   judge_finite(values, layer, check);
   const double scale = values.expected.size() > 0 ? values.expected.cwiseAbs().maxCoeff() : 0;
-  for (Index row = 0; row < values.expected.rows(); ++row) {
-    const RowJudge judge(values, precision, row, scale);
-    if (judge.elements() == 0) continue;
-    check.elements += judge.elements();
-    const VerdictPart place{.layer = layer, .row = values.place_of(row)};
-    judge.judge_elements(place, check);
-    judge.judge_norm(place, check);
-    judge.judge_cosine(place, check);
+  const Index together = values.rows_per_head > 0 ? values.rows_per_head : values.expected.rows();
+  for (Index first = 0; first < values.expected.rows(); first += together) {
+    const PlainErrors plain(values, first, together);
+    for (Index row = first; row < first + together; ++row) {
+      const RowJudge judge(values, plain, precision, row, scale);
+      if (judge.elements() == 0) continue;
+      check.elements += judge.elements();
+      const VerdictPart place{.layer = layer, .row = values.place_of(row)};
+      judge.judge_elements(place, check);
+      judge.judge_norm(place, check);
+      judge.judge_cosine(place, check);
+    }
   }
 }
 

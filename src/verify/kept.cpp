@@ -54,9 +54,9 @@ KeptJudge::KeptJudge(const Policy& policy, const std::vector<BudgetRequest>& bud
   }
 }
 
-void KeptJudge::add_layer(LayerScores expected, std::optional<LayerScores> plain) {
-  if (plain && plain_.size() == expected_.size()) plain_.push_back(std::move(*plain));
+void KeptJudge::add_layer(LayerScores expected, std::vector<std::optional<LayerScores>> plain) {
   expected_.push_back(std::move(expected));
+  plain_.push_back(std::move(plain));
 }
 
 PolicyPlan KeptJudge::plan(const std::vector<LayerScores>& layers) const {
@@ -65,16 +65,28 @@ PolicyPlan KeptJudge::plan(const std::vector<LayerScores>& layers) const {
   return planner.finish();
 }
 
+/// The plans of those programs that stay in range in every layer.
+std::vector<PolicyPlan> KeptJudge::plain_plans() const {
+  std::vector<PolicyPlan> plans;
+  for (std::size_t program = 0; !plain_.empty() && program < plain_[0].size(); ++program) {
+    std::vector<LayerScores> layers;
+    for (const auto& layer : plain_) {
+      if (layer[program]) layers.push_back(*layer[program]);
+    }
+    if (layers.size() == plain_.size()) plans.push_back(plan(layers));
+  }
+  return plans;
+}
+
 std::vector<KeptCheck> KeptJudge::judge(const KeptMasks& found) const {
   const PolicyPlan expected = plan(expected_);
-  std::optional<PolicyPlan> plain;
-  if (plain_.size() == expected_.size()) plain = plan(plain_);
+  const std::vector<PolicyPlan> plain = plain_plans();
   std::vector<KeptCheck> checks;
   for (std::size_t b = 0; b < budgets_.size(); ++b) checks.push_back(judge_budget(b, expected, plain, found));
   return checks;
 }
 
-KeptCheck KeptJudge::judge_budget(std::size_t budget, const PolicyPlan& plan, const std::optional<PolicyPlan>& plain,
+KeptCheck KeptJudge::judge_budget(std::size_t budget, const PolicyPlan& plan, const std::vector<PolicyPlan>& plain,
                                   const KeptMasks& found) const {
   KeptCheck check{policy_.label, labels_[budget], precision_.type(), 0, 0, {}};
   for (const char* part : {"tokens", "counts", "budget"}) check.parts.push_back({.name = part});
@@ -107,38 +119,51 @@ KeptJudge::Head KeptJudge::head_of(std::size_t budget, const PolicyPlan& plan, I
 
   const auto scores = expected_[l].scores[order].row(kv_head);
   const Pins pins = policy_.scorer->pins();
-  const auto unpinned = [&](Index rank) {
-    return rank >= 0 && rank < context_ && !pins.contains(head.ranking[static_cast<std::size_t>(rank)], context_);
-  };
-  double plain_error = plain_.size() > l ? 0 : std::numeric_limits<double>::infinity(), size = 0;
+  double error = 0, size = 0;
   Index beside = 0;
-  for (Index rank = head.count - kNear; rank < head.count + kNear; ++rank) {
-    if (!unpinned(rank)) continue;
+  for (Index rank = std::max<Index>(0, head.count - kNear); rank < std::min(context_, head.count + kNear); ++rank) {
     const std::int32_t token = head.ranking[static_cast<std::size_t>(rank)];
-    if (plain_.size() > l) {
-      plain_error = std::max(plain_error, std::abs(plain_[l].scores[order](kv_head, token) - scores[token]));
-    }
+    if (pins.contains(token, context_)) continue;
+    error = std::max(error, plain_error(head, token));
     if (rank < head.count - 1 || rank > head.count) continue;
     head.cut += scores[token];
     size = std::max(size, std::abs(scores[token]));
     ++beside;
   }
   if (beside > 0) head.cut /= static_cast<double>(beside);
-  head.tolerance = std::min(kCap * size, 2 * plain_error + precision_.ulp(size)) + kFloor * size;
+  head.tolerance = tolerance(error, size);
   return head;
+}
+
+/// The largest error of a plain evaluation at a token; infinite where there is none.
+double KeptJudge::plain_error(const Head& head, Index token) const {
+  const auto layer = static_cast<std::size_t>(head.layer);
+  const double expected = expected_[layer].scores[head.order](head.kv_head, token);
+  double error = -1;
+  for (const auto& plain : plain_[layer]) {
+    if (plain) error = std::max(error, std::abs(plain->scores[head.order](head.kv_head, token) - expected));
+  }
+  return error < 0 ? std::numeric_limits<double>::infinity() : error;
+}
+
+double KeptJudge::tolerance(double plain_error, double size) const {
+  if (policy_.scorer->scores_are_places()) return std::isfinite(plain_error) ? 2 * plain_error : 0;
+  return std::min(kCap * size, 2 * plain_error + precision_.ulp(size)) + kFloor * size;
 }
 
 /// The tokens that the policy would keep if every score were off by the tolerance in the found set's favour.
 void KeptJudge::judge_tokens(const Head& head, KeptCheck& check) const {
   const auto context = static_cast<std::size_t>(context_);
   const auto scores = expected_[static_cast<std::size_t>(head.layer)].scores[head.order].row(head.kv_head);
+  const bool places = policy_.scorer->scores_are_places();
   std::vector<double> favourable(context);
   std::vector<std::uint8_t> expected(context, 0), allowed(context, 0);
   // Equal scores stay equal unless they are moved, however small the tolerance: the least that moves them.
   for (std::size_t i = 0; i < context; ++i) {
     const double score = scores[static_cast<Index>(i)];
     const double least = std::nextafter(std::abs(score), std::numeric_limits<double>::infinity()) - std::abs(score);
-    const double shift = std::max(head.tolerance, least);
+    const double shift =
+        std::max(places ? tolerance(plain_error(head, static_cast<Index>(i)), 0) : head.tolerance, least);
     favourable[i] = head.found[i] ? score + shift : score - shift;
   }
   const Ranking ranking = policy_.scorer->rank(favourable);
@@ -169,16 +194,19 @@ void KeptJudge::judge_tokens(const Head& head, KeptCheck& check) const {
 }
 
 void KeptJudge::judge_counts(std::size_t budget, const std::vector<Head>& heads, const PolicyPlan& plan,
-                             const std::optional<PolicyPlan>& plain, KeptCheck& check) const {
+                             const std::vector<PolicyPlan>& plain, KeptCheck& check) const {
   const bool differ = std::any_of(heads.begin(), heads.end(), [](const Head& h) { return h.count != h.expected; });
   if (!differ) return;
   const HeadCounts favourable = favourable_counts(budget, heads);
   for (const Head& head : heads) {
     const auto l = static_cast<std::size_t>(head.layer), h = static_cast<std::size_t>(head.kv_head);
     const Index more = head.count - head.expected, reach = favourable[l][h] - head.expected;
-    const Index plain_more = plain ? plain->counts[budget][l][h] - plan.counts[budget][l][h] : 0;
+    Index plain_more = 0;
+    for (const PolicyPlan& each : plain) {
+      plain_more = std::max(plain_more, std::abs(each.counts[budget][l][h] - plan.counts[budget][l][h]));
+    }
     const bool reached = more >= 0 ? more <= reach : more >= reach;
-    if (more == 0 || reached || std::abs(more) <= 2 * std::abs(plain_more)) continue;
+    if (more == 0 || reached || std::abs(more) <= 2 * plain_more) continue;
     VerdictPart& part = check.parts[kCounts];
     part.measured += 1;
     part.passed = false;
@@ -189,7 +217,8 @@ void KeptJudge::judge_counts(std::size_t budget, const std::vector<Head>& heads,
   }
 }
 
-/// How many tokens each head keeps if the scores around its cut are off by the tolerance towards the count that was found.
+/// How many tokens each head keeps if the scores around its cut are off by the tolerance towards the count that was
+/// found.
 HeadCounts KeptJudge::favourable_counts(std::size_t budget, const std::vector<Head>& heads) const {
   std::vector<LayerScores> moved = expected_;
   for (const Head& head : heads) {

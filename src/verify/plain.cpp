@@ -19,20 +19,27 @@ class Arithmetic {
   using Array = Eigen::Array<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   using Dense = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-  Arithmetic(const LayerTensors& layer, const Precision& precision) : layer_(layer), precision_(precision) {}
+  Arithmetic(const LayerTensors& layer, const Precision& precision, const Program& program)
+      : layer_(layer), precision_(precision), program_(program) {}
 
   const LayerTensors& layer() const { return layer_; }
   void round(Array& values) const { precision_.round(values); }
 
   /// scale <q, k>, soft-capped, of the stored queries [first, first + count).
   Array logits(Index head, Index first, Index count) const {
-    const Dense q = layer_.q.matrix<double>(head).middleRows(first, count).template cast<T>();
-    const Dense k = layer_.k.matrix<double>(head / layer_.geometry.group()).topRows(keys()).template cast<T>();
+    const Array k = layer_.k.matrix<double>(head / layer_.geometry.group()).topRows(keys()).template cast<T>().array();
     const T scale = static_cast<T>(layer_.attention.scale), cap = static_cast<T>(layer_.attention.softcap);
-    Array logits = (q * k.transpose()).array();
+    Array q = layer_.q.matrix<double>(head).middleRows(first, count).template cast<T>().array();
+    if (program_.scale_first) {
+      q *= scale;
+      round(q);
+    }
+    Array logits = product(q, k);
     round(logits);
-    logits *= scale;
-    round(logits);
+    if (!program_.scale_first) {
+      logits *= scale;
+      round(logits);
+    }
     if (cap <= 0) return logits;
     logits /= cap;
     round(logits);
@@ -65,8 +72,7 @@ class Arithmetic {
 
   /// o = weights v of one query head: [rows of weights, d_v].
   Array head_output(Index head, const Array& weights) const {
-    const Dense v =
-        layer_.v.matrix<double>(head / layer_.geometry.group()).topRows(weights.cols()).template cast<T>();
+    const Dense v = layer_.v.matrix<double>(head / layer_.geometry.group()).topRows(weights.cols()).template cast<T>();
     Array output = (weights.matrix() * v).array();
     round(output);
     return output;
@@ -83,6 +89,17 @@ class Arithmetic {
   }
 
  private:
+  /// q k^T, component by component: the order of a simple loop, in which one large component costs the most digits.
+  Array product(const Array& q, const Array& k) const {
+    const Dense components = k.matrix().transpose();
+    Dense sums = Dense::Zero(q.rows(), k.rows());
+    for (Index n = 0; n < q.cols(); ++n) {
+      const Index c = program_.reversed ? q.cols() - 1 - n : n;
+      sums.noalias() += q.col(c).matrix() * components.row(c);
+    }
+    return sums.array();
+  }
+
   /// The context and whatever else the queries see: judging queries see decoded tokens too.
   Index keys() const { return std::max(layer_.context_length, layer_.query_positions.back() + 1); }
 
@@ -104,6 +121,7 @@ class Arithmetic {
 
   const LayerTensors& layer_;
   const Precision& precision_;
+  Program program_;
 };
 
 template <class T>
@@ -111,8 +129,8 @@ class PlainScoring : public ScoringKernels {
  public:
   using Array = typename Arithmetic<T>::Array;
 
-  PlainScoring(const LayerTensors& layer, const Precision& precision)
-      : precision_(precision), arithmetic_(layer, precision_), layer_(layer) {}
+  PlainScoring(const LayerTensors& layer, const Precision& precision, const Program& program)
+      : precision_(precision), arithmetic_(layer, precision_, program), layer_(layer) {}
 
   int threads() const override { return 1; }
 
@@ -210,7 +228,8 @@ class PlainScoring : public ScoringKernels {
       std::vector<Array> heads;
       for (Index a = 0; a < group; ++a) heads.push_back(rows_of(kv_head * group + a));
       for (Index pair = 0; pair < group * group; ++pair) {
-        const auto &a = heads[static_cast<std::size_t>(pair / group)], &b = heads[static_cast<std::size_t>(pair % group)];
+        const auto &a = heads[static_cast<std::size_t>(pair / group)],
+                   &b = heads[static_cast<std::size_t>(pair % group)];
         Array product = (a * b).rowwise().sum().transpose();
         arithmetic_.round(product);
         products.row(kv_head * group * group + pair) = product.matrix().template cast<double>();
@@ -235,10 +254,10 @@ class PlainScoring : public ScoringKernels {
 };
 
 template <class T>
-Matrix output_of(const LayerTensors& layer, const Precision& precision) {
+Matrix output_of(const LayerTensors& layer, const Precision& precision, const Program& program) {
   using Array = typename Arithmetic<T>::Array;
   const LayerGeometry& g = layer.geometry;
-  const Arithmetic<T> arithmetic(layer, precision);
+  const Arithmetic<T> arithmetic(layer, precision, program);
   Array heads(layer.queries(), g.query_heads * g.value_size);
   for (Index head = 0; head < g.query_heads; ++head) {
     arithmetic.visit_weights(head, layer.queries(), [&](Index first, const Array& weights) {
@@ -248,7 +267,8 @@ Matrix output_of(const LayerTensors& layer, const Precision& precision) {
   const typename Arithmetic<T>::Dense w_o = layer.w_o.matrix<double>().template cast<T>();
   Array output = (heads.matrix() * w_o).array();
   precision.round(output);
-  for (std::size_t c = 0; c < layer.bias.size(); ++c) output.col(static_cast<Index>(c)) += static_cast<T>(layer.bias[c]);
+  for (std::size_t c = 0; c < layer.bias.size(); ++c)
+    output.col(static_cast<Index>(c)) += static_cast<T>(layer.bias[c]);
   if (!layer.bias.empty()) precision.round(output);
   return output.matrix().template cast<double>();
 }
@@ -279,14 +299,16 @@ LayerTensors round_layer(const LayerTensors& layer, const Precision& precision) 
   return copy;
 }
 
-std::unique_ptr<ScoringKernels> make_plain_scoring(const LayerTensors& layer, const Precision& precision) {
-  if (precision.type() == ElementType::float64) return std::make_unique<PlainScoring<double>>(layer, precision);
-  return std::make_unique<PlainScoring<float>>(layer, precision);
+std::unique_ptr<ScoringKernels> make_plain_scoring(const LayerTensors& layer, const Precision& precision,
+                                                   const Program& program) {
+  if (precision.type() == ElementType::float64)
+    return std::make_unique<PlainScoring<double>>(layer, precision, program);
+  return std::make_unique<PlainScoring<float>>(layer, precision, program);
 }
 
-Matrix plain_output(const LayerTensors& layer, const Precision& precision) {
-  return precision.type() == ElementType::float64 ? output_of<double>(layer, precision)
-                                                  : output_of<float>(layer, precision);
+Matrix plain_output(const LayerTensors& layer, const Precision& precision, const Program& program) {
+  return precision.type() == ElementType::float64 ? output_of<double>(layer, precision, program)
+                                                  : output_of<float>(layer, precision, program);
 }
 
 }  // namespace laprox::verify

@@ -54,6 +54,11 @@ std::string short_place(const VerdictPart& part) {
   return part.layer < 0 ? "-" : fmt::format("{}/{}/{}", part.layer, part.row, part.column);
 }
 
+/// A cosine; a row of zeros has none.
+std::string shown(const VerdictPart& part, double cosine) {
+  return part.excess < 0 ? "-" : fmt::format("{:.6f}", cosine);
+}
+
 void print_values(const std::vector<ValueCheck>& checks) {
   if (checks.empty()) return;
   std::vector<std::vector<std::string>> rows{
@@ -63,8 +68,8 @@ void print_values(const std::vector<ValueCheck>& checks) {
     rows.push_back({name_of(check), std::string(to_string(check.precision)), short_place(element),
                     fmt::format("{:.1e}", element.measured), fmt::format("{:.1e}", element.allowed),
                     fmt::format("{:.3g}", check.worst.ulps), fmt::format("{:.1e}", norm.measured),
-                    fmt::format("{:.1e}", norm.allowed), fmt::format("{:.6f}", cosine.measured),
-                    fmt::format("{:.6f}", cosine.allowed), check.passed() ? "ok" : "FAIL"});
+                    fmt::format("{:.1e}", norm.allowed), shown(cosine, cosine.measured),
+                    shown(cosine, cosine.allowed), check.passed() ? "ok" : "FAIL"});
   }
   fmt::print("{}", align(rows));
 }
@@ -94,13 +99,14 @@ std::vector<std::string> failures(const ValueCheck& check) {
       lines.push_back(fmt::format("{}: {:.0f} NaN or infinite where the reference is finite, the first at {}",
                                   name_of(check), part.measured, where));
     } else if (part.name == "element") {
-      lines.push_back(fmt::format("{}: element: {}: found {:.6g}, expected {:.6g}: an error of {:.2g} ({:.3g} ulps), "
-                                  "allowed {:.2g}",
-                                  name_of(check), where, check.worst.found, check.worst.expected, part.measured,
-                                  check.worst.ulps, part.allowed));
-    } else {
       lines.push_back(
-          fmt::format("{}: {}: {}: {:.6g}, allowed {:.6g}", name_of(check), part.name, where, part.measured, part.allowed));
+          fmt::format("{}: element: {}: found {:.6g}, expected {:.6g}: an error of {:.2g} ({:.3g} ulps), "
+                      "allowed {:.2g}",
+                      name_of(check), where, check.worst.found, check.worst.expected, part.measured, check.worst.ulps,
+                      part.allowed));
+    } else {
+      lines.push_back(fmt::format("{}: {}: {}: {:.6g}, allowed {:.6g}", name_of(check), part.name, where, part.measured,
+                                  part.allowed));
     }
     if (part.capped) {
       lines.back() += fmt::format(" (the cap: a plain evaluation in {} is worse here)", to_string(check.precision));
@@ -113,18 +119,20 @@ std::vector<std::string> failures(const KeptCheck& check) {
   std::vector<std::string> lines;
   const VerdictPart &tokens = check.parts[0], &counts = check.parts[1], &budget = check.parts[2];
   if (!tokens.passed) {
-    lines.push_back(fmt::format("{}: {:.0f} wrong tokens; the worst, {}, is {:.3g} times further from the cut than an "
-                                "error of the scores explains",
-                                name_of(check), tokens.measured, place(tokens, "KV head", "token"), tokens.excess));
+    lines.push_back(
+        fmt::format("{}: {:.0f} wrong tokens; the worst, {}, is {:.3g} times further from the cut than an "
+                    "error of the scores explains",
+                    name_of(check), tokens.measured, place(tokens, "KV head", "token"), tokens.excess));
   }
   if (!counts.passed) {
-    lines.push_back(fmt::format("{}: {:.0f} heads keep a number of tokens that no error of the scores explains; the worst, "
-                                "{}, is off by {:.0f}",
-                                name_of(check), counts.measured, place(counts, "KV head", "token"), counts.excess));
+    lines.push_back(
+        fmt::format("{}: {:.0f} heads keep a number of tokens that no error of the scores explains; the worst, "
+                    "{}, is off by {:.0f}",
+                    name_of(check), counts.measured, place(counts, "KV head", "token"), counts.excess));
   }
   if (!budget.passed) {
-    lines.push_back(fmt::format("{}: {:.0f} pairs kept, the budget is {:.0f}", name_of(check), budget.measured,
-                                budget.allowed));
+    lines.push_back(
+        fmt::format("{}: {:.0f} pairs kept, the budget is {:.0f}", name_of(check), budget.measured, budget.allowed));
   }
   return lines;
 }
@@ -140,7 +148,9 @@ std::vector<std::string> all_failures(const Verification& result) {
 }
 
 void print_table(const DumpReader& dump, const Verification& result) {
-  fmt::print("{} against the float64 reference on {}\n\n", result.subject, dump.info().path.string());
+  fmt::print("{} against the float64 reference on {}\n", result.subject, dump.info().path.string());
+  if (!result.policy.empty()) fmt::print("policy {}\n", result.policy);
+  fmt::print("\n");
   print_values(result.values);
   print_kept(result.kept);
   if (!result.skipped.empty()) fmt::print("\nskipped:\n");
@@ -169,21 +179,19 @@ Json to_json(const std::vector<VerdictPart>& parts, const std::string& row, cons
 std::string key(const std::string& row) { return row == "KV head" ? "kv_head" : row; }
 
 Json to_json(const DumpReader& dump, const Verification& result) {
-  Json json{{"dump", dump.info().path.string()},
-            {"subject", result.subject},
-            {"tool_version", version()},
-            {"passed", result.passed()},
-            {"values", Json::array()},
-            {"kept", Json::array()},
+  Json json{{"dump", dump.info().path.string()}, {"subject", result.subject},
+            {"policy", result.policy}, {"tool_version", version()},
+            {"passed", result.passed()},         {"values", Json::array()},   {"kept", Json::array()},
             {"skipped", Json::array()}};
   for (const ValueCheck& check : result.values) {
-    json["values"].push_back({{"name", check.name},
-                              {"policy", check.policy},
-                              {"precision", to_string(check.precision)},
-                              {"elements", check.elements},
-                              {"passed", check.passed()},
-                              {"worst", {{"found", check.worst.found}, {"expected", check.worst.expected}, {"ulps", check.worst.ulps}}},
-                              {"parts", to_json(check.parts, key(check.rows), check.columns)}});
+    json["values"].push_back(
+        {{"name", check.name},
+         {"policy", check.policy},
+         {"precision", to_string(check.precision)},
+         {"elements", check.elements},
+         {"passed", check.passed()},
+         {"worst", {{"found", check.worst.found}, {"expected", check.worst.expected}, {"ulps", check.worst.ulps}}},
+         {"parts", to_json(check.parts, key(check.rows), check.columns)}});
   }
   for (const KeptCheck& check : result.kept) {
     json["kept"].push_back({{"policy", check.policy},
@@ -220,7 +228,8 @@ void run_verify(const VerifyArguments& arguments) {
 
 void add_verify(CLI::App& app) {
   auto a = std::make_shared<VerifyArguments>();
-  CLI::App* command = app.add_subcommand("verify", "Check a backend, or a foreign kernel's results, against the reference");
+  CLI::App* command =
+      app.add_subcommand("verify", "Check a backend, or a foreign kernel's results, against the reference");
   command->add_option("dump", a->dump, "dump (HDF5)")->required();
   a->backend.add_to(*command);
   CLI::Option* candidate = command->add_option("--candidate", a->candidate, "a kernel's results on the dump (HDF5)");
@@ -235,20 +244,26 @@ void add_verify(CLI::App& app) {
   command->add_flag("--quiet", a->quiet, "no progress");
   add_format(*command, a->format, {"table", "json"});
   command->footer(
-      "\nA backend is checked in every scoring primitive, the exact output, and every registered policy's scores and kept\n"
-      "tokens. A candidate file holds, per layer, any of scores, column_norms, column_sums, value_norms, output and kept;\n"
+      "\nA backend is checked in every scoring primitive, the exact output, and every registered policy's scores and "
+      "kept\n"
+      "tokens. A candidate file holds, per layer, any of scores, column_norms, column_sums, value_norms, output and "
+      "kept;\n"
       "'laprox score' writes such files, and data/README.md documents them.\n"
       "\nThe verdict. NaN and infinity must be where the reference has them. An element's error, a head's relative L2 "
       "error and\n"
-      "its angle may be twice those of a plain evaluation in the same precision, which is computed, plus one rounding and "
+      "its angle may be twice those of a plain evaluation in the same precision, which is computed, plus one rounding "
+      "and "
       "1e-5 of\n"
-      "the layer's largest value, and never more than a fifth. Kept tokens must be those of the reference, except where "
+      "the layer's largest value, and never more than a fifth. Kept tokens must be those of the reference, except "
+      "where "
       "such an\n"
       "error of the scores explains the difference.\n"
-      "\nPrecision: --precision; else a backend's own type, or the file's root attribute 'precision', or each dataset's "
+      "\nPrecision: --precision; else a backend's own type, or the file's root attribute 'precision', or each "
+      "dataset's "
       "type. A\n"
       "kernel that computes in bfloat16 and stores float32 needs --precision bfloat16.\n"
-      "\nThe exit code is 0 if all that was checked passes, 5 if not, 3 if the candidate breaks the layout or belongs to "
+      "\nThe exit code is 0 if all that was checked passes, 5 if not, 3 if the candidate breaks the layout or belongs "
+      "to "
       "another dump.\n"
       "\nExamples:\n  laprox verify dump.h5 --backend cpu\n"
       "  laprox verify dump.h5 --candidate mine.h5 --policy laprox+layer\n"
