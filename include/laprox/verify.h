@@ -73,6 +73,9 @@ struct VerifyOptions {
   /// `precision`, else each dataset's element type (of `kept`: the coarsest of the datasets beside it, else float32).
   std::optional<ElementType> precision;
   std::vector<BudgetRequest> budgets;  ///< at which a backend's kept sets are compared
+  /// A backend is checked with these (empty: with every registered one); a candidate's results are those of the one
+  /// here.
+  std::vector<Policy> policies;
 };
 
 /// Checks a backend on one dump: every scoring primitive, the exact output, and every registered policy's scores and
@@ -85,11 +88,10 @@ Verification verify_backend(const DumpReader& dump, const Backend& backend, cons
 /// it): any layers, and of each any of
 ///   scores [kv_heads, C]; column_norms, column_sums [query_heads, C]; value_norms [query_heads, C]; output [M, D];
 ///   kept [budgets, kv_heads, C].
-/// `policy` says what scores, column statistics and kept sets are those of; unless given, the file's attribute `policy`
-/// does. Throws DumpError where the file breaks the layout or belongs to another dump; UsageError where the policy is
-/// missing or contradicts the file, or the dump cannot serve it.
+/// The one policy of the options says what scores, column statistics and kept sets are those of; unless given, the
+/// file's attribute `policy` does. Throws DumpError where the file breaks the layout or belongs to another dump;
+/// UsageError where the policy is missing or contradicts the file, or the dump cannot serve it.
 Verification verify_candidate(const DumpReader& dump, const std::filesystem::path& candidate,
-                              const std::optional<Policy>& policy, const VerifyOptions& options,
-                              const Progress& progress = {});
+                              const VerifyOptions& options, const Progress& progress = {});
 
 }  // namespace laprox

@@ -108,7 +108,7 @@ class BackendVerifier {
         reference_(make_reference_backend()),
         precision_(options.precision.value_or(backend.element_type())) {
     result_.subject = fmt::format("backend {} ({})", backend.name(), backend.device());
-    choose_policies(options.budgets);
+    choose_policies(options);
     choose_primitives();
     choose_output();
   }
@@ -129,11 +129,13 @@ class BackendVerifier {
     return std::any_of(policies_.begin(), policies_.end(), [](const PolicyTest& t) { return reads_judged(*t.policy); });
   }
 
-  void choose_policies(const std::vector<BudgetRequest>& budgets) {
-    std::vector<std::string> names;
-    for (const ScorerInfo& scorer : scorers()) names.push_back(scorer.name);
-    for (const Method& method : methods()) names.push_back(method.name);
-    for (const std::string& name : names) choose_policy(parse_policy(name), budgets);
+  void choose_policies(const VerifyOptions& options) {
+    std::vector<Policy> policies = options.policies;
+    if (policies.empty()) {
+      for (const ScorerInfo& scorer : scorers()) policies.push_back(parse_policy(scorer.name));
+      for (const Method& method : methods()) policies.push_back(parse_policy(method.name));
+    }
+    for (Policy& policy : policies) choose_policy(std::move(policy), options.budgets);
   }
 
   void skip(const std::string& name, const UsageError& error) {

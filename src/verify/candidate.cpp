@@ -15,11 +15,10 @@ using namespace verify;
 
 class CandidateVerifier {
  public:
-  CandidateVerifier(const DumpReader& dump, const std::filesystem::path& path, const std::optional<Policy>& policy,
-                    const VerifyOptions& options)
+  CandidateVerifier(const DumpReader& dump, const std::filesystem::path& path, const VerifyOptions& options)
       : dump_(dump), info_(dump.info()), file_(path, dump), reference_(make_reference_backend()), options_(options) {
     result_.subject = path.string();
-    choose_policy(path, policy);
+    choose_policy(path);
     choose_rows();
     if (file_.has("ranking")) result_.skipped.push_back({"ranking", "it follows from the scores and is not judged"});
     if (file_.has("scores") && policy_->scorer->scores_are_places()) {
@@ -47,7 +46,13 @@ class CandidateVerifier {
   bool has_statistics() const { return file_.has("column_norms") || file_.has("column_sums"); }
 
   /// The policy that scores, column statistics and kept sets are those of.
-  void choose_policy(const std::filesystem::path& path, const std::optional<Policy>& asked) {
+  void choose_policy(const std::filesystem::path& path) {
+    if (options_.policies.size() > 1) {
+      throw UsageError(fmt::format("{} holds the results of one policy; --policy names {}", path.string(),
+                                   options_.policies.size()));
+    }
+    std::optional<Policy> asked;
+    if (!options_.policies.empty()) asked = options_.policies[0];
     std::optional<Policy> stated;
     if (file_.policy()) {
       try {
@@ -213,9 +218,8 @@ class CandidateVerifier {
 }  // namespace
 
 Verification verify_candidate(const DumpReader& dump, const std::filesystem::path& candidate,
-                              const std::optional<Policy>& policy, const VerifyOptions& options,
-                              const Progress& progress) {
-  return CandidateVerifier(dump, candidate, policy, options).run(progress);
+                              const VerifyOptions& options, const Progress& progress) {
+  return CandidateVerifier(dump, candidate, options).run(progress);
 }
 
 }  // namespace laprox

@@ -12,6 +12,7 @@ namespace {
 
 constexpr Index kNear = 32;  ///< tokens on either side of a cut whose plain errors count there
 constexpr double kFloor = 1e-5, kCap = 0.2;
+constexpr double kTerms = 64;  ///< how many lost terms a score may be short of
 
 enum PartIndex : std::size_t { kTokens, kCounts, kBudget };
 
@@ -131,7 +132,8 @@ KeptJudge::Head KeptJudge::head_of(std::size_t budget, const PolicyPlan& plan, I
     ++beside;
   }
   if (beside > 0) head.cut /= static_cast<double>(beside);
-  head.tolerance = tolerance(error, size);
+  // Each score is a sum of products that may have underflowed.
+  head.tolerance = tolerance(error, size) + kTerms * precision_.underflow() * scores.cwiseAbs().maxCoeff();
   return head;
 }
 

@@ -112,6 +112,10 @@ class Arithmetic {
     const T sink = has_sink ? static_cast<T>(sinks[static_cast<std::size_t>(head)]) : T{0};
     const auto visible = logits.segment(first, count);
     const T largest = has_sink ? std::max(sink, visible.maxCoeff()) : visible.maxCoeff();
+    if (!std::isfinite(largest) || visible.hasNaN()) {
+      weights.segment(first, count).setConstant(std::numeric_limits<T>::quiet_NaN());
+      return;
+    }
     weights.segment(first, count) = (visible - largest).exp();
     const T total = weights.sum() + (has_sink ? std::exp(sink - largest) : T{0});
     weights.segment(first, count) /= total;
@@ -135,10 +139,8 @@ class PlainScoring : public ScoringKernels {
   int threads() const override { return 1; }
 
   const WindowStatistics& window_statistics(Index window) override {
-    const auto [entry, is_new] = statistics_.try_emplace(window);
-    if (!is_new) return entry->second;
-    WindowStatistics& statistics = entry->second;
-    statistics.sum = statistics.squares = per_query_head();
+    if (const auto known = statistics_.find(window); known != statistics_.end()) return known->second;
+    WindowStatistics statistics{per_query_head(), per_query_head()};
     for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
       Array sum = Array::Zero(1, layer_.context_length), squares = sum;
       arithmetic_.visit_weights(head, queries(window), [&](Index, const Array& all) {
@@ -155,19 +157,17 @@ class PlainScoring : public ScoringKernels {
     }
     require_finite(statistics.sum);
     require_finite(statistics.squares);
-    return statistics;
+    return statistics_.emplace(window, std::move(statistics)).first->second;
   }
 
   const Matrix& window_products(Index window) override {
-    const auto [entry, is_new] = window_products_.try_emplace(window);
-    if (is_new) {
-      entry->second = pair_products([&](Index head) {
-        Array logits;
-        const Array weights = arithmetic_.weights(head, layer_.queries() - queries(window), queries(window), logits);
-        return Array(weights.leftCols(layer_.context_length).transpose());
-      });
-    }
-    return entry->second;
+    if (const auto known = window_products_.find(window); known != window_products_.end()) return known->second;
+    Matrix products = pair_products([&](Index head) {
+      Array logits;
+      const Array weights = arithmetic_.weights(head, layer_.queries() - queries(window), queries(window), logits);
+      return Array(weights.leftCols(layer_.context_length).transpose());
+    });
+    return window_products_.emplace(window, std::move(products)).first->second;
   }
 
   const Matrix& column_sums() override {
@@ -209,14 +209,14 @@ class PlainScoring : public ScoringKernels {
   template <class Statistic>
   const Matrix& value_statistic(Matrix& result, const Statistic& statistic) {
     if (result.size() > 0) return result;
-    result = per_query_head();
-    for (Index head = 0; head < result.rows(); ++head) {
+    Matrix all = per_query_head();
+    for (Index head = 0; head < all.rows(); ++head) {
       Array values = statistic(arithmetic_.projected_values(head)).transpose();
       arithmetic_.round(values);
-      result.row(head) = values.matrix().template cast<double>();
+      all.row(head) = values.matrix().template cast<double>();
     }
-    require_finite(result);
-    return result;
+    require_finite(all);
+    return result = std::move(all);
   }
 
   /// <a_i, b_i> for all pairs of query heads of a group, where rows_of(head) is [C, anything].

@@ -42,6 +42,10 @@ Precision::Precision(ElementType type) : type_(type), digits_(0), least_exponent
 
 double Precision::unit_roundoff() const { return std::ldexp(1.0, -digits_); }
 
+double Precision::underflow() const {
+  return type_ == ElementType::float16 ? ulp(0) : std::ldexp(1.0, least_exponent_);
+}
+
 double Precision::ulp(double value) const {
   if (!std::isfinite(value)) return std::numeric_limits<double>::quiet_NaN();
   const int exponent = value == 0 ? least_exponent_ : std::max(least_exponent_, std::ilogb(value));

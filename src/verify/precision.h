@@ -15,6 +15,10 @@ class Precision {
   /// The spacing of the type's numbers at `value`, down to its subnormal numbers.
   double ulp(double value) const;
 
+  /// Below this, numbers may be lost: to the subnormal spacing of float16, which hardware honours, or to zero in the
+  /// other types, whose subnormal numbers fast arithmetic flushes.
+  double underflow() const;
+
   /// Rounds to nearest, ties to even; beyond the type's range to infinity, as hardware does.
   template <class T>
   void round(T* values, Index count) const;

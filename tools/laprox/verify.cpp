@@ -18,8 +18,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 struct VerifyArguments {
-  std::string dump, candidate, policy, precision, format;
-  std::vector<std::string> budgets{"5%", "10%", "20%"};
+  std::string dump, candidate, precision, format;
+  std::vector<std::string> policies, budgets{"5%", "10%", "20%"};
   bool quiet = false;
   BackendArguments backend;
 };
@@ -29,11 +29,8 @@ Verification verify(const DumpReader& dump, const VerifyArguments& arguments) {
   if (!arguments.precision.empty()) options.precision = parse_element_type(arguments.precision, "--precision");
   ProgressBar bar(static_cast<Index>(dump.info().layers.size()), arguments.quiet);
   const Progress progress = [&](Index layer, Index, const std::string&) { bar.step(fmt::format("layer {}", layer)); };
-  if (!arguments.candidate.empty()) {
-    std::optional<Policy> policy;
-    if (!arguments.policy.empty()) policy = parse_policy(arguments.policy);
-    return verify_candidate(dump, arguments.candidate, policy, options, progress);
-  }
+  if (!arguments.policies.empty()) options.policies = parse_policies(arguments.policies);
+  if (!arguments.candidate.empty()) return verify_candidate(dump, arguments.candidate, options, progress);
   options.budgets = parse_budgets(arguments.budgets);
   return verify_backend(dump, *arguments.backend.make(), options, progress);
 }
@@ -68,8 +65,8 @@ void print_values(const std::vector<ValueCheck>& checks) {
     rows.push_back({name_of(check), std::string(to_string(check.precision)), short_place(element),
                     fmt::format("{:.1e}", element.measured), fmt::format("{:.1e}", element.allowed),
                     fmt::format("{:.3g}", check.worst.ulps), fmt::format("{:.1e}", norm.measured),
-                    fmt::format("{:.1e}", norm.allowed), shown(cosine, cosine.measured),
-                    shown(cosine, cosine.allowed), check.passed() ? "ok" : "FAIL"});
+                    fmt::format("{:.1e}", norm.allowed), shown(cosine, cosine.measured), shown(cosine, cosine.allowed),
+                    check.passed() ? "ok" : "FAIL"});
   }
   fmt::print("{}", align(rows));
 }
@@ -179,9 +176,13 @@ Json to_json(const std::vector<VerdictPart>& parts, const std::string& row, cons
 std::string key(const std::string& row) { return row == "KV head" ? "kv_head" : row; }
 
 Json to_json(const DumpReader& dump, const Verification& result) {
-  Json json{{"dump", dump.info().path.string()}, {"subject", result.subject},
-            {"policy", result.policy}, {"tool_version", version()},
-            {"passed", result.passed()},         {"values", Json::array()},   {"kept", Json::array()},
+  Json json{{"dump", dump.info().path.string()},
+            {"subject", result.subject},
+            {"policy", result.policy},
+            {"tool_version", version()},
+            {"passed", result.passed()},
+            {"values", Json::array()},
+            {"kept", Json::array()},
             {"skipped", Json::array()}};
   for (const ValueCheck& check : result.values) {
     json["values"].push_back(
@@ -234,8 +235,9 @@ void add_verify(CLI::App& app) {
   a->backend.add_to(*command);
   CLI::Option* candidate = command->add_option("--candidate", a->candidate, "a kernel's results on the dump (HDF5)");
   candidate->excludes(command->get_option("--backend"));
-  command->add_option("--policy", a->policy, "what the candidate's scores are those of (default: what the file says)")
-      ->needs(candidate);
+  command->add_option("--policy", a->policies,
+                      "what the candidate's scores are those of (default: what the file says); of a backend, the "
+                      "policies to check (default: all)");
   command->add_option("--budget", a->budgets, "budgets at which a backend's kept tokens are compared")
       ->capture_default_str()
       ->excludes(candidate);
@@ -266,6 +268,7 @@ void add_verify(CLI::App& app) {
       "to "
       "another dump.\n"
       "\nExamples:\n  laprox verify dump.h5 --backend cpu\n"
+      "  laprox verify dump.h5 --backend cpu --policy laprox,h2o --budget 10%\n"
       "  laprox verify dump.h5 --candidate mine.h5 --policy laprox+layer\n"
       "  laprox verify dump.h5 --candidate mine.h5 --policy snapkv --precision bfloat16 --format json");
   command->callback([a] { run_verify(*a); });
