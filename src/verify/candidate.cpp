@@ -18,7 +18,7 @@ class CandidateVerifier {
   CandidateVerifier(const DumpReader& dump, const std::filesystem::path& path, const VerifyOptions& options)
       : dump_(dump), info_(dump.info()), file_(path, dump), reference_(make_reference_backend()), options_(options) {
     result_.subject = path.string();
-    choose_policy(path);
+    choose_policy(path.string());
     choose_rows();
     if (file_.has("ranking")) result_.skipped.push_back({"ranking", "it follows from the scores and is not judged"});
     if (file_.has("scores") && policy_->scorer->scores_are_places()) {
@@ -43,43 +43,49 @@ class CandidateVerifier {
   }
 
  private:
-  bool has_statistics() const { return file_.has("column_norms") || file_.has("column_sums"); }
+  std::optional<Policy> asked_policy(const std::string& path) const {
+    if (options_.policies.empty()) return std::nullopt;
+    if (options_.policies.size() == 1) return options_.policies[0];
+    throw UsageError(
+        fmt::format("{} holds the results of one policy; --policy names {}", path, options_.policies.size()));
+  }
+
+  std::optional<Policy> stated_policy(const std::string& path) const {
+    if (!file_.policy()) return std::nullopt;
+    try {
+      Policy policy = parse_policy(*file_.policy());
+      // What the file spells out in full would fill every line.
+      policy.label = policy.scorer_name + "+" + policy.allocator_name;
+      return policy;
+    } catch (const UsageError& error) {
+      throw DumpError(path, "/ attribute policy", "a policy of laprox", *file_.policy(), error.what());
+    }
+  }
 
   /// The policy that scores, column statistics and kept sets are those of.
-  void choose_policy(const std::filesystem::path& path) {
-    if (options_.policies.size() > 1) {
-      throw UsageError(fmt::format("{} holds the results of one policy; --policy names {}", path.string(),
-                                   options_.policies.size()));
-    }
-    std::optional<Policy> asked;
-    if (!options_.policies.empty()) asked = options_.policies[0];
-    std::optional<Policy> stated;
-    if (file_.policy()) {
-      try {
-        stated = parse_policy(*file_.policy());
-      } catch (const UsageError& error) {
-        throw DumpError(path.string(), "/ attribute policy", "a policy of laprox", *file_.policy(), error.what());
-      }
-    }
+  void choose_policy(const std::string& path) {
+    const std::optional<Policy> asked = asked_policy(path), stated = stated_policy(path);
     if (asked && stated && !(*asked == *stated)) {
       throw UsageError(
           fmt::format("{} holds results of the policy {}, but --policy asks for {}; leave --policy out, or "
                       "correct the file's attribute 'policy'",
-                      path.string(), to_string(*stated), to_string(*asked)));
+                      path, to_string(*stated), to_string(*asked)));
     }
     policy_ = asked ? asked : stated;
-    if (policy_) result_.policy = to_string(*policy_);
-    // What the file spells out in full would fill every line.
-    if (policy_ && !asked) policy_->label = policy_->scorer_name + "+" + policy_->allocator_name;
-    if (!policy_) {
-      if (!file_.has("scores") && !file_.has("kept") && !has_statistics()) return;
-      throw UsageError(
-          fmt::format("{}: --policy: of which policy are these the results? Give --policy, or write it into "
-                      "the file's root attribute 'policy'",
-                      path.string()));
-    }
-    check_plan_request(
-        info_, {.policies = {*policy_}, .budgets = file_.has("kept") ? file_.budgets() : std::vector<BudgetRequest>{}});
+    if (policy_) return check_policy();
+    if (!file_.has("scores") && !file_.has("kept") && !file_.has("column_norms") && !file_.has("column_sums")) return;
+    throw UsageError(
+        fmt::format("{}: --policy: of which policy are these the results? Give --policy, or write it into the "
+                    "file's root attribute 'policy'",
+                    path));
+  }
+
+  /// Whether the dump can serve the policy, and the policy can have such results.
+  void check_policy() {
+    result_.policy = to_string(*policy_);
+    const bool kept = file_.has("kept");
+    check_plan_request(info_,
+                       {.policies = {*policy_}, .budgets = kept ? file_.budgets() : std::vector<BudgetRequest>{}});
     if (policy_->scorer->depends_on_budget() && file_.has("scores") && file_.budgets().size() != 1) {
       file_.refuse("scores", "one budget in the root attribute budgets, because the scores of this policy depend on it",
                    fmt::format("{} budgets", file_.budgets().size()));
@@ -110,19 +116,25 @@ class CandidateVerifier {
     }
   }
 
-  Precision precision_of(Index layer, const std::string& dataset) const {
-    const ElementType stored = file_.type(layer, dataset);
-    const ElementType type = options_.precision.value_or(file_.precision().value_or(stored));
-    if (options_.precision && Precision(stored).unit_roundoff() > Precision(type).unit_roundoff()) {
-      file_.refuse(dataset, fmt::format("numbers that --precision {} can judge", to_string(type)),
-                   fmt::format("{}, which is coarser", to_string(stored)));
-    }
-    return Precision(type);
+  /// What is asked for, else what the file states.
+  std::optional<Precision> stated_precision() const {
+    if (options_.precision) return Precision(*options_.precision);
+    if (file_.precision()) return Precision(*file_.precision());
+    return std::nullopt;
   }
 
-  /// The coarsest of the datasets beside it, unless it is stated.
+  Precision precision_of(Index layer, const std::string& dataset) const {
+    const Precision stored(file_.type(layer, dataset)), precision = stated_precision().value_or(stored);
+    if (stored.unit_roundoff() > precision.unit_roundoff()) {
+      file_.refuse(dataset, fmt::format("numbers that can be judged in {}", to_string(precision.type())),
+                   fmt::format("{}, which is coarser", to_string(stored.type())));
+    }
+    return precision;
+  }
+
+  /// Of the masks: the coarsest of the datasets beside them, unless it is stated.
   Precision precision_of_kept() const {
-    if (options_.precision || file_.precision()) return Precision(options_.precision.value_or(*file_.precision()));
+    if (const auto stated = stated_precision()) return *stated;
     std::optional<Precision> coarsest;
     for (Index layer = 0; layer < static_cast<Index>(info_.layers.size()); ++layer) {
       for (const char* dataset : {"scores", "column_norms", "column_sums", "value_norms", "output"}) {

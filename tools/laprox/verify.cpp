@@ -7,6 +7,7 @@
 #include "arguments.h"
 #include "commands.h"
 #include "laprox/error.h"
+#include "laprox/plan.h"
 #include "laprox/report.h"
 #include "progress.h"
 #include "render.h"
@@ -30,6 +31,9 @@ Verification verify(const DumpReader& dump, const VerifyArguments& arguments) {
   ProgressBar bar(static_cast<Index>(dump.info().layers.size()), arguments.quiet);
   const Progress progress = [&](Index layer, Index, const std::string&) { bar.step(fmt::format("layer {}", layer)); };
   if (!arguments.policies.empty()) options.policies = parse_policies(arguments.policies);
+  SweepOptions planned;
+  planned.policies = options.policies;
+  check_memory(dump.info(), planned, *make_reference_backend());
   if (!arguments.candidate.empty()) return verify_candidate(dump, arguments.candidate, options, progress);
   options.budgets = parse_budgets(arguments.budgets);
   return verify_backend(dump, *arguments.backend.make(), options, progress);
