@@ -6,6 +6,8 @@ namespace laprox {
 
 const std::vector<Method>& methods() {
   static const std::vector<Method> all{
+      {"snapkv-kvpress", "snapkv:window=64,kernel=5,pool=avg", "SnapKV with the defaults of kvpress",
+       "SnapKV, 2024, arXiv 2404.14469", true},
       {"adakv", "snapkv+ada", "SnapKV's scores, a layer's budget split over its heads by one top-K and a floor",
        "AdaKV, 2024, arXiv 2407.11550", false},
       {"pyramidkv", "snapkv+pyramid", "SnapKV's scores, more budget for the lower layers",

@@ -26,17 +26,20 @@ struct Queries {
 
 Queries count_queries(const DumpInfo& dump, const SweepOptions& options) {
   Queries queries;
-  for (const Policy& policy : options.policies) {
-    const QueryNeed need = policy.scorer->queries();
-    if (need.kind == QueryNeed::Kind::all) queries.all = true;
-    if (need.kind == QueryNeed::Kind::window) queries.window = std::max(queries.window, need.window);
-  }
-  queries.window = std::min(queries.window, dump.context_length);
-  queries.scoring = queries.all ? dump.context_length : queries.window;
   const Index first =
       options.queries == JudgedQueries::decoded ? dump.context_length : dump.context_length - options.window;
   const Index last = options.queries == JudgedQueries::decoded ? dump.tokens : dump.context_length;
   queries.judging = std::max<Index>(1, dump.rows_between(first, last).count());
+  bool judged = false;
+  for (const Policy& policy : options.policies) {
+    const QueryNeed need = policy.scorer->queries();
+    if (need.kind == QueryNeed::Kind::all) queries.all = true;
+    if (need.kind == QueryNeed::Kind::window) queries.window = std::max(queries.window, need.window);
+    judged = judged || need.kind == QueryNeed::Kind::judged;
+  }
+  queries.window = std::min(queries.window, dump.context_length);
+  queries.scoring = (queries.all ? dump.context_length : queries.window) + (judged ? queries.judging : 0);
+  if (judged) queries.window = std::max(queries.window, queries.judging);
   return queries;
 }
 
@@ -66,6 +69,9 @@ void add_layer(WorkPlan& plan, const LayerSummary& layer, const DumpInfo& dump, 
   plan.scoring_flops += 2 * product({g.query_heads, queries.window, context, g.head_size});
   if (queries.all) plan.column_sum_flops += product({g.query_heads, context, context, g.head_size});
   plan.value_norm_flops += 2 * product({g.query_heads, context, g.value_size, g.value_size});
+  for (const Policy& policy : options.policies) {
+    plan.oracle_flops += policy.scorer->flops(g, context, queries.judging);
+  }
   const double logits = 2 * product({g.query_heads, queries.judging, tokens, g.head_size});
   const double values = 2 * product({g.query_heads, queries.judging, tokens, g.value_size});
   const double projection = 2 * product({queries.judging, g.query_heads, g.value_size, g.model_size});

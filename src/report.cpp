@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <thread>
 
 #include "laprox/error.h"
@@ -57,10 +58,22 @@ Dimensions with(Dimensions dimensions, std::initializer_list<const char*> more) 
   return dimensions;
 }
 
+/// The policies between which regret is measured: the first oracle and the first random one of the sweep.
+struct RegretScale {
+  explicit RegretScale(const std::vector<Policy>& policies) {
+    for (std::size_t p = 0; p < policies.size(); ++p) {
+      if (policies[p].scorer_name == "oracle" && !oracle) oracle = p;
+      if (policies[p].scorer_name == "random" && !random) random = p;
+    }
+  }
+  bool known() const { return oracle && random; }
+  std::optional<std::size_t> oracle, random;
+};
+
 class ReportBuilder {
  public:
   ReportBuilder(const std::vector<DumpResult>& results, const SweepOptions& options)
-      : results_(results), options_(options) {}
+      : results_(results), options_(options), regret_(options.policies) {}
 
   Report build() {
     add_labels();
@@ -73,6 +86,9 @@ class ReportBuilder {
       for (std::size_t p = 0; p < options_.policies.size(); ++p) {
         for (std::size_t b = 0; b < options_.budgets.size(); ++b) add_cell(d, p, b);
       }
+    }
+    for (std::size_t p = 0; p < options_.policies.size(); ++p) {
+      put("is_oracle", {p}, options_.policies[p].scorer->queries().kind == QueryNeed::Kind::judged ? 1 : 0);
     }
     if (options_.save_kept) add_kept();
     return std::move(report_);
@@ -111,6 +127,11 @@ class ReportBuilder {
       if (truncated || !figure.truncated_only) add_array(figure.name, with(kCell, {"layer"}), figure.meaning);
     }
     for (const ModelFigure& figure : kModelFigures) add_array(figure.name, kCell, figure.meaning);
+    if (regret_.known()) {
+      const char* meaning = "(error - the oracle's) / (random's - the oracle's): 0 as good as the oracle, 1 as random";
+      add_array("regret", with(kCell, {"layer"}), meaning);
+      add_array("model_regret", kCell, meaning);
+    }
     add_array("head_relative_error", with(kCell, {"layer", "query_head"}),
               "relative error of a head's output, before W_o");
     add_array("kept_count", with(kCell, {"layer", "kv_head"}), "kept context tokens, pinned ones included", true);
@@ -119,6 +140,7 @@ class ReportBuilder {
               "index of the first earlier policy that keeps exactly the same entries at this budget, or -1", true);
     add_array("budget_tokens", {"dump", "budget"}, "tokens per KV head that the budget stands for", true);
     add_array("context_length", {"dump"}, "tokens of the prompt", true);
+    add_array("is_oracle", {"policy"}, "1: the policy reads the judging queries, which no cache can", true);
   }
 
   std::size_t offset(const ReportArray& array, std::initializer_list<std::size_t> indices) const {
@@ -136,6 +158,7 @@ class ReportBuilder {
 
   void add_cell(std::size_t d, std::size_t p, std::size_t b) {
     const Cell& cell = results_[d].policies[p].cells[b];
+    if (regret_.known()) add_regret(d, p, b);
     for (const ModelFigure& figure : kModelFigures) put(figure.name, {d, p, b}, cell.model.*figure.member);
     put("kept_pairs", {d, p, b}, static_cast<double>(total(cell.counts)));
     put("identical_to", {d, p, b}, static_cast<double>(cell.identical_to));
@@ -150,6 +173,21 @@ class ReportBuilder {
       for (std::size_t head = 0; head < cell.counts[layer].size(); ++head) {
         put("kept_count", {d, p, b, layer, head}, static_cast<double>(cell.counts[layer][head]));
       }
+    }
+  }
+
+  void add_regret(std::size_t d, std::size_t p, std::size_t b) {
+    const auto cell = [&](std::size_t policy) -> const Cell& { return results_[d].policies[policy].cells[b]; };
+    const Cell &oracle = cell(*regret_.oracle), &random = cell(*regret_.random);
+    const auto regret = [](double error, double best, double worst) {
+      return worst > best ? (error - best) / (worst - best) : std::numeric_limits<double>::quiet_NaN();
+    };
+    put("model_regret", {d, p, b},
+        regret(cell(p).model.relative_error, oracle.model.relative_error, random.model.relative_error));
+    for (std::size_t layer = 0; layer < cell(p).layers.size(); ++layer) {
+      put("regret", {d, p, b, layer},
+          regret(cell(p).layers[layer].relative_error, oracle.layers[layer].relative_error,
+                 random.layers[layer].relative_error));
     }
   }
 
@@ -180,6 +218,7 @@ class ReportBuilder {
 
   const std::vector<DumpResult>& results_;
   const SweepOptions& options_;
+  const RegretScale regret_;
   Report report_;
 };
 

@@ -25,6 +25,14 @@ void check_pins(const DumpInfo& dump, const Policy& policy, const BudgetRequest&
   }
 }
 
+void check_context(const DumpInfo& dump, const Policy& policy) {
+  if (dump.context_length <= policy.scorer->longest_context()) return;
+  throw UsageError(
+      fmt::format("{}: the context has {} tokens, and policy '{}' takes at most {}, because its work grows "
+                  "with their square; leave it out, or make a dump of a shorter prompt",
+                  dump.path.string(), dump.context_length, policy.label, policy.scorer->longest_context()));
+}
+
 /// Which rows of q planning reads: those of the prompt, and, for oracles, those that judge.
 struct PlanRows {
   PlanRows(const DumpInfo& dump, const SweepOptions& options)
@@ -42,21 +50,6 @@ struct PlanRows {
 void add_layer(std::vector<PolicyPlanner>& planners, const LayerView& layer, ScoringKernels& kernels, bool judged) {
   for (PolicyPlanner& planner : planners) {
     if (reads_judged(planner.policy()) == judged) planner.add_layer(layer, kernels);
-  }
-}
-
-/// Marks the cells whose policy keeps exactly what an earlier one keeps.
-void find_twins(const std::vector<PolicyPlan>& plans, std::vector<PolicyResult>& results) {
-  for (std::size_t b = 0; b < results[0].cells.size(); ++b) {
-    std::vector<std::uint64_t> prints;
-    for (std::size_t p = 0; p < plans.size(); ++p) {
-      prints.push_back(fingerprint(plans[p], b));
-      for (std::size_t other = 0; other < p && results[p].cells[b].identical_to < 0; ++other) {
-        if (prints[other] == prints[p] && keep_the_same(plans[other], plans[p], b)) {
-          results[p].cells[b].identical_to = static_cast<Index>(other);
-        }
-      }
-    }
   }
 }
 
@@ -85,6 +78,7 @@ struct LayerKeeps {
 void check_plan_request(const DumpInfo& dump, const SweepOptions& options) {
   if (options.policies.empty()) throw UsageError("no policy given; 'laprox policies' lists all");
   for (const Policy& policy : options.policies) {
+    check_context(dump, policy);
     for (const BudgetRequest& request : options.budgets) check_pins(dump, policy, request);
   }
   scoring_rows(dump, options.policies);
@@ -95,6 +89,22 @@ void check_request(const DumpInfo& dump, const SweepOptions& options) {
   if (options.budgets.empty()) throw UsageError("no budget given, for example --budget 5%,10%,128");
   check_plan_request(dump, options);
   judging_rows(dump, options);
+}
+
+std::vector<std::vector<Index>> find_twins(const std::vector<PolicyPlan>& plans) {
+  std::vector<std::vector<Index>> twins;
+  std::vector<std::vector<std::uint64_t>> prints;
+  for (const PolicyPlan& plan : plans) {
+    auto& print = prints.emplace_back();
+    for (std::size_t b = 0; b < plan.counts.size(); ++b) print.push_back(fingerprint(plan, b));
+    auto& twin = twins.emplace_back(plan.counts.size(), -1);
+    for (std::size_t b = 0; b < plan.counts.size(); ++b) {
+      for (std::size_t other = 0; other + 1 < twins.size() && twin[b] < 0; ++other) {
+        if (prints[other][b] == print[b] && keep_the_same(plans[other], plan, b)) twin[b] = static_cast<Index>(other);
+      }
+    }
+  }
+  return twins;
 }
 
 std::vector<PolicyPlan> plan_sweep(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
@@ -134,10 +144,12 @@ DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const
   for (const BudgetRequest& request : options.budgets) result.budgets.push_back(resolve(request, info));
 
   std::vector<PolicyPlan> plans = plan_sweep(dump, options, backend, progress);
+  const auto twins = find_twins(plans);
   for (std::size_t p = 0; p < plans.size(); ++p) {
-    for (const HeadCounts& counts : plans[p].counts) result.policies[p].cells.push_back({counts, {}, {}, -1});
+    for (std::size_t b = 0; b < plans[p].counts.size(); ++b) {
+      result.policies[p].cells.push_back({plans[p].counts[b], {}, {}, twins[p][b]});
+    }
   }
-  find_twins(plans, result.policies);
 
   LayerStream layers(dump, judging_rows(info, options), backend.element_type(), false);
   for (std::size_t n = 0; n < info.layers.size(); ++n) {

@@ -13,8 +13,12 @@ struct WorkPlan {
   double output_bytes = 0;   ///< head outputs of all policies and budgets
   double ranking_bytes = 0;  ///< rankings and sorted scores of all policies, all layers
   double scoring_flops = 0, column_sum_flops = 0, value_norm_flops = 0;  ///< per model: window, all queries, norms
-  double judging_flops = 0;                                              ///< exact output, and one walk per policy
+  double oracle_flops = 0;   ///< what scorers do beyond these primitives: the oracle that eliminates greedily
+  double judging_flops = 0;  ///< exact output, and one walk per policy
 
+  double total_flops() const {
+    return scoring_flops + column_sum_flops + value_norm_flops + oracle_flops + judging_flops;
+  }
   double total_bytes() const { return 2 * layer_bytes + reading_bytes + logit_bytes + output_bytes + ranking_bytes; }
 };
 

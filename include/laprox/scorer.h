@@ -72,14 +72,14 @@ class Scorer {
 
 /// A scorer's entry in the registry: everything the command line, the help and the report say of it.
 struct ScorerInfo {
-  std::string name;               ///< kebab-case, unique
-  std::string summary;            ///< one line
-  std::string paper;              ///< title, year and arXiv number; empty for a baseline
-  std::string description;        ///< the formula, and what the published code does differently
-  std::string default_allocator;  ///< the published method's budget split; it may carry options
-  std::string needs;              ///< what it reads, in the terms of the dump format: "window queries, K"
-  bool nested = true;             ///< whether a larger budget keeps all that a smaller one keeps
-  std::string only_allocator;     ///< the one split that makes sense, where the scores mean nothing to the others
+  std::string name;                 ///< kebab-case, unique
+  std::string summary;              ///< one line
+  std::string paper;                ///< title, year and arXiv number; empty for a baseline
+  std::string description;          ///< the formula, and what the published code does differently
+  std::string default_allocator;    ///< the published method's budget split; it may carry options
+  std::string needs;                ///< what it reads, in the terms of the dump format: "window queries, K"
+  bool nested = true;               ///< whether a larger budget keeps all that a smaller one keeps
+  std::string only_allocator = {};  ///< the one split that makes sense, where the scores mean nothing to the others
   std::vector<OptionSpec> options;
   /// Builds the scorer. It may settle defaults that depend on other options; throws UsageError where options
   /// contradict.

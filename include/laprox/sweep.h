@@ -67,6 +67,9 @@ void check_plan_request(const DumpInfo& dump, const SweepOptions& options);
 std::vector<PolicyPlan> plan_sweep(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
                                    const Progress& progress = {});
 
+/// [policy][budget]: the first earlier policy that keeps exactly the same entries at that budget, or -1.
+std::vector<std::vector<Index>> find_twins(const std::vector<PolicyPlan>& plans);
+
 /// Replays one dump: which entries each policy keeps at each budget, and how far that moves each layer's output. Every
 /// layer is read exactly twice. Throws UsageError (see check_request), DumpError, BackendError.
 DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const Backend& backend,

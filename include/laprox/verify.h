@@ -20,7 +20,8 @@ struct VerdictPart {
   Index row = -1;       ///< query head, KV head or stored query
   Index column = -1;    ///< token, or column of the output; -1: the part judges whole rows
   bool capped = false;  ///< `allowed` is the cap, because a plain evaluation in the precision is worse than that
-  double excess = -1;   ///< measured over allowed, as errors: above 1 it fails
+  /// Measured over allowed, as errors; of tokens the distance from the cut over the tolerance. Above 1 it fails.
+  double excess = -1;
 };
 
 /// The element whose error is the largest share of what is allowed.

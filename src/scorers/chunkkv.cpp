@@ -66,6 +66,7 @@ ScorerInfo chunkkv_info() {
           "differ from the budget. The paper's reuse of one layer's chunks in the next is not in the published code.",
       .default_allocator = "head",
       .needs = "window queries, K",
+      .only_allocator = "head",
       .options = std::move(options),
       .make = [](Options& chosen) -> std::unique_ptr<Scorer> { return std::make_unique<ChunkKV>(chosen); },
   };

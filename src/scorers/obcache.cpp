@@ -27,7 +27,7 @@ class OBCache : public WindowScorer {
   Eigen::RowVectorXd saliency(const HeadAttention& attention, const Matrix& values) const {
     const Eigen::ArrayXXd squares = attention.weights.array().square();
     const Eigen::RowVectorXd value_norms = values.rowwise().squaredNorm().transpose();
-    if (kind_ == "value") return squares.colwise().sum().matrix().transpose().transpose().cwiseProduct(value_norms);
+    if (kind_ == "value") return squares.colwise().sum().matrix().cwiseProduct(value_norms);
     const Eigen::ArrayXXd z = attention.logits.array();
     const Eigen::ArrayXXd products = (attention.outputs * values.transpose()).array();
     const Eigen::ArrayXXd v = value_norms.array().replicate(z.rows(), 1);

@@ -6,46 +6,9 @@
 
 #include <string>
 
-#include "laprox/error.h"
-#include "support/layers.h"
+#include "support/golden.h"
 
 namespace laprox::testing {
-
-namespace {
-
-using Tokens = std::vector<int>;
-
-std::vector<LayerTensors> fixture(const Backend& backend) {
-  std::vector<LayerTensors> layers;
-  for (Index layer : {0, 1}) layers.push_back(fixture_layer(layer, backend.element_type()));
-  return layers;
-}
-
-/// Scores [kv_heads, C] of one fixture layer.
-Matrix score(const std::string& policy, Index layer, const Backend& backend) {
-  const LayerTensors tensors = fixture_layer(layer, backend.element_type());
-  return parse_policy(policy).scorer->score(LayerView(tensors), *backend.scoring(tensors));
-}
-
-void check_row(const Matrix& scores, Index row, const std::vector<double>& expected) {
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    INFO("token " << i);
-    // The examples are printed with four decimals.
-    CHECK(scores(row, static_cast<Index>(i)) == doctest::Approx(expected[i]).scale(1).epsilon(6e-5));
-  }
-}
-
-/// Kept sets of the fixture's heads in layer 0, at 4 tokens per head unless said otherwise.
-void check_kept(const std::string& policy, const std::vector<Tokens>& expected, Index budget = 4) {
-  for (const auto& backend : backends()) {
-    CAPTURE(backend->name());
-    const Kept kept = keep(parse_policy(policy), fixture(*backend), {budget}, *backend);
-    for (std::size_t head = 0; head < expected.size(); ++head)
-      CHECK(kept.tokens(0, head / 2, head % 2) == expected[head]);
-  }
-}
-
-}  // namespace
 
 TEST_CASE("StreamingLLM keeps sinks and recent tokens") {
   check_kept("streaming:sinks=1", {{0, 3, 4, 5}, {0, 3, 4, 5}});

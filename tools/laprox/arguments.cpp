@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "laprox/error.h"
+#include "render.h"
 
 namespace laprox::cli {
 
@@ -33,6 +34,13 @@ ElementType parse_element_type(const std::string& name, const std::string& optio
     if (to_string(type) == name) return type;
   }
   throw UsageError(fmt::format("{}: unknown element type '{}'", option, name));
+}
+
+void add_metric(CLI::App& command, std::string& metric) {
+  metric = table_metrics().front();
+  command.add_option("--metric", metric, fmt::format("of the table: {}", fmt::join(table_metrics(), ", ")))
+      ->check(CLI::IsMember(table_metrics()))
+      ->capture_default_str();
 }
 
 std::vector<Policy> parse_policies(const std::vector<std::string>& words) {

@@ -22,6 +22,7 @@ struct BackendArguments {
 };
 
 /// --format, with the formats that a subcommand knows; the first is the default.
+void add_metric(CLI::App& command, std::string& metric);
 void add_format(CLI::App& command, std::string& format, const std::vector<std::string>& known);
 
 /// An element type by its name; throws UsageError, naming the option.

@@ -70,10 +70,9 @@ void print_plan(const DumpInfo& info, const Backend& backend) {
     options.policies.push_back(parse_policy("h2o"));
   options.budgets = {parse_budget("10%")};
   const WorkPlan plan = plan_work(info, options, backend);
-  const double flops = plan.scoring_flops + plan.column_sum_flops + plan.value_norm_flops + plan.judging_flops;
   fmt::print("plan    a sweep of {} at one budget: {} of memory, {}\n",
              options.policies.size() > 1 ? "laprox and h2o" : "laprox", scaled(plan.total_bytes(), "B"),
-             scaled(flops, "FLOP"));
+             scaled(plan.total_flops(), "FLOP"));
   fmt::print("          layer {} x 2, while reading {}, logits {}, outputs {}, rankings {}\n",
              scaled(plan.layer_bytes, "B"), scaled(plan.reading_bytes, "B"), scaled(plan.logit_bytes, "B"),
              scaled(plan.output_bytes, "B"), scaled(plan.ranking_bytes, "B"));

@@ -9,68 +9,6 @@ namespace laprox::cli {
 
 namespace {
 
-/// Mean and, over several dumps, standard deviation of the model's pooled error of one cell.
-struct Spread {
-  double mean = 0, deviation = 0;
-};
-
-Spread spread(const Report& report, std::size_t policy, std::size_t budget) {
-  Spread result;
-  const double samples = static_cast<double>(report.dumps.size());
-  for (std::size_t d = 0; d < report.dumps.size(); ++d) {
-    result.mean += report.at("model_relative_error", {d, policy, budget}) / samples;
-  }
-  for (std::size_t d = 0; d < report.dumps.size(); ++d) {
-    const double off = report.at("model_relative_error", {d, policy, budget}) - result.mean;
-    if (samples > 1) result.deviation += off * off / (samples - 1);
-  }
-  result.deviation = std::sqrt(result.deviation);
-  return result;
-}
-
-/// A policy that ignores its budget takes part in no comparison at equal budgets.
-bool spends_budget(const Report& report, std::size_t policy) {
-  for (std::size_t d = 0; d < report.dumps.size(); ++d) {
-    for (std::size_t b = 0; b < report.budgets.size(); ++b) {
-      Index heads = 0;
-      for (std::size_t layer = 0; layer < static_cast<std::size_t>(report.layers); ++layer) {
-        for (std::size_t head = 0; head < static_cast<std::size_t>(report.kv_heads); ++head) {
-          if (report.at("kept_count", {d, policy, b, layer, head}) >= 0) ++heads;
-        }
-      }
-      const double budget = report.at("budget_tokens", {d, b}) * static_cast<double>(heads);
-      if (report.at("kept_pairs", {d, policy, b}) != budget) return false;
-    }
-  }
-  return true;
-}
-
-std::string budget_heading(const Report& report, std::size_t budget) {
-  const std::string& text = report.budgets[budget];
-  const double tokens = report.at("budget_tokens", {0, budget});
-  for (std::size_t d = 1; d < report.dumps.size(); ++d) {
-    if (report.at("budget_tokens", {d, budget}) != tokens) return text;
-  }
-  const std::string count = fmt::format("{}", tokens);
-  return count == text ? text : fmt::format("{} = {}", text, count);
-}
-
-std::string title(const Report& report) {
-  std::string text = "Relative error of the layer outputs, pooled over layers; budget in tokens per KV head\n";
-  const auto get = [&](const char* key) {
-    const auto found = report.provenance.find(key);
-    return found == report.provenance.end() ? std::string("?") : found->second;
-  };
-  text += fmt::format("softmax {}, judged by {} queries, backend {} ({})\n", get("softmax"), get("queries"),
-                      get("backend"), get("device"));
-  for (std::size_t d = 0; d < report.dumps.size(); ++d) {
-    text += fmt::format("{}: context {}{}{}\n", report.dumps[d], report.at("context_length", {d}),
-                        report.dump_models[d].empty() ? "" : ", ", report.dump_models[d]);
-  }
-  if (report.dumps.size() > 1) text += fmt::format("mean and standard deviation over {} dumps\n", report.dumps.size());
-  return text;
-}
-
 /// Calls visit(dump, policy, budget, layer) for every layer of every cell that exists, then with layer = layers for the
 /// model.
 template <class Visit>
@@ -111,7 +49,16 @@ std::vector<std::pair<std::string, double>> figures(const Report& report, std::s
     values.emplace_back(name, model ? std::nan("") : report.at(name, {d, p, b, layer}));
   }
   values.emplace_back("mean_error", model ? report.at("model_mean_error", {d, p, b}) : std::nan(""));
+  if (report.arrays.contains("regret")) {
+    values.emplace_back("regret", model ? report.at("model_regret", {d, p, b}) : report.at("regret", {d, p, b, layer}));
+  }
   return values;
+}
+
+/// The first earlier policy that keeps exactly the same entries, or nothing.
+std::string twin(const Report& report, std::size_t d, std::size_t p, std::size_t b) {
+  const double index = report.arrays.contains("identical_to") ? report.at("identical_to", {d, p, b}) : -1;
+  return index < 0 ? "" : report.policies[static_cast<std::size_t>(index)];
 }
 
 /// RFC 4180: quoted where it must be.
@@ -124,51 +71,10 @@ std::string csv_field(const std::string& text) {
 
 }  // namespace
 
-std::string align(const std::vector<std::vector<std::string>>& rows) {
-  std::vector<std::size_t> widths;
-  for (const auto& row : rows) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  std::string text;
-  for (const auto& row : rows) {
-    std::string line;
-    for (std::size_t i = 0; i < row.size(); ++i) {
-      line += i == 0 ? fmt::format("{:<{}}", row[i], widths[i]) : fmt::format("  {:>{}}", row[i], widths[i]);
-    }
-    line.erase(line.find_last_not_of(' ') + 1);
-    text += line + "\n";
-  }
-  return text;
-}
-
-std::string render_table(const Report& report) {
-  std::vector<std::vector<std::string>> rows(1);
-  rows[0].push_back("policy");
-  for (std::size_t b = 0; b < report.budgets.size(); ++b) rows[0].push_back(budget_heading(report, b) + " ");
-  std::vector<double> best(report.budgets.size(), HUGE_VAL);
-  for (std::size_t p = 0; p < report.policies.size(); ++p) {
-    if (!spends_budget(report, p)) continue;
-    for (std::size_t b = 0; b < best.size(); ++b) best[b] = std::min(best[b], spread(report, p, b).mean);
-  }
-  for (std::size_t p = 0; p < report.policies.size(); ++p) {
-    auto& row = rows.emplace_back();
-    row.push_back(report.policies[p]);
-    const bool competes = report.policies.size() > 1 && spends_budget(report, p);
-    for (std::size_t b = 0; b < best.size(); ++b) {
-      const Spread cell = spread(report, p, b);
-      std::string text = fmt::format("{:.6f}", cell.mean);
-      if (report.dumps.size() > 1) text += fmt::format(" +- {:.6f}", cell.deviation);
-      row.push_back(text + (competes && cell.mean == best[b] ? "*" : " "));
-    }
-  }
-  return title(report) + "\n" + align(rows) + "\n* the smallest error at this budget\n";
-}
-
 std::string render_csv(const Report& report) {
   std::string text = "dump,policy,budget_tokens,layer";
   for (const auto& [name, value] : figures(report, 0, 0, 0, 0)) text += "," + name;
-  text += ",budget,policy_spec\n";
+  text += ",budget,policy_spec,identical_to\n";
   visit_rows(report, [&](std::size_t d, std::size_t p, std::size_t b, std::size_t layer) {
     const bool model = layer == static_cast<std::size_t>(report.layers);
     text += fmt::format("{},{},{},{}", csv_field(report.dumps[d]), csv_field(report.policies[p]),
@@ -176,7 +82,8 @@ std::string render_csv(const Report& report) {
     for (const auto& [name, value] : figures(report, d, p, b, layer)) {
       text += std::isnan(value) ? "," : fmt::format(",{}", value);
     }
-    text += fmt::format(",{},{}\n", csv_field(report.budgets[b]), csv_field(report.policy_specs[p]));
+    text += fmt::format(",{},{},{}\n", csv_field(report.budgets[b]), csv_field(report.policy_specs[p]),
+                        csv_field(twin(report, d, p, b)));
   });
   return text;
 }
@@ -207,13 +114,14 @@ std::string render_json(const Report& report) {
     }
     row["budget"] = report.budgets[b];
     row["policy_spec"] = report.policy_specs[p];
+    row["identical_to"] = twin(report, d, p, b);
     json["rows"].push_back(std::move(row));
   });
   return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
-std::string render(const Report& report, const std::string& format) {
-  return format == "csv" ? render_csv(report) : format == "json" ? render_json(report) : render_table(report);
+std::string render(const Report& report, const std::string& format, const std::string& metric) {
+  return format == "csv" ? render_csv(report) : format == "json" ? render_json(report) : render_table(report, metric);
 }
 
 }  // namespace laprox::cli

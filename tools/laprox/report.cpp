@@ -10,14 +10,18 @@ namespace laprox::cli {
 
 void add_report(CLI::App& app) {
   struct Arguments {
-    std::string path, format;
+    std::string path, format, metric;
   };
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("report", "Print a report that sweep wrote");
   command->add_option("report", arguments->path, "the report (HDF5)")->required();
   add_format(*command, arguments->format, {"table", "csv", "json"});
-  command->footer("\nExamples:\n  laprox report report.h5\n  laprox report report.h5 --format csv > errors.csv");
-  command->callback([arguments] { fmt::print("{}", render(read_report(arguments->path), arguments->format)); });
+  add_metric(*command, arguments->metric);
+  command->footer(
+      "\nExamples:\n  laprox report report.h5\n  laprox report report.h5 --metric regret\n"
+      "  laprox report report.h5 --format csv > errors.csv");
+  command->callback(
+      [arguments] { fmt::print("{}", render(read_report(arguments->path), arguments->format, arguments->metric)); });
 }
 
 }  // namespace laprox::cli

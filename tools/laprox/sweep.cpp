@@ -18,7 +18,7 @@ namespace {
 
 struct SweepArguments {
   std::vector<std::string> dumps, policies, budgets;
-  std::string output, format, queries = "decoded", softmax = "renormalized";
+  std::string output, format, metric, queries = "decoded", softmax = "renormalized";
   Index window = 32;
   bool force = false, save_kept = false, show_plan = false, quiet = false;
   BackendArguments backend;
@@ -34,13 +34,21 @@ Examples:
   laprox sweep dump.h5 --policy laprox --budget 10% --queries window --softmax truncated   (with the paper's bound)
   laprox sweep --config sweep.toml      with a section [sweep]: dumps = ["dump.h5"], policy = ["h2o", "laprox"], budget = ["5%"])";
 
-/// Kept entries per layer and head: one line a layer, one number a head, or one number where all heads agree.
-void print_plan(const DumpReader& dump, const SweepOptions& options, const std::vector<PolicyPlan>& plans) {
+/// The work, and the kept entries: one line a layer, one number a head.
+void print_plan(const DumpReader& dump, const SweepOptions& options, const Backend& backend) {
+  const std::vector<PolicyPlan> plans = plan_sweep(dump, options, backend);
+  const auto twins = find_twins(plans);
+  const WorkPlan work = plan_work(dump.info(), options, backend);
+  fmt::print(stderr, "{}: {:.3g} GB of memory, {:.3g} GFLOP ({:.3g} of them by greedy elimination)\n",
+             dump.info().path.string(), work.total_bytes() / 1e9, work.total_flops() / 1e9, work.oracle_flops / 1e9);
   for (std::size_t p = 0; p < plans.size(); ++p) {
     for (std::size_t b = 0; b < options.budgets.size(); ++b) {
       const HeadCounts& counts = plans[p].counts[b];
-      fmt::print(stderr, "{}: {} at {}: {} pairs; kept per KV head\n", dump.info().path.string(),
-                 options.policies[p].label, options.budgets[b].text, total(counts));
+      fmt::print(stderr, "{}: {} at {}: {} pairs; kept per KV head{}\n", dump.info().path.string(),
+                 options.policies[p].label, options.budgets[b].text, total(counts),
+                 twins[p][b] < 0 ? ""
+                                 : fmt::format(" (exactly what {} keeps)",
+                                               options.policies[static_cast<std::size_t>(twins[p][b])].label));
       for (std::size_t layer = 0; layer < counts.size(); ++layer) {
         std::string heads;
         for (Index count : counts[layer]) heads += fmt::format(" {:6}", count);
@@ -71,7 +79,7 @@ void run_sweep(const SweepArguments& arguments) {
     steps += 2 * static_cast<Index>(dumps.back().info().layers.size());
   }
   if (arguments.show_plan) {
-    for (const DumpReader& dump : dumps) print_plan(dump, options, plan_sweep(dump, options, *backend));
+    for (const DumpReader& dump : dumps) print_plan(dump, options, *backend);
   }
   std::vector<DumpResult> results;
   {
@@ -84,7 +92,7 @@ void run_sweep(const SweepArguments& arguments) {
   }
   const Report report = make_report(results, options, *backend);
   if (!arguments.output.empty()) write_report(arguments.output, report, arguments.force);
-  fmt::print("{}", render(report, arguments.format));
+  fmt::print("{}", render(report, arguments.format, arguments.metric));
   if (!arguments.output.empty()) fmt::print(stderr, "report: {}\n", arguments.output);
 }
 
@@ -114,6 +122,7 @@ void add_sweep(CLI::App& app) {
   command->add_flag("--quiet", arguments->quiet, "no progress");
   arguments->backend.add_to(*command);
   add_format(*command, arguments->format, {"table", "csv", "json"});
+  add_metric(*command, arguments->metric);
   command->footer(kFooter);
   command->callback([arguments] { run_sweep(*arguments); });
 }

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "arguments.h"
@@ -72,7 +73,7 @@ void print_values(const std::vector<ValueCheck>& checks) {
                     fmt::format("{:.1e}", norm.allowed), shown(cosine, cosine.measured), shown(cosine, cosine.allowed),
                     check.passed() ? "ok" : "FAIL"});
   }
-  fmt::print("{}", align(rows));
+  fmt::print("{}worst at: layer/head/token, of outputs layer/query/column; ulps: of that element\n", align(rows));
 }
 
 void print_kept(const std::vector<KeptCheck>& checks) {
@@ -116,14 +117,17 @@ std::vector<std::string> failures(const ValueCheck& check) {
   return lines;
 }
 
+std::string distance(const VerdictPart& tokens) {
+  if (std::isinf(tokens.excess)) return "one that the policy always keeps";
+  return fmt::format("{:.3g} times the tolerated error of a score from the cut", tokens.excess);
+}
+
 std::vector<std::string> failures(const KeptCheck& check) {
   std::vector<std::string> lines;
   const VerdictPart &tokens = check.parts[0], &counts = check.parts[1], &budget = check.parts[2];
   if (!tokens.passed) {
-    lines.push_back(
-        fmt::format("{}: {:.0f} wrong tokens; the worst, {}, is {:.3g} times further from the cut than an "
-                    "error of the scores explains",
-                    name_of(check), tokens.measured, place(tokens, "KV head", "token"), tokens.excess));
+    lines.push_back(fmt::format("{}: {:.0f} wrong tokens; the worst, {}, is {}", name_of(check), tokens.measured,
+                                place(tokens, "KV head", "token"), distance(tokens)));
   }
   if (!counts.passed) {
     lines.push_back(
@@ -167,6 +171,7 @@ Json to_json(const std::vector<VerdictPart>& parts, const std::string& row, cons
   Json json = Json::array();
   for (const VerdictPart& part : parts) {
     Json entry{{"part", part.name}, {"measured", part.measured}, {"allowed", part.allowed}, {"passed", part.passed}};
+    if (part.excess >= 0) entry["excess"] = part.excess;
     if (part.capped) entry["capped"] = true;
     if (part.layer >= 0) entry["layer"] = part.layer;
     if (part.row >= 0) entry[row] = part.row;
