@@ -12,6 +12,8 @@ import oracle
 
 WINDOW = oracle.WINDOW
 
+ADVERSARIAL = ["huge-logits", "negative-rows", "giant-key", "equal-tokens", "cancelling-values"]  # kinds of laprox synth
+
 FAULTS = ["one key swapped", "scale missing", "causal mask one too far", "causal mask one too short", "W_o of the next head",
           "query heads interleaved over KV heads", "window one too short", "window one too early", "pooling divides by the neighbours",
           "pooling reaches into the window"]
