@@ -14,14 +14,16 @@ DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& pol
 /// Rows of the queries that judge. Throws UsageError where none are stored.
 DumpInfo::Rows judging_rows(const DumpInfo& dump, const SweepOptions& options);
 
-/// The scorer's scores of a layer: one for all budgets (tokens per KV head), or one each where they depend on the budget.
+/// The scorer's scores of a layer: one for all budgets (tokens per KV head), or one each where they depend on the
+/// budget.
 std::vector<Matrix> unchecked_scores(const Scorer& scorer, std::span<const Index> budgets, const LayerView& layer,
                                      ScoringKernels& kernels);
 /// The same, finite: throws BackendError, naming `who`, where one is not.
 std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, std::span<const Index> budgets,
                                  const LayerView& layer, ScoringKernels& kernels);
 
-/// What a policy makes of one layer: the scores of each order, and the layer's preference where its allocator asks for it.
+/// What a policy makes of one layer: the scores of each order, and the layer's preference where its allocator asks for
+/// it.
 struct LayerScores {
   std::vector<Matrix> scores;
   double preference = 0;

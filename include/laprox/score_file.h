@@ -15,7 +15,8 @@ namespace laprox {
 ///   [query_heads, C]: those of the primitives that the policy's queries allow,
 ///   kept [budgets, kv_heads, C] uint8 (1: kept), where budgets are given; their labels are the root attribute
 ///   `budgets`,
-///   output [M, D]: the exact output of the decoded queries, whose positions are /output_positions, where there are any.
+///   output [M, D]: the exact output of the decoded queries, whose positions are /output_positions, where there are
+///   any.
 /// verify_candidate reads the same layout.
 /// Throws what sweep_dump and write_report throw.
 void write_scores(const std::filesystem::path& path, const DumpReader& dump, const Policy& policy,
