@@ -1,5 +1,7 @@
 #include "planning.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -20,16 +22,53 @@ std::vector<std::int32_t> kept_tokens(const PolicyPlan& plan, std::size_t budget
 
 }  // namespace
 
+bool reads_judged(const Policy& policy) { return policy.scorer->queries().kind == QueryNeed::Kind::judged; }
+
+DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& policies) {
+  DumpInfo::Rows rows = dump.rows_between(dump.context_length, dump.context_length);
+  for (const Policy& policy : policies) {
+    const QueryNeed need = policy.scorer->queries();
+    if (need.kind == QueryNeed::Kind::none || reads_judged(policy)) continue;
+    const std::string who = "policy '" + policy.label + "'";
+    const DumpInfo::Rows needed =
+        need.kind == QueryNeed::Kind::all ? dump.prompt_rows(who) : dump.window_rows(need.window, who);
+    rows.first = std::min(rows.first, needed.first);
+  }
+  return rows;
+}
+
+DumpInfo::Rows judging_rows(const DumpInfo& dump, const SweepOptions& options) {
+  if (options.queries == JudgedQueries::window) return dump.window_rows(options.window, "judging on the window");
+  const DumpInfo::Rows rows = dump.rows_between(dump.context_length, dump.tokens);
+  if (rows.count() == 0) {
+    throw UsageError(
+        fmt::format("{}: no query at a position >= context_length = {} is stored, so nothing held out can "
+                    "judge a policy; --queries window judges on the last prompt queries (in-sample)",
+                    dump.path.string(), dump.context_length));
+  }
+  return rows;
+}
+
+std::vector<Matrix> unchecked_scores(const Scorer& scorer, std::span<const Index> budgets, const LayerView& layer,
+                                     ScoringKernels& kernels) {
+  if (scorer.depends_on_budget()) return scorer.score_each(budgets, layer, kernels);
+  std::vector<Matrix> scores;
+  scores.push_back(scorer.score(layer, kernels));
+  return scores;
+}
+
 std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, std::span<const Index> budgets,
                                  const LayerView& layer, ScoringKernels& kernels) {
-  std::vector<Matrix> scores;
-  if (scorer.depends_on_budget()) {
-    scores = scorer.score_each(budgets, layer, kernels);
-  } else {
-    scores.push_back(scorer.score(layer, kernels));
-  }
+  std::vector<Matrix> scores = unchecked_scores(scorer, budgets, layer, kernels);
   for (const Matrix& each : scores) check_finite(each, layer.layer(), who);
   return scores;
+}
+
+LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
+                        ScoringKernels& kernels) {
+  LayerScores result{layer_scores(*policy.scorer, policy.label, budgets, layer, kernels)};
+  if (policy.allocator->needs_preference()) result.preference = policy.scorer->preference(layer, kernels);
+  return result;
 }
 
 PolicyPlanner::PolicyPlanner(const Policy& policy, std::vector<Budget> budgets, int threads)
@@ -41,11 +80,13 @@ PolicyPlanner::PolicyPlanner(const Policy& policy, std::vector<Budget> budgets, 
 void PolicyPlanner::add_layer(const LayerView& layer, ScoringKernels& kernels) {
   std::vector<Index> tokens;
   for (const Budget& budget : budgets_) tokens.push_back(budget.tokens_per_head());
-  const std::vector<Matrix> scores = layer_scores(*policy_.scorer, policy_.label, tokens, layer, kernels);
-  for (std::size_t order = 0; order < scores.size(); ++order) rank_layer(order, scores[order]);
+  add_layer(score_layer(policy_, tokens, layer, kernels));
+}
+
+void PolicyPlanner::add_layer(const LayerScores& layer) {
+  for (std::size_t order = 0; order < layer.scores.size(); ++order) rank_layer(order, layer.scores[order]);
   if (!policy_.allocator->needs_preference()) return;
-  const double preference = policy_.scorer->preference(layer, kernels);
-  for (Candidates& candidates : candidates_) candidates.preference.push_back(preference);
+  for (Candidates& candidates : candidates_) candidates.preference.push_back(layer.preference);
 }
 
 /// Scores become rankings and, for an allocator that reads them, candidates in descending order.

@@ -7,10 +7,29 @@
 
 namespace laprox {
 
-/// The scorer's scores of a layer, finite: one for all budgets (tokens per KV head), or one each where they depend on
-/// the budget. Throws BackendError, naming `who`, where one is not finite.
+/// True for an oracle, which reads the very queries that judge.
+bool reads_judged(const Policy& policy);
+/// Rows of the prompt queries that these policies read. Throws UsageError where some are not stored.
+DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& policies);
+/// Rows of the queries that judge. Throws UsageError where none are stored.
+DumpInfo::Rows judging_rows(const DumpInfo& dump, const SweepOptions& options);
+
+/// The scorer's scores of a layer: one for all budgets (tokens per KV head), or one each where they depend on the
+/// budget.
+std::vector<Matrix> unchecked_scores(const Scorer& scorer, std::span<const Index> budgets, const LayerView& layer,
+                                     ScoringKernels& kernels);
+/// The same, finite: throws BackendError, naming `who`, where one is not.
 std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, std::span<const Index> budgets,
                                  const LayerView& layer, ScoringKernels& kernels);
+
+/// What a policy makes of one layer: the scores of each order, and the layer's preference where its allocator asks for
+/// it.
+struct LayerScores {
+  std::vector<Matrix> scores;
+  double preference = 0;
+};
+LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
+                        ScoringKernels& kernels);
 
 /// Turns one policy's scores into rankings, layer by layer, and then splits its budgets.
 class PolicyPlanner {
@@ -21,6 +40,7 @@ class PolicyPlanner {
   const Policy& policy() const { return policy_; }
   /// Layers in order. Throws BackendError where a score is not finite.
   void add_layer(const LayerView& layer, ScoringKernels& kernels);
+  void add_layer(const LayerScores& layer);
   /// The plan, with the laws of HeadCounts checked.
   PolicyPlan finish();
 

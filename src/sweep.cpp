@@ -14,34 +14,6 @@ namespace laprox {
 
 namespace {
 
-bool reads_judged(const Policy& policy) { return policy.scorer->queries().kind == QueryNeed::Kind::judged; }
-
-/// Rows of the prompt queries that these policies read.
-DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& policies) {
-  DumpInfo::Rows rows = dump.rows_between(dump.context_length, dump.context_length);
-  for (const Policy& policy : policies) {
-    const QueryNeed need = policy.scorer->queries();
-    if (need.kind == QueryNeed::Kind::none || reads_judged(policy)) continue;
-    const std::string who = "policy '" + policy.label + "'";
-    const DumpInfo::Rows needed =
-        need.kind == QueryNeed::Kind::all ? dump.prompt_rows(who) : dump.window_rows(need.window, who);
-    rows.first = std::min(rows.first, needed.first);
-  }
-  return rows;
-}
-
-DumpInfo::Rows judging_rows(const DumpInfo& dump, const SweepOptions& options) {
-  if (options.queries == JudgedQueries::window) return dump.window_rows(options.window, "judging on the window");
-  const DumpInfo::Rows rows = dump.rows_between(dump.context_length, dump.tokens);
-  if (rows.count() == 0) {
-    throw UsageError(
-        fmt::format("{}: no query at a position >= context_length = {} is stored, so nothing held out can "
-                    "judge a policy; --queries window judges on the last prompt queries (in-sample)",
-                    dump.path.string(), dump.context_length));
-  }
-  return rows;
-}
-
 void check_pins(const DumpInfo& dump, const Policy& policy, const BudgetRequest& request) {
   const Index tokens = resolve(request, dump).tokens_per_head();
   const Index pinned = policy.scorer->pins().count(dump.context_length);

@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <thread>
 
+#include "adversarial.h"
 #include "laprox/error.h"
 #include "util/parallel.h"
 #include "util/text.h"
@@ -133,6 +135,7 @@ class LayerMaker {
     parallel_for(threads, g.query_heads, [&](Index head) { fill_queries(layer, stream, head); });
     parallel_for(threads, g.query_heads, [&](Index head) { fill_projection(layer, stream, head); });
     fill_extras(layer, stream);
+    if (!options_.adversarial.empty()) make_adversarial(layer, options_.adversarial);
     return layer;
   }
 
@@ -257,6 +260,12 @@ void check_options(const SynthOptions& o) {
   if (g.query_heads % g.kv_heads != 0) {
     throw UsageError(fmt::format("synth: {} query heads are not a multiple of {} KV heads", g.query_heads, g.kv_heads));
   }
+  std::vector<std::string> kinds;
+  for (const AdversarialKind& kind : adversarial_kinds()) kinds.emplace_back(kind.name);
+  if (!o.adversarial.empty() && std::find(kinds.begin(), kinds.end(), o.adversarial) == kinds.end()) {
+    throw UsageError(fmt::format("synth: unknown adversarial kind '{}'; did you mean '{}'? (kinds: {})", o.adversarial,
+                                 nearest(o.adversarial, kinds), join(kinds, ", ")));
+  }
   if (!(o.softcap >= 0))
     throw UsageError(fmt::format("synth: softcap: expected 0 (none) or more, found {}", o.softcap));
 }
@@ -310,6 +319,7 @@ void synthesize_dump(const std::filesystem::path& path, const SynthOptions& opti
   info.path = path;
   info.model = options.model;
   info.source = fmt::format("laprox synth, seed {}", options.seed);
+  if (!options.adversarial.empty()) info.source += ", adversarial " + options.adversarial;
   info.context_length = options.context_length;
   info.tokens = options.context_length + options.decoded;
   for (Index position = first_query(options); position < info.tokens; ++position)

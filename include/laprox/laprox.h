@@ -20,3 +20,4 @@
 #include "laprox/sweep.h"
 #include "laprox/synth.h"
 #include "laprox/tensor.h"
+#include "laprox/verify.h"

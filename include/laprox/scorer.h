@@ -60,6 +60,9 @@ class Scorer {
   /// False where rank() does more than sort by score, so that no allocator but `head` can cut the scores.
   virtual bool ranks_by_score() const { return true; }
 
+  /// True where scores only say an order (places in it, or 1 for what is kept), so that their size means nothing.
+  virtual bool scores_are_places() const { return false; }
+
   /// The longest context that it can score in reasonable time, and the floating-point operations that one layer takes
   /// beyond the kernels' primitives.
   virtual Index longest_context() const { return std::numeric_limits<Index>::max(); }

@@ -21,6 +21,7 @@ struct SynthOptions {
   bool sinks = false;        ///< learned sink logits
   bool bias = false;
   ElementType type = ElementType::float16;
+  std::string adversarial;  ///< empty, or one of adversarial_kinds(): contents that break careless arithmetic
   std::uint64_t seed = 0;
   std::string model;  ///< written into the dump
 };
@@ -29,6 +30,13 @@ struct SynthOptions {
 std::vector<std::string> synth_presets();
 /// A preset's shape; throws UsageError, with the nearest name, where there is none.
 SynthOptions synth_preset(const std::string& name);
+
+/// A way in which a synthetic dump is hard on arithmetic; everything else about it stays as it was.
+struct AdversarialKind {
+  const char* name;
+  const char* summary;
+};
+const std::vector<AdversarialKind>& adversarial_kinds();
 
 /// Bytes of the dump that the options describe.
 double synth_bytes(const SynthOptions& options);

@@ -2,6 +2,7 @@
 
 #include "io/dump_layout.h"
 #include "io/output_file.h"
+#include "io/score_layout.h"
 #include "laprox/error.h"
 #include "laprox/report.h"
 #include "laprox/score_file.h"
@@ -63,6 +64,22 @@ void write_kept(H5::Group& group, const PolicyPlan& plan, std::size_t layer, Ind
               {static_cast<Index>(plan.counts.size()), static_cast<Index>(heads), context}, kept);
 }
 
+/// The exact output of the decoded queries, where the dump has them.
+void write_outputs(H5::H5File& file, const DumpReader& dump, const Backend& backend) {
+  const DumpInfo& info = dump.info();
+  const DumpInfo::Rows rows = info.rows_between(info.context_length, info.tokens);
+  if (rows.count() == 0) return;
+  H5::Group root = file.openGroup("/");
+  const std::vector<std::int64_t> positions(info.query_positions.begin() + rows.first,
+                                            info.query_positions.begin() + rows.last);
+  write_array(root, "output_positions", H5::PredType::NATIVE_INT64, {rows.count()}, positions);
+  for (std::size_t n = 0; n < info.layers.size(); ++n) {
+    const LayerTensors layer = dump.read_layer(static_cast<Index>(n), rows, backend.element_type());
+    H5::Group group = file.openGroup(io::layer_object(layer.layer));
+    write_matrix(group, "output", backend.evaluate(layer, {}, SoftmaxMode::renormalized).exact.output);
+  }
+}
+
 }  // namespace
 
 void write_scores(const std::filesystem::path& path, const DumpReader& dump, const Policy& policy,
@@ -81,11 +98,12 @@ void write_scores(const std::filesystem::path& path, const DumpReader& dump, con
   const std::vector<PolicyPlan> plans = plan_sweep(dump, options, backend);
   try {
     H5::Group root = output.file().openGroup("/");
-    io::write_attribute(root, "format", std::string("laprox-scores"));
-    io::write_attribute(root, "version", 1LL);
+    io::write_attribute(root, "format", std::string(io::kScoreFormat));
+    io::write_attribute(root, "version", static_cast<long long>(io::kScoreVersion));
     io::write_attribute(root, "policy", to_string(policy));
     io::write_attribute(root, "dump_sha256", dump.content_hash());
     io::write_attribute(root, "backend", std::string(backend.name()));
+    io::write_attribute(root, "precision", std::string(to_string(backend.element_type())));
     io::write_attribute(root, "tool_version", version());
     std::vector<std::string> labels;
     for (const BudgetRequest& budget : budgets) labels.push_back(budget.text);
@@ -102,6 +120,7 @@ void write_scores(const std::filesystem::path& path, const DumpReader& dump, con
           if (!budgets.empty()) write_kept(group, plans[0], at, info.context_length);
         },
         progress);
+    write_outputs(output.file(), dump, backend);
     root.close();
     output.commit();
   } catch (const H5::Exception& error) {

@@ -21,6 +21,7 @@ class CriticalAdaKV : public Scorer {
   QueryNeed queries() const override { return {.kind = QueryNeed::Kind::window, .window = base_.window()}; }
   Pins pins() const override { return {.last = hard_window_ ? base_.window() : 0}; }
   bool depends_on_budget() const override { return true; }
+  bool scores_are_places() const override { return true; }
 
   /// 1 for what is kept: the second stage of a head depends on how many tokens the head won.
   std::vector<Matrix> score_each(std::span<const Index> budgets, const LayerView& layer,

@@ -19,6 +19,8 @@ class CriticalKV : public Scorer {
   QueryNeed queries() const override { return {.kind = QueryNeed::Kind::window, .window = base_.window()}; }
   Pins pins() const override { return {.last = padded_ ? 0 : base_.window()}; }
 
+  bool scores_are_places() const override { return true; }
+
   /// Both stages grow with the budget, so that one order serves every budget; the scores are places in that order.
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
     const Matrix base = padded_ ? base_.padded(layer, kernels) : base_.of(layer, kernels);

@@ -204,6 +204,7 @@ class Greedy : public Scorer {
 
   QueryNeed queries() const override { return {.kind = QueryNeed::Kind::judged}; }
   Index longest_context() const override { return kLongestContext; }
+  bool scores_are_places() const override { return true; }
 
   /// An entry's score is the number of entries that went before it.
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {

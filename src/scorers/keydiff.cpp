@@ -24,6 +24,7 @@ class KeyDiff : public Scorer {
   explicit KeyDiff(const Options& options) : block_(options.integer("block")) {}
 
   bool depends_on_budget() const override { return block_ > 0; }
+  bool scores_are_places() const override { return block_ > 0; }
 
   Matrix score(const LayerView& layer, ScoringKernels&) const override {
     std::vector<Index> tokens(static_cast<std::size_t>(layer.context_length()));

@@ -12,6 +12,8 @@ class LagKV : public Scorer {
   explicit LagKV(const Options& options)
       : lag_(options.integer("lag")), sinks_(options.integer("sinks")), raw_(options.boolean("cross-scoring")) {}
 
+  bool scores_are_places() const override { return !raw_; }
+
   Matrix score(const LayerView& layer, ScoringKernels&) const override {
     const Index context = layer.context_length();
     Matrix scores = Matrix::Ones(layer.geometry().kv_heads, context);

@@ -14,6 +14,8 @@ struct QueryBlock {
 
 /// A copy of the stored queries [first, first + count).
 QueryBlock copy_queries(const LayerTensors& layer, Index first, Index count);
+/// A copy of the stored queries at these positions, ascending; the layer holds all of them.
+QueryBlock copy_queries_at(const LayerTensors& layer, const std::vector<Index>& positions);
 /// Replaces the layer's stored queries.
 void set_queries(LayerTensors& layer, QueryBlock block);
 

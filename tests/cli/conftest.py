@@ -7,6 +7,8 @@ import subprocess
 import pytest
 
 import dumps
+import kernels
+import oracle
 
 
 class Laprox:
@@ -42,3 +44,11 @@ def bundled():
 def feature_dumps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dumps")
     return {name: dumps.write_dump(folder / f"{name}.h5", seed=i, **shape) for i, (name, shape) in enumerate(dumps.FEATURES.items())}
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A dump and the results of a right float32 kernel on it."""
+    path = dumps.write_dump(tmp_path_factory.mktemp("small") / "dump.h5", context=120, tokens=130, heads=[(4, 2), (4, 2)], seed=11)
+    dump = oracle.read_dump(path)
+    return path, dump, kernels.run(dump, "float32")

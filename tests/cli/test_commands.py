@@ -13,7 +13,7 @@ import xarray
 import dumps
 import oracle
 
-SUBCOMMANDS = ["inspect", "policies", "sweep", "score", "report", "synth"]
+SUBCOMMANDS = ["inspect", "policies", "sweep", "score", "report", "verify", "synth"]
 
 
 def test_help_lists_the_subcommands_and_shows_examples(laprox):

@@ -30,6 +30,13 @@ void add_format(CLI::App& command, std::string& format, const std::vector<std::s
       ->capture_default_str();
 }
 
+ElementType parse_element_type(const std::string& name, const std::string& option) {
+  for (ElementType type : {ElementType::float16, ElementType::bfloat16, ElementType::float32, ElementType::float64}) {
+    if (to_string(type) == name) return type;
+  }
+  throw UsageError(fmt::format("{}: unknown element type '{}'", option, name));
+}
+
 void add_metric(CLI::App& command, std::string& metric) {
   metric = table_metrics().front();
   command.add_option("--metric", metric, fmt::format("of the table: {}", fmt::join(table_metrics(), ", ")))

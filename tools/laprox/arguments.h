@@ -25,6 +25,9 @@ struct BackendArguments {
 void add_metric(CLI::App& command, std::string& metric);
 void add_format(CLI::App& command, std::string& format, const std::vector<std::string>& known);
 
+/// An element type by its name; throws UsageError, naming the option.
+ElementType parse_element_type(const std::string& name, const std::string& option);
+
 /// Lists given as separate words, as comma-separated words, or both.
 std::vector<Policy> parse_policies(const std::vector<std::string>& words);
 std::vector<BudgetRequest> parse_budgets(const std::vector<std::string>& words);

@@ -11,5 +11,6 @@ void add_sweep(CLI::App& app);
 void add_score(CLI::App& app);
 void add_report(CLI::App& app);
 void add_synth(CLI::App& app);
+void add_verify(CLI::App& app);
 
 }  // namespace laprox::cli

@@ -15,6 +15,7 @@ Examples:
   laprox inspect dump.h5
   laprox sweep dump.h5 --policy snapkv,h2o,laprox --budget 5%,10%,20% -o report.h5
   laprox report report.h5 --format csv
+  laprox verify dump.h5 --candidate mine.h5 --policy laprox+layer
   laprox policies laprox
 
 Exit codes: 0 done, 2 usage, 3 bad dump or file, 4 backend or device, 5 verification failed, 70 a bug in laprox.)";
@@ -40,6 +41,7 @@ int run(int argc, char** argv) {
   laprox::cli::add_sweep(app);
   laprox::cli::add_score(app);
   laprox::cli::add_report(app);
+  laprox::cli::add_verify(app);
   laprox::cli::add_synth(app);
   try {
     app.parse(argc, argv);

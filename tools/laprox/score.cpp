@@ -48,7 +48,8 @@ void add_score(CLI::App& app) {
   command->footer(
       "\nThe file holds, per layer, /layers/<i>/scores [kv_heads, C], ranking [kv_heads, C], the primitives that the "
       "score is\n"
-      "made of, and, with --budget, kept [budget, kv_heads, C] (1: kept).\n"
+      "made of, the exact output of the decoded queries, and, with --budget, kept [budget, kv_heads, C] (1: kept).\n"
+      "'laprox verify' reads the same layout; data/README.md documents it.\n"
       "\nExample:\n  laprox score dump.h5 --policy laprox+layer --budget 10% --backend reference -o scores.h5");
   command->callback([arguments] { run_score(*arguments); });
 }

@@ -14,7 +14,7 @@ namespace {
 
 /// What the user gave; what was not given comes from the preset.
 struct SynthArguments {
-  std::string output, preset, queries, type = "float16";
+  std::string output, preset, queries, adversarial, type = "float16";
   Index tokens = 1024, decode = 64;
   std::optional<Index> layers, query_heads, kv_heads, head_size, value_size, model_size, sliding_window;
   std::optional<double> softcap;
@@ -36,13 +36,6 @@ Index recent_queries(const SynthArguments& arguments) {
   return static_cast<Index>(count);
 }
 
-ElementType type_of(const std::string& name) {
-  for (ElementType type : {ElementType::float16, ElementType::bfloat16, ElementType::float32, ElementType::float64}) {
-    if (to_string(type) == name) return type;
-  }
-  throw UsageError(fmt::format("--dtype: unknown element type '{}'", name));
-}
-
 SynthOptions options_of(const SynthArguments& arguments) {
   SynthOptions options = synth_preset(arguments.preset);
   LayerGeometry& g = options.geometry;
@@ -57,8 +50,9 @@ SynthOptions options_of(const SynthArguments& arguments) {
   options.sliding_window = arguments.sliding_window.value_or(options.sliding_window);
   options.sinks = options.sinks || arguments.sinks;
   options.bias = options.bias || arguments.bias;
-  options.type = type_of(arguments.type);
+  options.type = parse_element_type(arguments.type, "--dtype");
   options.seed = arguments.seed;
+  options.adversarial = arguments.adversarial;
   return options;
 }
 
@@ -97,16 +91,22 @@ void add_synth(CLI::App& app) {
   command->add_option("--model-size", a->model_size, "instead of the preset's");
   command->add_option("--sliding-window", a->sliding_window, "instead of the preset's; 0: none");
   command->add_option("--softcap", a->softcap, "instead of the preset's; 0: none");
+  command->add_option("--adversarial", a->adversarial, "contents that break careless arithmetic: see below");
   command->add_flag("--sinks", a->sinks, "with learned sinks");
   command->add_flag("--bias", a->bias, "with an output bias");
   command->add_flag("--force", a->force, "replace an existing file");
   command->add_flag("--quiet", a->quiet, "no progress");
+  std::string kinds = "\nAdversarial kinds, to verify backends and kernels on:\n";
+  for (const AdversarialKind& kind : adversarial_kinds())
+    kinds += fmt::format("  {:<18} {}\n", kind.name, kind.summary);
   command->footer(
+      kinds +
       "\nThe contents imitate real attention (sinks, local heads, heavy hitters, topics) so that policies differ; they "
       "are no\n"
       "substitute for a real dump. mistral-7b is v0.1, with its sliding window of 4096.\n"
       "\nExamples:\n  laprox synth -o long.h5 --preset llama-3.1-8b --tokens 32768 --layers 4\n"
-      "  laprox synth -o small.h5 --preset tiny --tokens 500 --seed 7 --dtype float32");
+      "  laprox synth -o small.h5 --preset tiny --tokens 500 --seed 7 --dtype float32\n"
+      "  laprox synth -o hard.h5 --preset tiny --tokens 500 --dtype bfloat16 --adversarial huge-logits");
   command->callback([a] { run_synth(*a); });
 }
 

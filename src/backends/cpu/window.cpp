@@ -12,6 +12,9 @@ namespace laprox::cpu {
 namespace {
 
 constexpr Index kTokenBlock = 256;
+/// Tokens whose exponentials are added up on their own before they join the others: one long chain of float32 additions
+/// would lose what many small weights beside a large one amount to.
+constexpr Index kRun = 16;
 /// Query rows that one task takes: enough to keep the product efficient, few enough to spread wide groups over threads.
 constexpr Index kRowsPerTask = 128;
 
@@ -37,7 +40,12 @@ class RowSoftmax {
       // A row that has seen no key yet keeps -infinity; subtracting 0 instead leaves its exponentials 0.
       const Lanes shift = select(now == -std::numeric_limits<float>::infinity(), Lanes{}, now);
       Lanes block{};
-      for (Index i = 0; i < tokens; ++i) block += exp_nonpositive(load(logits + i * stride + r) - shift);
+      for (Index first = 0; first < tokens; first += kRun) {
+        Lanes run{};
+        const Index last = std::min(tokens, first + kRun);
+        for (Index i = first; i < last; ++i) run += exp_nonpositive(load(logits + i * stride + r) - shift);
+        block += run;
+      }
       store(&maximum_[r], now);
       store(&sum_[r], load(&sum_[r]) * exp_nonpositive(before - shift) + block);
     }
@@ -165,7 +173,9 @@ void visit_heads(const LayerTensors& layer, Index window, const HeadVisitor& vis
     float* logits = scratch[worker].at_least(tokens * stride);
     RowSoftmax softmax(layer, rows, head);
     rows.logits(0, tokens, logits);
-    softmax.add(logits, tokens, stride);
+    for (Index start = 0; start < tokens; start += kTokenBlock) {
+      softmax.add(logits + start * stride, std::min(tokens - start, kTokenBlock), stride);
+    }
     using Strided = Eigen::Map<const Eigen::MatrixXf, 0, Eigen::OuterStride<>>;
     const Strided block(logits, queries, tokens, Eigen::OuterStride<>(stride));
     HeadAttention attention;

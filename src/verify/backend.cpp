@@ -1,0 +1,264 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+
+#include "laprox/method.h"
+#include "verify/kept.h"
+#include "verify/yardsticks.h"
+
+namespace laprox {
+
+namespace {
+
+using namespace verify;
+
+constexpr Index kWindow = 32;  ///< of the primitives that have one
+
+/// A scoring primitive as a matrix whose rows are judged one by one.
+struct Primitive {
+  const char* name;
+  const char* rows;
+  QueryNeed::Kind needs;
+  Index rows_per_head;
+  std::function<Matrix(const LayerView&, ScoringKernels&)> compute;
+};
+
+/// One of the matrices that visit_heads hands out, head under head. The visitor may be called from several threads.
+Matrix visited(const LayerView& layer, ScoringKernels& kernels, Index window, Matrix HeadAttention::*part,
+               Index columns) {
+  Matrix all(layer.geometry().query_heads * window, columns);
+  kernels.visit_heads(window, [&](Index head, const HeadAttention& attention) {
+    all.middleRows(head * window, window) = attention.*part;
+  });
+  return all;
+}
+
+std::vector<Primitive> primitives(Index window) {
+  using Kind = QueryNeed::Kind;
+  using View = const LayerView&;
+  using Kernels = ScoringKernels&;
+  return {
+      {"column_norms", "head", Kind::window, 1,
+       [=](View, Kernels k) -> Matrix { return k.window_statistics(window).squares.cwiseSqrt(); }},
+      {"column_sums", "head", Kind::window, 1,
+       [=](View, Kernels k) -> Matrix { return k.window_statistics(window).sum; }},
+      {"window_products", "pair", Kind::window, 1, [=](View, Kernels k) { return k.window_products(window); }},
+      {"window weights", "head", Kind::window, window,
+       [=](View v, Kernels k) { return visited(v, k, window, &HeadAttention::weights, v.context_length()); }},
+      {"window logits", "head", Kind::window, window,
+       [=](View v, Kernels k) { return visited(v, k, window, &HeadAttention::logits, v.context_length()); }},
+      {"window outputs", "head", Kind::window, window,
+       [=](View v, Kernels k) { return visited(v, k, window, &HeadAttention::outputs, v.geometry().value_size); }},
+      {"column_sums of all", "head", Kind::all, 1, [](View, Kernels k) { return k.column_sums(); }},
+      {"value_norms", "head", Kind::none, 1, [](View, Kernels k) { return k.value_norms(); }},
+      {"value_l1_norms", "head", Kind::none, 1, [](View, Kernels k) { return k.value_l1_norms(); }},
+      {"value_products", "pair", Kind::none, 1, [](View, Kernels k) { return k.value_products(); }},
+  };
+}
+
+/// A policy under test: the scores that the backend gives, and the plan that they make.
+struct PolicyTest {
+  PolicyTest(Policy tested, std::vector<BudgetRequest> labels, const DumpInfo& dump, const Precision& precision)
+      : policy(std::make_unique<Policy>(std::move(tested))),
+        requests(std::move(labels)),
+        judge(*policy, requests, dump, precision),
+        check(make_value_check("scores", policy->label, "KV head", "token", precision)) {
+    std::vector<Budget> budgets;
+    for (const BudgetRequest& request : requests) budgets.push_back(resolve(request, dump));
+    for (const Budget& budget : budgets) tokens.push_back(budget.tokens_per_head());
+    planner = std::make_unique<PolicyPlanner>(*policy, budgets, 1);
+  }
+
+  void add_layer(Yardsticks& yardsticks, const LayerView& view, ScoringKernels& kernels, const Precision& precision) {
+    LayerScores expected = yardsticks.expected_scores(*policy, tokens);
+    auto plain = yardsticks.plain_scores(*policy, tokens, precision);
+    LayerScores found{unchecked_scores(*policy->scorer, tokens, view, kernels)};
+    if (policy->allocator->needs_preference()) found.preference = policy->scorer->preference(view, kernels);
+    for (std::size_t order = 0; order < found.scores.size(); ++order) {
+      if (!policy->scorer->scores_are_places())
+        judge_scores(found.scores[order], expected, plain, order, *policy, precision, yardsticks.layer(), check);
+      finite = finite && found.scores[order].allFinite();
+    }
+    if (finite) planner->add_layer(found);
+    judge.add_layer(std::move(expected), std::move(plain));
+  }
+
+  std::unique_ptr<Policy> policy;  ///< its address stays
+  std::vector<BudgetRequest> requests;
+  std::vector<Index> tokens;
+  std::unique_ptr<PolicyPlanner> planner;
+  KeptJudge judge;
+  ValueCheck check;
+  bool finite = true;
+};
+
+/// Why the dump cannot serve something, without the dump's name, which the reader knows.
+std::string reason(const UsageError& error, const DumpInfo& dump) {
+  const std::string text = error.what(), prefix = dump.path.string() + ": ";
+  return text.starts_with(prefix) ? text.substr(prefix.size()) : text;
+}
+
+class BackendVerifier {
+ public:
+  BackendVerifier(const DumpReader& dump, const Backend& backend, const VerifyOptions& options)
+      : dump_(dump),
+        info_(dump.info()),
+        backend_(backend),
+        reference_(make_reference_backend()),
+        precision_(options.precision.value_or(backend.element_type())) {
+    result_.subject = fmt::format("backend {} ({})", backend.name(), backend.device());
+    choose_policies(options);
+    choose_primitives();
+    choose_output();
+  }
+
+  Verification run(const Progress& progress) {
+    const Index count = static_cast<Index>(info_.layers.size());
+    for (Index layer = 0; layer < count; ++layer) {
+      score_layer_of(layer, scoring_, false);
+      if (oracles()) score_layer_of(layer, judging_rows(info_, {}), true);
+      if (output_.count() > 0) judge_layer_output(layer);
+      if (progress) progress(layer, count, "verify");
+    }
+    return finish();
+  }
+
+ private:
+  bool oracles() const {
+    return std::any_of(policies_.begin(), policies_.end(), [](const PolicyTest& t) { return reads_judged(*t.policy); });
+  }
+
+  void choose_policies(const VerifyOptions& options) {
+    std::vector<Policy> policies = options.policies;
+    if (policies.empty()) {
+      for (const ScorerInfo& scorer : scorers()) policies.push_back(parse_policy(scorer.name));
+      for (const Method& method : methods()) policies.push_back(parse_policy(method.name));
+    }
+    for (Policy& policy : policies) choose_policy(std::move(policy), options.budgets);
+  }
+
+  void skip(const std::string& name, const UsageError& error) {
+    result_.skipped.push_back({name, reason(error, info_)});
+  }
+
+  /// Takes the policy with those budgets that the dump can serve; the others are listed as skipped.
+  void choose_policy(Policy policy, const std::vector<BudgetRequest>& budgets) {
+    std::vector<BudgetRequest> served;
+    try {
+      if (policy.scorer->longest_context() < info_.context_length) {
+        throw UsageError(
+            fmt::format("the context of {} tokens is longer than the {} that it can score in reasonable time",
+                        info_.context_length, policy.scorer->longest_context()));
+      }
+      check_plan_request(info_, {.policies = {policy}, .budgets = {}});
+    } catch (const UsageError& error) {
+      skip(policy.label, error);
+      return;
+    }
+    for (const BudgetRequest& budget : budgets) {
+      try {
+        check_plan_request(info_, {.policies = {policy}, .budgets = {budget}});
+        served.push_back(budget);
+      } catch (const UsageError& error) {
+        skip(fmt::format("{} at {}", policy.label, budget.text), error);
+      }
+    }
+    if (served.empty() && policy.scorer->depends_on_budget()) return;
+    policies_.emplace_back(std::move(policy), std::move(served), info_, precision_);
+  }
+
+  void choose_primitives() {
+    std::vector<Policy> policies;
+    for (const PolicyTest& test : policies_) policies.push_back(*test.policy);
+    scoring_ = scoring_rows(info_, policies);
+    window_ = std::min(kWindow, info_.context_length);
+    for (const Primitive& primitive : primitives(window_)) {
+      try {
+        const std::string who = fmt::format("the primitive '{}'", primitive.name);
+        DumpInfo::Rows rows = scoring_;
+        if (primitive.needs == QueryNeed::Kind::window) rows = info_.window_rows(window_, who);
+        if (primitive.needs == QueryNeed::Kind::all) rows = info_.prompt_rows(who);
+        scoring_.first = std::min(scoring_.first, rows.first);
+        primitives_.push_back(primitive);
+        const char* columns = primitive.rows_per_head > 1 ? "column" : "token";
+        primitive_checks_.push_back(make_value_check(primitive.name, "", primitive.rows, columns, precision_));
+      } catch (const UsageError& error) {
+        skip(primitive.name, error);
+      }
+    }
+  }
+
+  void choose_output() {
+    output_ = info_.rows_between(info_.context_length, info_.tokens);
+    if (output_.count() > 0) return;
+    try {
+      output_ = info_.window_rows(window_, "the exact output");
+    } catch (const UsageError& error) {
+      skip("output", error);
+    }
+  }
+
+  void score_layer_of(Index layer, DumpInfo::Rows rows, bool judged) {
+    Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows, ElementType::float64), judged);
+    const LayerTensors tensors = dump_.read_layer(layer, rows, backend_.element_type());
+    const LayerView view = judged ? LayerView::of_judged(tensors) : LayerView(tensors);
+    const auto kernels = backend_.scoring(tensors);
+    for (std::size_t i = 0; !judged && i < primitives_.size(); ++i) {
+      yardsticks.judge(primitives_[i].compute(view, *kernels), primitives_[i].compute, precision_, primitive_checks_[i],
+                       primitives_[i].rows_per_head);
+    }
+    for (PolicyTest& test : policies_) {
+      if (reads_judged(*test.policy) == judged) test.add_layer(yardsticks, view, *kernels, precision_);
+    }
+  }
+
+  void judge_layer_output(Index layer) {
+    const LayerTensors tensors = dump_.read_layer(layer, output_, backend_.element_type());
+    const Matrix found = backend_.evaluate(tensors, {}, SoftmaxMode::renormalized).exact.output;
+    judge_output(*reference_, dump_.read_layer(layer, output_, ElementType::float64), found, precision_, output_check_);
+  }
+
+  Verification finish() {
+    result_.values = std::move(primitive_checks_);
+    if (output_.count() > 0) result_.values.push_back(std::move(output_check_));
+    for (PolicyTest& test : policies_) {
+      if (test.policy->scorer->scores_are_places()) {
+        result_.skipped.push_back({"scores " + test.policy->label, kPlaces});
+      } else {
+        result_.values.push_back(test.check);
+      }
+      if (!test.finite) {
+        result_.skipped.push_back({test.policy->label + " kept", "its scores are not all finite"});
+        continue;
+      }
+      const PolicyPlan plan = test.planner->finish();
+      for (KeptCheck& check : test.judge.judge(masks_of(plan, info_.context_length))) {
+        result_.kept.push_back(std::move(check));
+      }
+    }
+    return std::move(result_);
+  }
+
+  const DumpReader& dump_;
+  const DumpInfo& info_;
+  const Backend& backend_;
+  std::unique_ptr<Backend> reference_;
+  Precision precision_;
+  Verification result_;
+  std::vector<PolicyTest> policies_;
+  std::vector<Primitive> primitives_;
+  std::vector<ValueCheck> primitive_checks_;
+  ValueCheck output_check_ = make_value_check("output", "", "query", "column", precision_);
+  DumpInfo::Rows scoring_, output_;
+  Index window_ = 0;
+};
+
+}  // namespace
+
+Verification verify_backend(const DumpReader& dump, const Backend& backend, const VerifyOptions& options,
+                            const Progress& progress) {
+  return BackendVerifier(dump, backend, options).run(progress);
+}
+
+}  // namespace laprox

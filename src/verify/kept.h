@@ -1,0 +1,60 @@
+#pragma once
+
+#include <map>
+
+#include "laprox/verify.h"
+#include "planning.h"
+#include "verify/precision.h"
+
+namespace laprox::verify {
+
+/// Kept tokens of some layers, 1 or 0: by layer, [budget][kv_head][token].
+using KeptMasks = std::map<Index, std::vector<std::vector<std::vector<std::uint8_t>>>>;
+
+KeptMasks masks_of(const PolicyPlan& plan, Index context_length);
+
+/// Judges kept sets of one policy by the float64 reference's scores.
+///
+/// Near the cut of a head, two scores may be confused by an evaluation whose errors there are at most the tolerance:
+/// twice the largest plain error among the 32 tokens on either side of the cut, plus one ulp and 1e-5 of the score at
+/// the cut, and never more than a fifth of it. (Where scores are places in an order: twice the plain error of each
+/// token.) A kept set is right if scores within that tolerance of the reference's make the policy keep exactly it.
+/// Those in its favour decide: what it keeps is raised by the tolerance, all else lowered. The number of tokens that
+/// each head keeps is judged the same way through the policy's own allocator.
+class KeptJudge {
+ public:
+  /// Both must outlive the judge.
+  KeptJudge(const Policy& policy, const std::vector<BudgetRequest>& budgets, const DumpInfo& dump,
+            const Precision& precision);
+
+  /// Layers in order; `plain` holds nothing for a program that leaves the range of its numbers.
+  void add_layer(LayerScores expected, std::vector<std::optional<LayerScores>> plain);
+
+  /// One check per budget. Layers that `found` lacks are not judged.
+  std::vector<KeptCheck> judge(const KeptMasks& found) const;
+
+ private:
+  struct Head;
+  PolicyPlan plan(const std::vector<LayerScores>& layers) const;
+  std::vector<PolicyPlan> plain_plans() const;
+  KeptCheck judge_budget(std::size_t budget, const PolicyPlan& plan, const std::vector<PolicyPlan>& plain,
+                         const KeptMasks& found) const;
+  void judge_tokens(const Head& head, KeptCheck& check) const;
+  void judge_counts(std::size_t budget, const std::vector<Head>& heads, const PolicyPlan& plan,
+                    const std::vector<PolicyPlan>& plain, KeptCheck& check) const;
+  HeadCounts favourable_counts(std::size_t budget, const std::vector<Head>& heads) const;
+  Head head_of(std::size_t budget, const PolicyPlan& plan, Index layer, Index kv_head,
+               const std::vector<std::uint8_t>& mask) const;
+  double plain_error(const Head& head, Index token) const;
+  double tolerance(double plain_error, double size) const;
+
+  const Policy& policy_;
+  const Precision& precision_;
+  Index context_;
+  std::vector<std::string> labels_;
+  std::vector<Budget> budgets_;
+  std::vector<LayerScores> expected_;                           ///< [layer]
+  std::vector<std::vector<std::optional<LayerScores>>> plain_;  ///< [layer][program]
+};
+
+}  // namespace laprox::verify

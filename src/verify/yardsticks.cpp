@@ -1,0 +1,54 @@
+#include "verify/yardsticks.h"
+
+#include <algorithm>
+
+#include "laprox/scores.h"
+
+namespace laprox::verify {
+
+LayerScores Yardsticks::expected_scores(const Policy& policy, const std::vector<Index>& budgets) {
+  return expected(
+      [&](const LayerView& view, ScoringKernels& kernels) { return score_layer(policy, budgets, view, kernels); });
+}
+
+std::vector<std::optional<LayerScores>> Yardsticks::plain_scores(const Policy& policy,
+                                                                 const std::vector<Index>& budgets,
+                                                                 const Precision& precision) {
+  return plain(precision, [&](const LayerView& view, ScoringKernels& kernels) {
+    LayerScores result = score_layer(policy, budgets, view, kernels);
+    for (Matrix& scores : result.scores) {
+      precision.round(scores);
+      check_finite(scores, view.layer(), policy.label);
+    }
+    return result;
+  });
+}
+
+void judge_scores(const Matrix& found, const LayerScores& expected,
+                  const std::vector<std::optional<LayerScores>>& plain, std::size_t order, const Policy& policy,
+                  const Precision& precision, Index layer, ValueCheck& check) {
+  const Pins pins = policy.scorer->pins();
+  const Index context = found.cols(), first = std::min(pins.first, context);
+  Values values{.found = found, .expected = expected.scores[order], .plain = {}, .first = first};
+  values.last = std::max(first, context - std::min(pins.last, context));
+  for (const auto& each : plain) {
+    if (each) values.plain.push_back(&each->scores[order]);
+  }
+  judge_values(values, precision, layer, check);
+}
+
+void judge_output(const Backend& reference, const LayerTensors& layer, const Matrix& found, const Precision& precision,
+                  ValueCheck& check) {
+  const Matrix expected = reference.evaluate(layer, {}, SoftmaxMode::renormalized).exact.output;
+  const LayerTensors rounded = round_layer(layer, precision);
+  std::vector<Matrix> plain;
+  for (const Program& program : kPrograms) plain.push_back(plain_output(rounded, precision, program));
+  Values values{
+      .found = found, .expected = expected, .plain = {}, .rows_per_head = 0, .positions = layer.query_positions};
+  for (const Matrix& each : plain) {
+    if (each.allFinite()) values.plain.push_back(&each);
+  }
+  judge_values(values, precision, layer.layer, check);
+}
+
+}  // namespace laprox::verify

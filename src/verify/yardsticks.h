@@ -1,0 +1,93 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+
+#include "laprox/error.h"
+#include "planning.h"
+#include "verify/judge.h"
+#include "verify/plain.h"
+
+namespace laprox::verify {
+
+/// One layer as the float64 reference sees it, and as plain evaluations in any precision do.
+class Yardsticks {
+ public:
+  /// `layer` is in float64. `judged`: its queries are the judging ones, for oracles.
+  Yardsticks(const Backend& reference, LayerTensors layer, bool judged)
+      : layer_(std::move(layer)), judged_(judged), kernels_(reference.scoring(layer_)) {}
+
+  Index layer() const { return layer_.layer; }
+  const LayerTensors& tensors() const { return layer_; }
+
+  /// compute(view, kernels) on the reference's numbers.
+  template <class Compute>
+  auto expected(const Compute& compute) {
+    return compute(view(layer_), *kernels_);
+  }
+
+  /// The same in every plain program; nothing where that leaves the range of its numbers.
+  template <class Compute>
+  auto plain(const Precision& precision, const Compute& compute) {
+    using Result = decltype(compute(std::declval<LayerView>(), std::declval<ScoringKernels&>()));
+    const auto [entry, is_new] = plain_.try_emplace(precision.type());
+    if (is_new) entry->second = std::make_unique<Plain>(layer_, precision);
+    std::vector<std::optional<Result>> results;
+    for (const auto& kernels : entry->second->kernels) {
+      try {
+        results.emplace_back(compute(view(entry->second->layer), *kernels));
+      } catch (const BackendError&) {
+        results.emplace_back();
+      }
+    }
+    return results;
+  }
+
+  /// Judges `found` by compute(view, kernels), a matrix.
+  template <class Compute>
+  void judge(const Matrix& found, const Compute& compute, const Precision& precision, ValueCheck& check,
+             Index rows_per_head = 1) {
+    const Matrix expected = this->expected(compute);
+    const auto plain = this->plain(precision, compute);
+    Values values{.found = found, .expected = expected, .plain = {}, .rows_per_head = rows_per_head};
+    for (const auto& each : plain) {
+      if (each) values.plain.push_back(&*each);
+    }
+    judge_values(values, precision, layer(), check);
+  }
+
+  /// A policy's scores, the plain ones rounded as a program would store them.
+  LayerScores expected_scores(const Policy& policy, const std::vector<Index>& budgets);
+  std::vector<std::optional<LayerScores>> plain_scores(const Policy& policy, const std::vector<Index>& budgets,
+                                                       const Precision& precision);
+
+ private:
+  struct Plain {
+    Plain(const LayerTensors& exact, const Precision& precision) : layer(round_layer(exact, precision)) {
+      for (const Program& program : kPrograms) kernels.push_back(make_plain_scoring(layer, precision, program));
+    }
+    LayerTensors layer;
+    std::vector<std::unique_ptr<ScoringKernels>> kernels;  ///< by program
+  };
+  LayerView view(const LayerTensors& layer) const { return judged_ ? LayerView::of_judged(layer) : LayerView(layer); }
+
+  LayerTensors layer_;
+  bool judged_;
+  std::unique_ptr<ScoringKernels> kernels_;
+  std::map<ElementType, std::unique_ptr<Plain>> plain_;
+};
+
+/// Why some scores are not judged.
+inline constexpr const char* kPlaces = "its scores only say an order; its kept tokens are judged";
+
+/// Judges a policy's scores of one order; nothing reads those of pinned tokens.
+void judge_scores(const Matrix& found, const LayerScores& expected,
+                  const std::vector<std::optional<LayerScores>>& plain, std::size_t order, const Policy& policy,
+                  const Precision& precision, Index layer, ValueCheck& check);
+
+/// Judges the exact output of the layer's queries, [queries, D].
+void judge_output(const Backend& reference, const LayerTensors& layer, const Matrix& found, const Precision& precision,
+                  ValueCheck& check);
+
+}  // namespace laprox::verify
