@@ -244,6 +244,8 @@ def lava(tables, share, budget, floor=0.2, variant="exact"):
 
 
 def lava_heads(table, count, budget, floor, variant):
+    if count > table.shape[1]:
+        return np.full(len(table), table.shape[1])
     even = int((budget if variant == "code" else count) * floor)
     quotas = won(table, count * len(table)) * (1 - floor) + even
     if variant == "exact":
@@ -301,7 +303,10 @@ def criticaladakv(dump, layer, table, budget, safeguard=0.2, first_stage=0.5, ep
 
 
 def chunkkv(dump, layer, table, budget, chunk=20, variant="exact", **_):
-    """One set of chunks for all heads; the exact variant keeps the window first and cuts the last chunk. No whole chunk: SnapKV."""
+    """One set of chunks for all heads; the exact variant keeps the window first and cuts the last chunk.
+
+    A context shorter than a chunk is SnapKV's.
+    """
     summed, window = padded(table, dump, 1).sum(0), dump.context - table.shape[1]
     starts = np.arange(0, dump.context, chunk)
     order = oracle.best_first(np.array([summed[start : start + chunk].mean() for start in starts]))
