@@ -30,9 +30,7 @@ class Ada : public Allocator {
   }
 
  private:
-  Index part(Index tokens) const {
-    return static_cast<Index>(std::floor(static_cast<double>(tokens) * how_.floor + 1e-9));
-  }
+  Index part(Index tokens) const { return static_cast<Index>(std::floor(static_cast<double>(tokens) * how_.floor)); }
   /// Candidates that every head is sure of: in kvpress the window uses the guarantee up first, in the authors' later
   /// code it does not.
   Index guaranteed(Index tokens, const Candidates& candidates) const {

@@ -37,16 +37,17 @@ class LavaShares : public Allocator {
     for (std::size_t l = 0; l < totals.size(); ++l) {
       const Index tokens = totals[l] / static_cast<Index>(candidates.scores[l].size());
       const Index floor_of = variant_ == "code" ? budget.tokens_per_head() : tokens;
-      counts.push_back(split_over_heads(candidates.scores[l], totals[l], part(floor_of), how_));
+      // As published, a layer whose share exceeds its candidates keeps all, whatever the rounding of heads says.
+      const bool whole = tokens > candidates.per_head();
+      counts.push_back(whole ? std::vector<Index>(candidates.scores[l].size(), candidates.per_head())
+                             : split_over_heads(candidates.scores[l], totals[l], part(floor_of), how_));
       for (Index& count : counts.back()) count += candidates.pinned;
     }
     return counts;
   }
 
  private:
-  Index part(Index tokens) const {
-    return static_cast<Index>(std::floor(static_cast<double>(tokens) * how_.floor + 1e-9));
-  }
+  Index part(Index tokens) const { return static_cast<Index>(std::floor(static_cast<double>(tokens) * how_.floor)); }
 
   /// Candidates that each layer keeps, all heads together: by entropy.
   std::vector<Index> layer_totals(const Candidates& candidates, Index share) const {
@@ -70,7 +71,7 @@ class LavaShares : public Allocator {
     std::vector<Index> totals;
     for (std::size_t l = 0; l < quotas.size(); ++l) {
       const Index size = static_cast<Index>(candidates.scores[l].size());
-      totals.push_back(std::min(caps[l], static_cast<Index>(quotas[l] / static_cast<double>(size)) * size));
+      totals.push_back(static_cast<Index>(quotas[l] / static_cast<double>(size)) * size);
     }
     return totals;
   }

@@ -90,15 +90,11 @@ AllocatorInfo pyramid_allocator_info() {
       .paper = "PyramidKV, 2024, arXiv 2406.02069",
       .description =
           "With B = tokens per head without the pinned ones, the last layer gets B / beta and the first 2B - B / beta "
-          "(at "
-          "most all candidates; then the last gets what keeps the mean), the others a straight line between, rounded "
-          "half "
-          "up in the upper half of the layers and so that mirrored layers add up to 2B in the lower: exact and nested. "
-          "variant=kvcf and variant=adakv are the published integer steps on top of the window, which overspend (4.6 % "
-          "at "
-          "128 tokens, 32 layers; kvcf is uniform where the context is below 2B); variant=kvpress counts the window in "
-          "and "
-          "is uniform where b / beta is below the window.",
+          "(at most all candidates; then the last gets what keeps the mean), the others a straight line between. The "
+          "first half of the layers is rounded half up, and the last half so that mirrored layers add up to 2B: exact "
+          "and nested. variant=kvcf and variant=adakv are the published integer steps on top of the window, which "
+          "overspend (4.6 % at 128 tokens, 32 layers; kvcf is uniform where the context is below 2B); variant=kvpress "
+          "counts the window in and is uniform where b / beta is below the window.",
       .scope = "layers",
       .options = {OptionSpec::real("beta", 20, 1, 1e6, "the last layer's share is B / beta"),
                   OptionSpec::choice("variant", "exact", {"exact", "kvcf", "adakv", "kvpress"}, "whose rounding")},

@@ -41,12 +41,12 @@ class CriticalAdaKV : public Scorer {
     }
     std::vector<Matrix> kept;
     for (Index tokens : budgets) {
-      const Index share = tokens - pinned, safe = static_cast<Index>(std::floor(share * safeguard_ + 1e-9));
+      const Index share = tokens - pinned, safe = static_cast<Index>(std::floor(share * safeguard_));
       const std::vector<Index> won = top_k_counts_above(sorted, safe, share * base.rows());
       Matrix& marks = kept.emplace_back(Matrix::Zero(base.rows(), base.cols()));
       for (Index head = 0; head < base.rows(); ++head) {
         const auto at = static_cast<std::size_t>(head);
-        const auto first = static_cast<Index>(std::floor(static_cast<double>(won[at]) * first_stage_ + 1e-9));
+        const auto first = static_cast<Index>(std::floor(static_cast<double>(won[at]) * first_stage_));
         for (Index token : two_stages(by_base[at], by_critical[at], std::max(safe, first), won[at])) {
           marks(head, token) = 1;
         }

@@ -57,7 +57,7 @@ class CriticalKV : public Scorer {
     return order;
   }
   Index first_stage(std::size_t budget) const {
-    return static_cast<Index>(std::floor(static_cast<double>(budget) * first_stage_ + 1e-9));
+    return static_cast<Index>(std::floor(static_cast<double>(budget) * first_stage_));
   }
 
   SnapKVScore base_;

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "scorers/window_scorer.h"
 
 namespace laprox {
@@ -17,11 +19,12 @@ class DropKV : public WindowScorer {
     Matrix scores(layer.geometry().query_heads, layer.context_length());
     kernels.visit_heads(window(), [&](Index head, const HeadAttention& attention) {
       const Matrix values = layer.values(head / layer.geometry().group());
+      const Matrix others = weights_of_others(layer, head, attention);
       for (Index i = 0; i < scores.cols(); ++i) {
         // o - v is formed as it stands: where p is near 1, v is near o, and the factor is huge.
         const Eigen::ArrayXd distance = (attention.outputs.rowwise() - values.row(i)).rowwise().squaredNorm();
         const Eigen::ArrayXd p = attention.weights.col(i);
-        scores(head, i) = ((p / (1 - p + epsilon_)).square() * distance).sum();
+        scores(head, i) = ((p / (others.col(i).array() + epsilon_)).square() * distance).sum();
       }
     });
     if (pool_first_) pool(scores, prefix);
@@ -31,6 +34,23 @@ class DropKV : public WindowScorer {
   }
 
  private:
+  /// 1 - A_h[t, i]. Of a weight near 1 in float32 that difference has few digits left, so it is summed from the others.
+  static Matrix weights_of_others(const LayerView& layer, Index head, const HeadAttention& attention) {
+    Matrix others = 1 - attention.weights.array();
+    for (Index t = 0; t < others.rows(); ++t) {
+      Index largest;
+      if (attention.weights.row(t).maxCoeff(&largest) < 0.5) continue;
+      const double top = attention.logits(t, largest);
+      const auto& sinks = layer.attention().sinks;
+      double rest = sinks.empty() ? 0 : std::exp(sinks[static_cast<std::size_t>(head)] - top);
+      for (Index i = 0; i < others.cols(); ++i) {
+        if (i != largest && attention.weights(t, i) > 0) rest += std::exp(attention.logits(t, i) - top);
+      }
+      others(t, largest) = rest / (1 + rest);
+    }
+    return others;
+  }
+
   double epsilon_;
   bool pool_first_;
 };
