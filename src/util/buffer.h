@@ -13,8 +13,7 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(Index size)
-      : size_(size),
-        memory_(static_cast<T*>(::operator new (static_cast<std::size_t>(size) * sizeof(T), std::align_val_t{64}))) {}
+      : size_(size), memory_(static_cast<T*>(allocate_memory(static_cast<std::size_t>(size) * sizeof(T)))) {}
 
   /// Memory for at least `size` elements, whose old contents are lost: for scratch that serves one task after the
   /// other.
@@ -31,7 +30,7 @@ class Buffer {
 
  private:
   struct Delete {
-    void operator()(T* memory) const { ::operator delete (memory, std::align_val_t{64}); }
+    void operator()(T* memory) const { release_memory(memory); }
   };
   Index size_ = 0;
   std::unique_ptr<T, Delete> memory_;

@@ -53,7 +53,16 @@ class HeadOutputs {
     });
   }
 
-  /// Squared norm of one query head's part of a cell, over all queries.
+  /// Squared norms of the query heads' parts of every cell, over all queries: [cells, query_heads].
+  Matrix head_squares(int threads) const {
+    Matrix squares(cells_, layer_.geometry.query_heads);
+    parallel_for(threads, cells_, [&](Index cell) {
+      for (Index head = 0; head < squares.cols(); ++head) squares(cell, head) = head_square(cell, head);
+    });
+    return squares;
+  }
+
+ private:
   double head_square(Index cell, Index head) const {
     double square = 0;
     for (Index query = 0; query < layer_.queries(); ++query) {
@@ -64,7 +73,6 @@ class HeadOutputs {
     return square;
   }
 
- private:
   void compute_task(Index task, Index kv_head, Index first_query, Index queries, Buffer<float>& scratch) {
     const Index group = layer_.geometry.group(), value_size = layer_.geometry.value_size;
     const QueryRows rows(layer_, kv_head * group, group, first_query, queries, queries);
@@ -148,10 +156,8 @@ void evaluate_batch(const LayerTensors& layer, std::span<const LayerKeep> polici
   const Projected projected = project(layer, heads.values(), heads.cells(), layer.queries(), threads);
   check_finite(projected.exact, layer);
   result.exact.output = projected.exact;
-  result.exact.head_norm.clear();
-  for (Index head = 0; head < layer.geometry.query_heads; ++head) {
-    result.exact.head_norm.push_back(heads.head_square(0, head));
-  }
+  const Matrix head_squares = heads.head_squares(threads);
+  result.exact.head_norm.assign(head_squares.row(0).begin(), head_squares.row(0).end());
   const double rows = static_cast<double>(layer.geometry.query_heads * layer.queries());
   Index cell = 1;
   for (const LayerKeep& keep : policies) {
@@ -160,9 +166,7 @@ void evaluate_batch(const LayerTensors& layer, std::span<const LayerKeep> polici
       const auto squares = projected.squares.row(cell), products = projected.products.row(cell);
       error.query_error.assign(squares.begin(), squares.end());
       error.query_product.assign(products.begin(), products.end());
-      for (Index head = 0; head < layer.geometry.query_heads; ++head) {
-        error.head_error.push_back(heads.head_square(cell, head));
-      }
+      error.head_error.assign(head_squares.row(cell).begin(), head_squares.row(cell).end());
       error.retained_mass = 1 - heads.evicted_mass(cell) / rows;
       ++cell;
     }
