@@ -1,14 +1,19 @@
 #include "laprox/layer.h"
 
+#include "io/convert.h"
 #include "laprox/error.h"
 
 namespace laprox {
 
 namespace {
 
-Matrix context_rows(const Tensor& tensor, Index kv_head, Index context_length) {
-  if (tensor.type() == ElementType::float64) return tensor.matrix<double>(kv_head).topRows(context_length);
-  return tensor.matrix<float>(kv_head).topRows(context_length).cast<double>();
+/// Rows [first, first + count) of one matrix of `tensor`, in float64.
+Matrix rows_of(const Tensor& tensor, Index slice, Index first, Index count) {
+  const Index columns = tensor.shape().back(), rows = tensor.shape()[tensor.shape().size() - 2];
+  Matrix matrix(count, columns);
+  const std::byte* from = tensor.raw() + (slice * rows + first) * columns * size_of(tensor.type());
+  io::convert(from, tensor.type(), matrix.data(), matrix.size());
+  return matrix;
 }
 
 }  // namespace
@@ -18,14 +23,12 @@ LayerView::LayerView(const LayerTensors& layer) : layer_(layer) {
           "a scorer never sees a held-out query");
 }
 
-Matrix LayerView::keys(Index kv_head) const { return context_rows(layer_.k, kv_head, context_length()); }
+Matrix LayerView::keys(Index kv_head) const { return rows_of(layer_.k, kv_head, 0, context_length()); }
+
+Matrix LayerView::values(Index kv_head) const { return rows_of(layer_.v, kv_head, 0, context_length()); }
 
 Matrix LayerView::output_block(Index query_head) const {
-  const Index size = geometry().value_size, first = query_head * size;
-  if (layer_.w_o.type() == ElementType::float64) return layer_.w_o.matrix<double>().middleRows(first, size);
-  return layer_.w_o.matrix<float>().middleRows(first, size).cast<double>();
+  return rows_of(layer_.w_o, 0, query_head * geometry().value_size, geometry().value_size);
 }
-
-Matrix LayerView::values(Index kv_head) const { return context_rows(layer_.v, kv_head, context_length()); }
 
 }  // namespace laprox

@@ -1,0 +1,111 @@
+#include "backends/cuda/dispatch.cuh"
+#include "backends/cuda/rows.cuh"
+#include "backends/cuda/stream.cuh"
+
+namespace laprox::cuda {
+
+namespace {
+
+/// The sum over the four lanes that share a row of an accumulator tile.
+__device__ inline float sum_over_columns(float x) {
+  x += __shfl_xor_sync(~0U, x, 1);
+  return x + __shfl_xor_sync(~0U, x, 2);
+}
+
+/// The second pass over the keys: block (split * kv_heads + kv_head, group of query heads) keeps the row blocks of
+/// queries `query_block` of its heads and streams its share of the context's keys. A warp has all resident queries of
+/// one head and whole rows of keys, so it sums a key's column alone. Query blocks but the first one add to what is
+/// there.
+template <class T, int Size>
+__global__ void __launch_bounds__(Streaming<T, Size>::kThreads)
+    window_kernel(Layer layer, QueryRange range, int row_blocks, int query_block, int splits, const RowSoftmax* softmax,
+                  float* sums, float* squares) {
+  using S = Streaming<T, Size>;
+  extern __shared__ uint4 shared[];
+  const int kv_head = static_cast<int>(blockIdx.x) % layer.kv_heads,
+            split = static_cast<int>(blockIdx.x) / layer.kv_heads;
+  const int warp = static_cast<int>(threadIdx.x) / 32, row_warps = static_cast<int>(blockDim.x) / 32 / kStreamWarps;
+  const int stream_warp = warp / row_warps, head_in_group = static_cast<int>(blockIdx.y) * row_warps + warp % row_warps;
+  const bool idle = head_in_group >= layer.group;
+  const int row_block = query_block * layer.group + (idle ? 0 : head_in_group);
+  const RowBlock rows(layer, range, kv_head, row_block, S::kResident);
+  const int tiles = (layer.context + kTile - 1) / kTile;
+  const int first = static_cast<int>(static_cast<long long>(tiles) * split / splits);
+  const int last = static_cast<int>(static_cast<long long>(tiles) * (split + 1) / splits);
+
+  Resident<T, Size> queries;
+  queries.load(static_cast<const T*>(layer.q) + (static_cast<size_t>(rows.head) * layer.queries + rows.first) * Size,
+               idle ? 0 : rows.count());
+  RowSoftmax of_row[S::kColumns][2];
+#pragma unroll
+  for (int n = 0; n < S::kColumns; ++n) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int row = row_block * S::kResident + 8 * n + 2 * lane_column() + e;
+      of_row[n][e] = softmax[static_cast<size_t>(kv_head) * row_blocks * S::kResident + row];
+    }
+  }
+
+  const LogitForm to_logit(layer);
+  const T* keys = static_cast<const T*>(layer.k) + static_cast<size_t>(kv_head) * layer.tokens * Size;
+  float* head_sums = sums ? sums + static_cast<size_t>(rows.head) * layer.context : nullptr;
+  float* head_squares = squares + static_cast<size_t>(rows.head) * layer.context;
+  stream_tiles<T, Size>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
+    if (idle) return;
+    const int warp_key = tile * kTile + stream_warp * kWarpRows;
+    const bool all = rows.sees_all(layer, warp_key, warp_key + kWarpRows);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float c[S::kColumns][4];
+      products<T, Size>(c, chunks, stream_warp * kWarpRows + 16 * i, queries);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int key = warp_key + 16 * i + 8 * half + lane_row();
+        float sum = 0, square = 0;
+#pragma unroll
+        for (int n = 0; n < S::kColumns; ++n) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            float x = to_logit(c[n][2 * half + e]);
+            if (!all) {
+              const int position = layer.positions[min(rows.first + 8 * n + 2 * lane_column() + e, rows.last - 1)];
+              if (!sees(layer, position, key)) x = -INFINITY;
+            }
+            const float weight = exp2f(x - of_row[n][e].maximum) * of_row[n][e].inverse_sum;
+            sum += weight;
+            square += weight * weight;
+          }
+        }
+        square = sum_over_columns(square);
+        if (head_sums) sum = sum_over_columns(sum);
+        if (lane_column() != 0 || key >= layer.context) continue;
+        head_squares[key] = query_block > 0 ? head_squares[key] + square : square;
+        if (head_sums) head_sums[key] = query_block > 0 ? head_sums[key] + sum : sum;
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void window_columns(const Layer& layer, QueryRange range, const RowSoftmax* softmax, float* sums, float* squares,
+                    cudaStream_t stream) {
+  const RowLayout layout(layer, range);
+  const int row_warps = layer.group < kRowWarps ? layer.group : kRowWarps;
+  const int groups = (layer.group + row_warps - 1) / row_warps;
+  const int tiles = (layer.context + kTile - 1) / kTile;
+  const int blocks = 2 * device_limits().multiprocessors / (layer.kv_heads * groups);
+  const int splits = blocks < 1 ? 1 : blocks < tiles ? blocks : tiles;
+  for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
+    using S = Streaming<T, Size>;
+    allow_shared_memory(window_kernel<T, Size>, S::kSharedBytes);
+    const dim3 grid(splits * layer.kv_heads, groups);
+    for (int query_block = 0; query_block < layout.row_blocks / layer.group; ++query_block) {
+      window_kernel<T, Size><<<grid, 32 * kStreamWarps * row_warps, S::kSharedBytes, stream>>>(
+          layer, range, layout.row_blocks, query_block, splits, softmax, sums, squares);
+    }
+  });
+  check_launch("window columns");
+}
+
+}  // namespace laprox::cuda
