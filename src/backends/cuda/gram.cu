@@ -6,123 +6,161 @@ namespace laprox::cuda {
 
 namespace {
 
-constexpr int kSplits = 4;       ///< of the depth D: so many partial products, which also keeps chains of sums short
-constexpr int kWarps = 4;        ///< per block
-constexpr int kColumnTiles = 8;  ///< a warp makes 16 rows x 64 columns
+constexpr int kSplits = 4;  ///< of the depth D: so many partial products, which also keeps chains of sums short
+constexpr int kDepth = 8;   ///< chunks of the depth per stage: 128 bytes of each row
+constexpr int kStages = 3;
 
-template <class T>
-__device__ uint4 load_chunk(const Layer& layer, int head, int row, int chunk) {
-  if (row >= layer.value_size) return make_uint4(0, 0, 0, 0);
-  const T* w =
-      static_cast<const T*>(layer.w_o) + (static_cast<size_t>(head) * layer.value_size + row) * layer.model_stride;
-  return __ldg(reinterpret_cast<const uint4*>(w) + chunk);
+/// The part of M = W^a (W^b)^T that a block makes: kTile x kTile, a warp 16 rows of it.
+template <int Size>
+constexpr int kTile = Size < 128 ? Size : 128;
+
+/// Starts copying one stage of the depth of kTile rows of W^head to shared memory; rows and chunks beyond the last
+/// become 0.
+template <class T, int Tile>
+__device__ void start_rows(uint4* target, const Layer& layer, int head, int first_row, int first_chunk,
+                           int last_chunk) {
+  const T* w = static_cast<const T*>(layer.w_o) + static_cast<size_t>(head) * layer.value_size * layer.model_stride;
+  for (int i = static_cast<int>(threadIdx.x); i < Tile * kDepth; i += static_cast<int>(blockDim.x)) {
+    const int row = i / kDepth, chunk = i % kDepth;
+    const bool real = first_row + row < layer.value_size && first_chunk + chunk < last_chunk;
+    const T* source = real ? w + static_cast<size_t>(first_row + row) * layer.model_stride : w;
+    const uint4* from = reinterpret_cast<const uint4*>(source) + (real ? first_chunk + chunk : 0);
+    const uint4* to = target + row * kDepth + (chunk ^ ((row & 1) << 2));
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+        "l"(from), "r"(real ? 16 : 0));
+  }
 }
 
-/// M = W^a (W^b)^T. Block (tiles of M, form, split) reads its part of the depth straight from memory: W_o is small
-/// enough to come from the cache after the first touch. gram: [forms, splits, size, size].
-template <class T>
-__global__ void __launch_bounds__(32 * kWarps) gram_kernel(Layer layer, const FormPair* pairs, float* gram) {
-  const int size = layer.value_stride, column_groups = size / (8 * kColumnTiles);
-  const int tile = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
-  const int first_row = tile / column_groups * 16, first_column = tile % column_groups * 8 * kColumnTiles;
+/// Block (tile of M, form, split of the depth). gram: [forms, splits, Size, Size]; largest: [forms, splits, tiles of
+/// M], each block's largest magnitude.
+template <class T, int Size>
+__global__ void __launch_bounds__(2 * kTile<Size>)
+    gram_kernel(Layer layer, const FormPair* pairs, float* gram, float* largest) {
+  constexpr int kSide = kTile<Size>, kColumnTiles = kSide / 8, kStageChunks = 2 * kSide * kDepth;
+  extern __shared__ uint4 shared[];
   const FormPair pair = pairs[blockIdx.y];
-  const int blocks = layer.model_stride * static_cast<int>(sizeof(T)) / 64;
-  const int first = blocks * static_cast<int>(blockIdx.z) / kSplits;
-  const int last = blocks * static_cast<int>(blockIdx.z + 1) / kSplits;
-
-  float c[kColumnTiles][4] = {};
-  for (int block = first; block < last; ++block) {
-    const int chunk = 4 * block + lane_column();
-    const uint4 top = load_chunk<T>(layer, pair.a, first_row + lane_row(), chunk);
-    const uint4 bottom = load_chunk<T>(layer, pair.a, first_row + lane_row() + 8, chunk);
-    uint4 columns[kColumnTiles];
-#pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
-      columns[n] = load_chunk<T>(layer, pair.b, first_column + 8 * n + lane_row(), chunk);
+  const int first_row = static_cast<int>(blockIdx.x) / (Size / kSide) * kSide;
+  const int first_column = static_cast<int>(blockIdx.x) % (Size / kSide) * kSide;
+  // A square of one matrix needs its rows once.
+  const bool same_rows = pair.a == pair.b && first_row == first_column;
+  const int chunks = layer.model_stride * static_cast<int>(sizeof(T)) / 16, stages = (chunks + kDepth - 1) / kDepth;
+  const int first = stages * static_cast<int>(blockIdx.z) / kSplits;
+  const int last = stages * static_cast<int>(blockIdx.z + 1) / kSplits;
+  const auto start = [&](int stage) {
+    if (stage < last) {
+      uint4* target = shared + stage % kStages * kStageChunks;
+      start_rows<T, kSide>(target, layer, pair.a, first_row, stage * kDepth, chunks);
+      if (!same_rows) {
+        start_rows<T, kSide>(target + kSide * kDepth, layer, pair.b, first_column, stage * kDepth, chunks);
+      }
     }
+    asm volatile("cp.async.commit_group;");
+  };
+
+  const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16 + lane_row();
+  float c[kColumnTiles][4] = {};
+  for (int stage = first; stage < first + kStages - 1; ++stage) start(stage);
+  for (int stage = first; stage < last; ++stage) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2));
+    __syncthreads();
+    start(stage + kStages - 1);
+    const uint4* rows = shared + stage % kStages * kStageChunks;
+    const uint4* columns = same_rows ? rows : rows + kSide * kDepth;
 #pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) multiply<T>(c[n], top, bottom, columns[n]);
+    for (int b = 0; b < kDepth / 4; ++b) {
+      const int place = (4 * b + lane_column()) ^ ((lane_row() & 1) << 2);
+      const uint4 top = rows[warp_row * kDepth + place], bottom = rows[(warp_row + 8) * kDepth + place];
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n) {
+        multiply<T>(c[n], top, bottom, columns[(8 * n + lane_row()) * kDepth + place]);
+      }
+    }
   }
-  float* out = gram + (static_cast<size_t>(blockIdx.y) * kSplits + blockIdx.z) * size * size;
+  asm volatile("cp.async.wait_group 0;");
+
+  const int part = static_cast<int>(blockIdx.y) * kSplits + static_cast<int>(blockIdx.z);
+  float* out = gram + static_cast<size_t>(part) * Size * Size + (first_row + warp_row) * Size + first_column;
+  float maximum = 0;
 #pragma unroll
   for (int n = 0; n < kColumnTiles; ++n) {
-    float* at = out + (first_row + lane_row()) * size + first_column + 8 * n + 2 * lane_column();
-    *reinterpret_cast<float2*>(at) = make_float2(c[n][0], c[n][1]);
-    *reinterpret_cast<float2*>(at + 8 * size) = make_float2(c[n][2], c[n][3]);
+    *reinterpret_cast<float2*>(out + 8 * n + 2 * lane_column()) = make_float2(c[n][0], c[n][1]);
+    *reinterpret_cast<float2*>(out + 8 * Size + 8 * n + 2 * lane_column()) = make_float2(c[n][2], c[n][3]);
+#pragma unroll
+    for (float x : c[n]) maximum = fmaxf(maximum, fabsf(x));
   }
-}
-
-constexpr int kPackThreads = 512;
-
-/// The largest of the block's values, in every thread.
-__device__ float block_maximum(float x) {
-  __shared__ float of_warp[kPackThreads / 32];
-  for (int other = 16; other > 0; other /= 2) x = fmaxf(x, __shfl_xor_sync(~0U, x, other));
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+  __shared__ float of_warp[kSide / 16];
+  for (int other = 16; other > 0; other /= 2) maximum = fmaxf(maximum, __shfl_xor_sync(~0U, maximum, other));
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = maximum;
   __syncthreads();
-  for (float y : of_warp) x = fmaxf(x, y);
-  return x;
+  if (threadIdx.x != 0) return;
+  for (float x : of_warp) maximum = fmaxf(maximum, x);
+  largest[part * gridDim.x + blockIdx.x] = maximum;
 }
 
-/// One block per form: folds the sum of the partial products onto the triangle, scales it by a power of two into
-/// float16's range, and writes each lane's chunks.
+constexpr int kPackWarps = 4;
+
+/// Folds the sum of the partial products onto the triangle, times a power of two that brings it into float16's range.
+/// Block (group of chunks, form), a thread makes a chunk.
 template <class T, int Size>
-__global__ void __launch_bounds__(kPackThreads)
-    pack_kernel(const float* gram, uint4* triangles, float* diagonals, float* scales) {
+__global__ void __launch_bounds__(32 * kPackWarps) pack_kernel(const float* gram, const float* largest, int maxima,
+                                                               uint4* triangles, float* diagonals, float* scales) {
   using F = Forms<T, Size>;
-  const float* parts = gram + static_cast<size_t>(blockIdx.x) * kSplits * Size * Size;
+  const int form = static_cast<int>(blockIdx.y), lane = static_cast<int>(threadIdx.x) % 32;
+  const float* parts = gram + static_cast<size_t>(form) * kSplits * Size * Size;
   const auto entry = [parts](int row, int column) {
     float sum = 0;
 #pragma unroll
-    for (int split = 0; split < kSplits; ++split)
-      sum += parts[(static_cast<size_t>(split) * Size + row) * Size + column];
+    for (int split = 0; split < kSplits; ++split) sum += parts[(split * Size + row) * Size + column];
     return sum;
   };
-  const int thread = static_cast<int>(threadIdx.x);
   float scale = 1;
   if (sizeof(T) == 2) {
-    float largest = 0;
-    for (int i = thread; i < Size * Size; i += kPackThreads) largest = fmaxf(largest, fabsf(entry(i / Size, i % Size)));
-    largest = block_maximum(largest);
-    // Twice the largest entry goes to [2^13, 2^14): no overflow, and entries keep all their bits down to 2^-28 of it.
-    if (largest > 0) scale = exp2f(12 - floorf(log2f(largest)));
+    float bound = 0;  // no element of U is larger than 2 kSplits times a part of it
+    for (int i = 0; i < maxima; ++i) bound = fmaxf(bound, largest[form * maxima + i]);
+    if (bound > 0) scale = exp2f(14 - floorf(log2f(2 * kSplits * bound)));
   }
-  if (thread == 0) scales[blockIdx.x] = 1 / scale;
-  for (int i = thread; i < Size; i += kPackThreads) {
-    const int p = F::element(i / 8, i % 8);
-    diagonals[static_cast<size_t>(blockIdx.x) * Size + i] = scale * entry(p, p);
-  }
-  for (int i = thread; i < F::kTiles * F::kBlocks * 32; i += kPackThreads) {
-    const int lane = i % 32, block = i / 32 % F::kBlocks, tile = i / 32 / F::kBlocks;
-    if (block > tile / F::kPairs) continue;
-    const int column = F::element(tile, lane / 4);
-    __align__(16) FormElement<T> chunk[F::kElements];
-#pragma unroll
-    for (int x = 0; x < F::kElements; ++x) {
-      const int row_tile = F::kPairs * block + x / 2, place = 2 * (lane % 4) + x % 2;
-      const int row = F::element(row_tile, place);
-      const bool above = 8 * row_tile + place < 8 * tile + lane / 4;
-      chunk[x] = above ? static_cast<FormElement<T>>(scale * (entry(row, column) + entry(column, row)))
-                       : static_cast<FormElement<T>>(0.0F);
+  if (blockIdx.x == 0) {
+    if (threadIdx.x == 0) scales[form] = 1 / scale;
+    for (int i = static_cast<int>(threadIdx.x); i < Size; i += 32 * kPackWarps) {
+      const int p = F::element(i / 8, i % 8);
+      diagonals[form * Size + i] = scale * entry(p, p);
     }
-    triangles[(static_cast<size_t>(blockIdx.x) * F::kChunks + F::first_chunk(tile) + block) * 32 + lane] =
-        *reinterpret_cast<uint4*>(chunk);
   }
+  const int index = static_cast<int>(blockIdx.x) * kPackWarps + static_cast<int>(threadIdx.x) / 32;
+  const int tile = index / F::kBlocks, block = index % F::kBlocks;
+  if (block > tile / F::kPairs) return;
+  const int column = F::element(tile, lane / 4);
+  __align__(16) FormElement<T> chunk[F::kElements];
+#pragma unroll
+  for (int x = 0; x < F::kElements; ++x) {
+    const int row_tile = F::kPairs * block + x / 2, place = 2 * (lane % 4) + x % 2;
+    const int row = F::element(row_tile, place);
+    const bool above = 8 * row_tile + place < 8 * tile + lane / 4;
+    chunk[x] = static_cast<FormElement<T>>(above ? scale * (entry(row, column) + entry(column, row)) : 0.0F);
+  }
+  triangles[(static_cast<size_t>(form) * F::kChunks + F::first_chunk(tile) + block) * 32 + lane] =
+      *reinterpret_cast<uint4*>(chunk);
 }
 
 }  // namespace
 
 void pack_forms(const Layer& layer, const FormPair* pairs, int count, PackedForms& forms, cudaStream_t stream) {
-  const int size = layer.value_stride;
-  float* gram = forms.gram.at_least(static_cast<size_t>(count) * kSplits * size * size);
-  float* diagonals = forms.diagonals.at_least(static_cast<size_t>(count) * size);
-  float* scales = forms.scales.at_least(count);
-  const dim3 grid(size / 16 * (size / (8 * kColumnTiles)) / kWarps, count, kSplits);
-  for_element(layer.element, [&]<class T>() { gram_kernel<T><<<grid, 32 * kWarps, 0, stream>>>(layer, pairs, gram); });
-  check_launch("Gram matrices");
-  for_element_and_size(layer.element, size, [&]<class T, int Size>() {
-    uint4* triangles = forms.triangles.at_least(static_cast<size_t>(count) * Forms<T, Size>::kChunks * 32);
-    pack_kernel<T, Size><<<count, kPackThreads, 0, stream>>>(gram, triangles, diagonals, scales);
+  for_element_and_size(layer.element, layer.value_stride, [&]<class T, int Size>() {
+    using F = Forms<T, Size>;
+    constexpr int kSide = kTile<Size>, kTiles = Size / kSide * (Size / kSide), kMaxima = kSplits * kTiles;
+    constexpr int kSharedBytes = kStages * 2 * kSide * kDepth * 16;
+    float* gram = forms.gram.at_least(static_cast<size_t>(count) * kSplits * Size * Size);
+    float* largest = forms.largest.at_least(static_cast<size_t>(count) * kMaxima);
+    float* diagonals = forms.diagonals.at_least(static_cast<size_t>(count) * Size);
+    float* scales = forms.scales.at_least(count);
+    uint4* triangles = forms.triangles.at_least(static_cast<size_t>(count) * F::kChunks * 32);
+    allow_shared_memory(gram_kernel<T, Size>, kSharedBytes);
+    gram_kernel<T, Size>
+        <<<dim3(kTiles, count, kSplits), 2 * kSide, kSharedBytes, stream>>>(layer, pairs, gram, largest);
+    check_launch("Gram matrices");
+    pack_kernel<T, Size><<<dim3(F::kTiles * F::kBlocks / kPackWarps, count), 32 * kPackWarps, 0, stream>>>(
+        gram, largest, kMaxima, triangles, diagonals, scales);
   });
   check_launch("packing Gram matrices");
 }

@@ -57,6 +57,7 @@ struct FormPair {
 /// The forms' matrices, folded onto a triangle and laid out for the tensor cores: see value_forms.cu.
 struct PackedForms {
   DeviceBuffer<float> gram;       ///< [forms, splits, value_stride, value_stride], scratch
+  DeviceBuffer<float> largest;    ///< scratch
   DeviceBuffer<uint4> triangles;  ///< [forms, triangle_chunks]
   DeviceBuffer<float> diagonals;  ///< [forms, value_stride]
   DeviceBuffer<float> scales;     ///< [forms] what results are multiplied with

@@ -10,12 +10,11 @@ constexpr float kLn2 = 0.6931471805599453F;
 
 /// Block (split, group of row blocks) keeps query rows and streams its share of all keys.
 template <class T, int Size>
-__global__ void __launch_bounds__(Streaming<T, Size>::kThreads)
+__global__ void __launch_bounds__(Streaming<T, Size>::kMaxThreads, Streaming<T, Size>::kResidentBlocks)
     logit_table_kernel(Layer layer, QueryRange range, int kv_head, int row_blocks, float* logits) {
   using S = Streaming<T, Size>;
   extern __shared__ uint4 shared[];
-  const int warp = static_cast<int>(threadIdx.x) / 32, row_warps = static_cast<int>(blockDim.x) / 32 / kStreamWarps;
-  const int stream_warp = warp / row_warps, row_block = static_cast<int>(blockIdx.y) * row_warps + warp % row_warps;
+  const int row_block = static_cast<int>((blockIdx.y * blockDim.x + threadIdx.x) / 32);
   const bool idle = row_block >= row_blocks;
   const RowBlock rows(layer, range, kv_head, idle ? 0 : row_block, S::kResident);
   const long long tiles = (layer.tokens + kTile - 1) / kTile;
@@ -25,30 +24,34 @@ __global__ void __launch_bounds__(Streaming<T, Size>::kThreads)
   Resident<T, Size> queries;
   queries.load(static_cast<const T*>(layer.q) + (static_cast<size_t>(rows.head) * layer.queries + rows.first) * Size,
                idle ? 0 : rows.count());
-  const LogitForm to_logit(layer);
+  const LogitForm form(layer);
   const T* keys = static_cast<const T*>(layer.k) + static_cast<size_t>(kv_head) * layer.tokens * Size;
   const int stride = row_blocks * S::kResident;
   stream_tiles<T, Size>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
     if (idle) return;
+#pragma unroll 1
+    for (int step = 0; step < kTile; step += kStep) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float c[S::kColumns][4];
-      products<T, Size>(c, chunks, stream_warp * kWarpRows + 16 * i, queries);
+      for (int i = 0; i < 2; ++i) {
+        float c[S::kColumns][4];
+        products<T, Size>(c, chunks, step + 16 * i, queries);
+        form.apply_cap(c);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int key = tile * kTile + stream_warp * kWarpRows + 16 * i + 8 * half + lane_row();
-        if (key >= layer.tokens) continue;
+        for (int half = 0; half < 2; ++half) {
+          const int key = tile * kTile + step + 16 * i + 8 * half + lane_row();
+          if (key >= layer.tokens) continue;
 #pragma unroll
-        for (int n = 0; n < S::kColumns; ++n) {
-          float x[2];
+          for (int n = 0; n < S::kColumns; ++n) {
+            float x[2];
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int position = layer.positions[min(rows.first + 8 * n + 2 * lane_column() + e, rows.last - 1)];
-            x[e] = sees(layer, position, key) ? to_logit(c[n][2 * half + e]) * kLn2 : -INFINITY;
+            for (int e = 0; e < 2; ++e) {
+              const bool visible = sees(layer, rows.position(layer, 8 * n + 2 * lane_column() + e), key);
+              x[e] = visible ? c[n][2 * half + e] * form.factor * kLn2 : -INFINITY;
+            }
+            float* out =
+                logits + static_cast<size_t>(key) * stride + row_block * S::kResident + 8 * n + 2 * lane_column();
+            *reinterpret_cast<float2*>(out) = make_float2(x[0], x[1]);
           }
-          float* out =
-              logits + static_cast<size_t>(key) * stride + row_block * S::kResident + 8 * n + 2 * lane_column();
-          *reinterpret_cast<float2*>(out) = make_float2(x[0], x[1]);
         }
       }
     }
@@ -83,14 +86,12 @@ __global__ void weight_products_kernel(const float* weights, int group, int resi
 
 void logit_table(const Layer& layer, QueryRange range, int kv_head, float* logits, cudaStream_t stream) {
   const RowLayout layout(layer, range);
-  const int row_warps = layout.row_blocks < kRowWarps ? layout.row_blocks : kRowWarps;
-  const int groups = (layout.row_blocks + row_warps - 1) / row_warps;
-  const int tiles = (layer.tokens + kTile - 1) / kTile, blocks = 2 * device_limits().multiprocessors / groups;
+  const int warps = std::min(layout.row_blocks, kMaxWarps), groups = (layout.row_blocks + warps - 1) / warps;
   for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     using S = Streaming<T, Size>;
+    const int splits = shares_of<T, Size>((layer.tokens + kTile - 1) / kTile, groups);
     allow_shared_memory(logit_table_kernel<T, Size>, S::kSharedBytes);
-    const dim3 grid(blocks < 1 ? 1 : blocks < tiles ? blocks : tiles, groups);
-    logit_table_kernel<T, Size><<<grid, 32 * kStreamWarps * row_warps, S::kSharedBytes, stream>>>(
+    logit_table_kernel<T, Size><<<dim3(splits, groups), 32 * warps, S::kSharedBytes, stream>>>(
         layer, range, kv_head, layout.row_blocks, logits);
   });
   check_launch("logits");

@@ -6,38 +6,64 @@ namespace laprox::cuda {
 
 namespace {
 
-/// Running maximum and sum of exp2(x - maximum).
-struct RunningSoftmax {
-  float maximum = -INFINITY, sum = 0;
+/// Below every logit, and finite, so that differences with it are numbers.
+constexpr float kNothing = -1e30F;
+/// A tile's sum that asks for a larger shift: far below overflow, far above what a stale shift usually lets through.
+constexpr float kTooLarge = 0x1p40F;
 
-  __device__ void join(float other_maximum, float other_sum) {
-    const float largest = fmaxf(maximum, other_maximum);
-    // Nothing seen so far: subtracting 0 instead of -infinity leaves the sums 0.
-    const float shift = largest == -INFINITY ? 0 : largest;
-    sum = sum * exp2f(maximum - shift) + other_sum * exp2f(other_maximum - shift);
-    maximum = largest;
+/// Sum of exp2(x - shift) with a shift near the largest x so far.
+struct RunningSoftmax {
+  float shift = kNothing, sum = 0;
+
+  __device__ void join(float other_shift, float other_sum) {
+    const float largest = fmaxf(shift, other_shift);
+    sum = sum * fast_exp2(shift - largest) + other_sum * fast_exp2(other_shift - largest);
+    shift = largest;
+  }
+  /// Adds exp2(factor * x) of some x. Only where the shift proves to be too small is their maximum sought: at the first
+  /// x, and hardly ever again.
+  template <int Count>
+  __device__ void add(const float (&x)[Count], float factor) {
+    float added = sum_of_exponentials(x, factor);
+    if (!(added < kTooLarge)) {
+      float largest = shift;
+#pragma unroll
+      for (float y : x) largest = fmaxf(largest, y * factor);
+      sum *= fast_exp2(shift - largest);
+      shift = largest;
+      added = sum_of_exponentials(x, factor);
+    }
+    sum += added;
+  }
+
+ private:
+  template <int Count>
+  __device__ float sum_of_exponentials(const float (&x)[Count], float factor) const {
+    float added = 0;
+#pragma unroll
+    for (float y : x) added += fast_exp2(y * factor - shift);
+    return added;
   }
 };
 
 /// One pass over the keys: block (split * kv_heads + kv_head, group of row blocks) keeps its warps' query rows and
-/// streams its share of the keys that they see. partial: [splits * kStreamWarps, kv_heads, rows].
+/// streams its share of the keys that they see. partial: [splits, kv_heads, rows].
 template <class T, int Size>
-__global__ void __launch_bounds__(Streaming<T, Size>::kThreads)
+__global__ void __launch_bounds__(Streaming<T, Size>::kMaxThreads, Streaming<T, Size>::kResidentBlocks)
     row_softmax_kernel(Layer layer, QueryRange range, int row_blocks, int splits, float2* partial) {
   using S = Streaming<T, Size>;
   extern __shared__ uint4 shared[];
   const int kv_head = static_cast<int>(blockIdx.x) % layer.kv_heads,
             split = static_cast<int>(blockIdx.x) / layer.kv_heads;
-  const int warp = static_cast<int>(threadIdx.x) / 32, row_warps = static_cast<int>(blockDim.x) / 32 / kStreamWarps;
-  const int stream_warp = warp / row_warps;
+  const int warps = static_cast<int>(blockDim.x) / 32;
   // Later queries see more keys: they begin first.
-  const int first_block = static_cast<int>(gridDim.y - 1 - blockIdx.y) * row_warps;
-  const int row_block = first_block + warp % row_warps;
+  const int first_block = static_cast<int>(gridDim.y - 1 - blockIdx.y) * warps;
+  const int row_block = first_block + static_cast<int>(threadIdx.x) / 32;
   const bool idle = row_block >= row_blocks;
   const RowBlock rows(layer, range, kv_head, idle ? first_block : row_block, S::kResident);
   // All warps of the block stream the keys that any of them needs.
   const RowBlock low(layer, range, kv_head, first_block, S::kResident);
-  const RowBlock high(layer, range, kv_head, min(first_block + row_warps, row_blocks) - 1, S::kResident);
+  const RowBlock high(layer, range, kv_head, min(first_block + warps, row_blocks) - 1, S::kResident);
   const int begin = low.first_key / kTile, tiles = (high.last_key + kTile - 1) / kTile - begin;
   const int first = begin + static_cast<int>(static_cast<long long>(tiles) * split / splits);
   const int last = begin + static_cast<int>(static_cast<long long>(tiles) * (split + 1) / splits);
@@ -47,42 +73,42 @@ __global__ void __launch_bounds__(Streaming<T, Size>::kThreads)
   queries.load(static_cast<const T*>(layer.q) + (static_cast<size_t>(rows.head) * layer.queries + rows.first) * Size,
                idle ? 0 : rows.count());
 
-  const LogitForm to_logit(layer);
+  const LogitForm form(layer);
+  const float hidden = form.factor < 0 ? INFINITY : -INFINITY;
   RunningSoftmax running[S::kColumns][2];
   stream_tiles<T, Size>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
     if (idle) return;
-    float c[2][S::kColumns][4];
-    const int key = tile * kTile + stream_warp * kWarpRows;
+#pragma unroll 1
+    for (int step = 0; step < kTile; step += kStep) {
+      const int key = tile * kTile + step;
+      const bool all = rows.sees_all(layer, key, key + kStep);
+      float c[2][S::kColumns][4];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) products<T, Size>(c[i], chunks, stream_warp * kWarpRows + 16 * i, queries);
-    const bool all = rows.sees_all(layer, key, key + kWarpRows);
+      for (int i = 0; i < 2; ++i) {
+        products<T, Size>(c[i], chunks, step + 16 * i, queries);
+        form.apply_cap(c[i]);
+      }
 #pragma unroll
-    for (int n = 0; n < S::kColumns; ++n) {
+      for (int n = 0; n < S::kColumns; ++n) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float x[4] = {to_logit(c[0][n][e]), to_logit(c[0][n][e + 2]), to_logit(c[1][n][e]), to_logit(c[1][n][e + 2])};
-        if (!all) {
-          const int position = layer.positions[min(rows.first + 8 * n + 2 * lane_column() + e, rows.last - 1)];
+        for (int e = 0; e < 2; ++e) {
+          float x[4] = {c[0][n][e], c[0][n][e + 2], c[1][n][e], c[1][n][e + 2]};
+          if (!all) {
+            const int position = rows.position(layer, 8 * n + 2 * lane_column() + e);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            if (!sees(layer, position, key + 8 * i + lane_row())) x[i] = -INFINITY;
+            for (int i = 0; i < 4; ++i) {
+              if (!sees(layer, position, key + 8 * i + lane_row())) x[i] = hidden;
+            }
           }
+          running[n][e].add(x, form.factor);
         }
-        RunningSoftmax& r = running[n][e];
-        const float largest = fmaxf(r.maximum, fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])));
-        const float shift = largest == -INFINITY ? 0 : largest;
-        r.sum = r.sum * exp2f(r.maximum - shift) + (exp2f(x[0] - shift) + exp2f(x[1] - shift)) +
-                (exp2f(x[2] - shift) + exp2f(x[3] - shift));
-        r.maximum = largest;
       }
     }
   });
   if (idle) return;
 
-  float2* out = partial +
-                ((static_cast<size_t>(split) * kStreamWarps + stream_warp) * layer.kv_heads + kv_head) * row_blocks *
-                    S::kResident +
-                static_cast<size_t>(row_block) * S::kResident;
+  float2* out =
+      partial + ((static_cast<size_t>(split) * layer.kv_heads + kv_head) * row_blocks + row_block) * S::kResident;
 #pragma unroll
   for (int n = 0; n < S::kColumns; ++n) {
 #pragma unroll
@@ -90,9 +116,9 @@ __global__ void __launch_bounds__(Streaming<T, Size>::kThreads)
       RunningSoftmax& r = running[n][e];
 #pragma unroll
       for (int other = 4; other < 32; other *= 2) {
-        r.join(__shfl_xor_sync(~0U, r.maximum, other), __shfl_xor_sync(~0U, r.sum, other));
+        r.join(__shfl_xor_sync(~0U, r.shift, other), __shfl_xor_sync(~0U, r.sum, other));
       }
-      if (lane_row() == 0) out[8 * n + 2 * lane_column() + e] = make_float2(r.maximum, r.sum);
+      if (lane_row() == 0) out[8 * n + 2 * lane_column() + e] = make_float2(r.shift, r.sum);
     }
   }
 }
@@ -114,7 +140,7 @@ __global__ void finish_kernel(Layer layer, QueryRange range, int resident, int r
     const float2 of_part = partial[static_cast<size_t>(part) * total + row];
     running.join(of_part.x, of_part.y);
   }
-  softmax[row] = {running.maximum, running.sum > 0 ? 1 / running.sum : 0};
+  softmax[row] = {running.shift, running.sum > 0 ? 1 / running.sum : 0};
 }
 
 }  // namespace
@@ -122,24 +148,20 @@ __global__ void finish_kernel(Layer layer, QueryRange range, int resident, int r
 void row_softmax(const Layer& layer, QueryRange range, DeviceBuffer<float2>& partial, DeviceBuffer<RowSoftmax>& softmax,
                  cudaStream_t stream) {
   const RowLayout layout(layer, range);
-  const int row_warps = layout.row_blocks < kRowWarps ? layout.row_blocks : kRowWarps;
-  const int groups = (layout.row_blocks + row_warps - 1) / row_warps;
-  const int tiles = (layer.tokens + kTile - 1) / kTile;
-  const int blocks = 2 * device_limits().multiprocessors / (layer.kv_heads * groups);
-  const int splits = blocks < 1 ? 1 : blocks < tiles ? blocks : tiles;
-  const int rows = layout.rows(), total = layer.kv_heads * rows, parts = splits * kStreamWarps;
-  partial.at_least(static_cast<size_t>(parts) * total);
+  const int warps = std::min(layout.row_blocks, kMaxWarps), groups = (layout.row_blocks + warps - 1) / warps;
+  const int rows = layout.rows(), total = layer.kv_heads * rows;
   softmax.at_least(total);
   for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     using S = Streaming<T, Size>;
+    const int splits = shares_of<T, Size>((layer.tokens + kTile - 1) / kTile, layer.kv_heads * groups);
+    partial.at_least(static_cast<size_t>(splits) * total);
     allow_shared_memory(row_softmax_kernel<T, Size>, S::kSharedBytes);
-    const dim3 grid(splits * layer.kv_heads, groups);
-    row_softmax_kernel<T, Size><<<grid, 32 * kStreamWarps * row_warps, S::kSharedBytes, stream>>>(
+    row_softmax_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), 32 * warps, S::kSharedBytes, stream>>>(
         layer, range, layout.row_blocks, splits, partial.data());
+    check_launch("row softmax");
+    finish_kernel<<<(total + 127) / 128, 128, 0, stream>>>(layer, range, layout.resident, rows, splits, partial.data(),
+                                                           softmax.data());
   });
-  check_launch("row softmax");
-  finish_kernel<<<(total + 127) / 128, 128, 0, stream>>>(layer, range, layout.resident, rows, parts, partial.data(),
-                                                         softmax.data());
   check_launch("finishing the row softmax");
 }
 

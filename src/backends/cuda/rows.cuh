@@ -1,7 +1,5 @@
 #pragma once
 
-#include <cfloat>
-
 #include "backends/cuda/kernels.h"
 
 namespace laprox::cuda {
@@ -11,6 +9,21 @@ namespace laprox::cuda {
 // have the same queries of different heads, and see the same keys.
 
 inline constexpr float kLog2E = 1.4426950408889634F;
+
+/// 2^x within 2 units in the last place; results below the normal range are 0.
+__device__ inline float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// The first key that a query at `position` sees.
+__device__ inline int first_visible(const Layer& layer, int position) {
+  return layer.sliding_window > 0 ? max(0, position - layer.sliding_window + 1) : 0;
+}
+__device__ inline bool sees(const Layer& layer, int position, int key) {
+  return key <= position && key >= first_visible(layer, position);
+}
 
 /// What one row block is.
 struct RowBlock {
@@ -29,28 +42,31 @@ struct RowBlock {
     last_key = last_position + 1;
   }
   __device__ int count() const { return last - first; }
+  /// The position of its query `row`, or of its last one for rows of padding.
+  __device__ int position(const Layer& layer, int row) const { return layer.positions[min(first + row, last - 1)]; }
   /// Whether every query of the block sees all keys in [begin, end).
   __device__ bool sees_all(const Layer& layer, int begin, int end) const {
     return end - 1 <= first_position && begin >= first_visible(layer, last_position);
   }
-  __device__ static int first_visible(const Layer& layer, int position) {
-    return layer.sliding_window > 0 ? max(0, position - layer.sliding_window + 1) : 0;
-  }
 };
 
-__device__ inline bool sees(const Layer& layer, int position, int key) {
-  return key <= position && key >= RowBlock::first_visible(layer, position);
-}
-
-/// Turns an inner product into the logit times log2(e), so that exp2 makes weights of it.
+/// Logits times log2(e), so that exp2 makes weights of them. The usual case is one factor, which joins the subtraction
+/// of the maximum in one instruction; a soft cap is applied first, to a whole tile of products.
 struct LogitForm {
-  float factor, cap;
+  float factor, inner, cap;
 
   __device__ explicit LogitForm(const Layer& layer)
-      : factor(layer.softcap > 0 ? layer.scale / layer.softcap : layer.scale * kLog2E), cap(layer.softcap * kLog2E) {}
-  __device__ float operator()(float product) const {
-    const float z = product * factor;
-    return cap > 0 ? cap * tanhf(z) : z;
+      : factor(layer.softcap > 0 ? 1 : layer.scale * kLog2E),
+        inner(layer.softcap > 0 ? layer.scale / layer.softcap : 0),
+        cap(layer.softcap * kLog2E) {}
+  template <int Columns>
+  __device__ void apply_cap(float (&c)[Columns][4]) const {
+    if (cap == 0) return;
+#pragma unroll
+    for (auto& tile : c) {
+#pragma unroll
+      for (float& x : tile) x = cap * tanhf(x * inner);
+    }
   }
 };
 

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <algorithm>
+
+#include "backends/cuda/device.h"
 #include "backends/cuda/tensor_core.cuh"
 
 namespace laprox::cuda {
@@ -7,10 +10,9 @@ namespace laprox::cuda {
 // The shape of every attention kernel: each warp keeps some rows of one matrix in registers, and the rows of another
 // one stream past all warps of the block through a ring of tiles in shared memory.
 
-inline constexpr int kTile = 64;        ///< rows streamed at a time
-inline constexpr int kStreamWarps = 2;  ///< warps that share the same resident rows; each takes half of every tile
-inline constexpr int kRowWarps = 4;     ///< at most so many sets of resident rows per block
-inline constexpr int kWarpRows = kTile / kStreamWarps;  ///< streamed rows per warp and tile: two accumulator tiles
+inline constexpr int kTile = 64;     ///< rows streamed at a time
+inline constexpr int kStep = 32;     ///< rows that a warp takes at a time: two accumulator tiles
+inline constexpr int kMaxWarps = 4;  ///< per block, each with resident rows of its own
 
 template <class T, int Size>
 struct Streaming : Chunks<T, Size> {
@@ -23,7 +25,11 @@ struct Streaming : Chunks<T, Size> {
   static constexpr int kTileBytes = kTile * kRow * 16;
   static constexpr int kStages = kTileBytes <= (16 << 10) ? 4 : kTileBytes <= (32 << 10) ? 3 : 2;
   static constexpr int kSharedBytes = kStages * kTileBytes;
-  static constexpr int kThreads = 32 * kStreamWarps * kRowWarps;
+  static constexpr int kMaxThreads = 32 * kMaxWarps;
+  /// Blocks that registers let be resident on a multiprocessor at once.
+  static constexpr int kResidentBlocks = kColumns * kRegistersPerColumn <= 32   ? 4
+                                         : kColumns * kRegistersPerColumn <= 64 ? 3
+                                                                                : 2;
 };
 
 /// One warp's resident rows: chunk [n][b] is block b of row 8 n + g.
@@ -56,15 +62,21 @@ __device__ inline int place_in_tile(int row, int chunk) {
 /// Starts copying tile `tile` of a matrix of `rows` rows to shared memory; rows beyond the last become 0.
 template <class T, int Size>
 __device__ inline void start_tile(uint4* target, const T* matrix, int rows, int tile) {
-  using S = Streaming<T, Size>;
-  for (int i = static_cast<int>(threadIdx.x); i < kTile * S::kRow; i += static_cast<int>(blockDim.x)) {
-    const int row = i / S::kRow, chunk = i % S::kRow, from = tile * kTile + row;
-    const int bytes = from < rows ? 16 : 0;
+  constexpr int kRow = Streaming<T, Size>::kRow;
+  for (int i = static_cast<int>(threadIdx.x); i < kTile * kRow; i += static_cast<int>(blockDim.x)) {
+    const int row = i / kRow, chunk = i % kRow, from = tile * kTile + row, bytes = from < rows ? 16 : 0;
     const uint4* source =
-        reinterpret_cast<const uint4*>(matrix) + static_cast<size_t>(min(from, rows - 1)) * S::kRow + chunk;
+        reinterpret_cast<const uint4*>(matrix) + static_cast<size_t>(min(from, rows - 1)) * kRow + chunk;
     const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(target + place_in_tile<T, Size>(row, chunk)));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(source), "r"(bytes));
   }
+}
+
+/// How many shares to cut `tiles` tiles into, so that `others` times as many blocks fill the device once.
+template <class T, int Size>
+int shares_of(int tiles, int others) {
+  const int blocks = Streaming<T, Size>::kResidentBlocks * device_limits().multiprocessors / others;
+  return std::clamp(blocks, 1, tiles);
 }
 
 /// Streams the tiles [first, last) of `matrix` past the block and calls body(tile, pointer to its chunks) for each.

@@ -12,7 +12,13 @@ constexpr int kWarps = 8;  ///< per block
 
 /// Row tiles of 16 tokens per warp: as many as registers hold.
 template <class T, int Size>
-constexpr int kRowTiles = std::clamp((sizeof(T) == 2 ? 16 : 8) / Chunks<T, Size>::kBlocks, 1, 4);
+constexpr int kRowTiles = std::clamp((sizeof(T) == 2 ? 8 : 4) / Chunks<T, Size>::kBlocks, 1, 4);
+
+constexpr int kTogether =
+    2;  ///< column tiles that a warp works on at once: independent sums keep the tensor cores busy
+/// Blocks that registers let be resident on a multiprocessor at once.
+template <class T, int Size>
+constexpr int kResidentBlocks = sizeof(T) == 2 ? 2 : 1;
 
 /// Some tokens' values in registers, as both factors of the form. A value is stored times a power of two of its token,
 /// which `shrink` takes back, where that keeps it within float16.
@@ -93,29 +99,38 @@ __device__ inline void evaluate(const TokenValues<T, Size>& v, const uint4* tria
 #pragma unroll
   for (int i = 0; i < kRows; ++i) sums[i][0] = sums[i][1] = 0;
 #pragma unroll
-  for (int tile = 0; tile < F::kTiles; ++tile) {
-    const float2 d = *reinterpret_cast<const float2*>(diagonal + 8 * tile + 2 * lane_column());
-    float c[kRows][4];
+  for (int tile = 0; tile < F::kTiles; tile += kTogether) {
+    float c[kTogether][kRows][4];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const float2 top = v.pair(i, 0, tile), bottom = v.pair(i, 1, tile);
-      c[i][0] = d.x * top.x, c[i][1] = d.y * top.y, c[i][2] = d.x * bottom.x, c[i][3] = d.y * bottom.y;
-    }
-#pragma unroll
-    for (int b = 0; b <= tile / F::kPairs; ++b) {
-      const uint4 column = triangle[(F::first_chunk(tile) + b) * 32 + static_cast<int>(threadIdx.x) % 32];
-      // Of the block that holds the tile itself, what lies behind the tile is zero.
-      const bool half_only = b == tile / F::kPairs && tile % F::kPairs < F::kPairs / 2;
+    for (int n = 0; n < kTogether; ++n) {
+      const float2 d = *reinterpret_cast<const float2*>(diagonal + 8 * (tile + n) + 2 * lane_column());
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        multiply<FormElement<T>>(c[i], v.chunks[i][0][b], v.chunks[i][1][b], column, half_only);
+        const float2 top = v.pair(i, 0, tile + n), bottom = v.pair(i, 1, tile + n);
+        c[n][i][0] = d.x * top.x, c[n][i][1] = d.y * top.y, c[n][i][2] = d.x * bottom.x, c[n][i][3] = d.y * bottom.y;
       }
     }
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const float2 top = v.pair(i, 0, tile), bottom = v.pair(i, 1, tile);
-      sums[i][0] += c[i][0] * top.x + c[i][1] * top.y;
-      sums[i][1] += c[i][2] * bottom.x + c[i][3] * bottom.y;
+    for (int b = 0; b <= tile / F::kPairs; ++b) {
+#pragma unroll
+      for (int n = 0; n < kTogether; ++n) {
+        const uint4 column = triangle[(F::first_chunk(tile + n) + b) * 32 + static_cast<int>(threadIdx.x) % 32];
+        // Of the block that holds the tile itself, what lies behind the tile is zero.
+        const bool half_only = b == tile / F::kPairs && (tile + n) % F::kPairs < F::kPairs / 2;
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          multiply<FormElement<T>>(c[n][i], v.chunks[i][0][b], v.chunks[i][1][b], column, half_only);
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const float2 top = v.pair(i, 0, tile + n), bottom = v.pair(i, 1, tile + n);
+        sums[i][0] += c[n][i][0] * top.x + c[n][i][1] * top.y;
+        sums[i][1] += c[n][i][2] * bottom.x + c[n][i][3] * bottom.y;
+      }
     }
   }
 #pragma unroll
@@ -132,7 +147,7 @@ __device__ inline void evaluate(const TokenValues<T, Size>& v, const uint4* tria
 /// Block (share of the tokens, KV head, group of forms) keeps its forms in shared memory and takes its tokens, a tile
 /// per warp, from memory to registers once for all of them.
 template <class T, int Size>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(32 * kWarps, kResidentBlocks<T, Size>)
     value_forms_kernel(Layer layer, const uint4* triangles, const float* diagonals, const float* scales,
                        int per_kv_head, int per_block, bool square_root, float* out) {
   using F = Forms<T, Size>;
@@ -180,12 +195,14 @@ void value_forms(const Layer& layer, const PackedForms& forms, int per_kv_head, 
                  cudaStream_t stream) {
   for_element_and_size(layer.element, layer.value_stride, [&]<class T, int Size>() {
     const DeviceLimits& limits = device_limits();
-    const int fitting = limits.shared_bytes_per_block / Forms<T, Size>::kBytes;
+    const int shared = std::min(limits.shared_bytes_per_block,
+                                limits.shared_bytes_per_multiprocessor / kResidentBlocks<T, Size> - 1024);
+    const int fitting = shared / Forms<T, Size>::kBytes;
     const int per_block = fitting < per_kv_head ? fitting : per_kv_head;
     const int groups = (per_kv_head + per_block - 1) / per_block;
     constexpr int kBlockTokens = kWarps * 16 * kRowTiles<T, Size>;
     const int blocks = (layer.context + kBlockTokens - 1) / kBlockTokens;
-    const int resident = limits.multiprocessors / (layer.kv_heads * groups);
+    const int resident = kResidentBlocks<T, Size> * limits.multiprocessors / (layer.kv_heads * groups);
     const dim3 grid(resident < 1 ? 1 : resident < blocks ? resident : blocks, layer.kv_heads, groups);
     const int shared_bytes = per_block * Forms<T, Size>::kBytes;
     allow_shared_memory(value_forms_kernel<T, Size>, shared_bytes);

@@ -17,15 +17,14 @@ __device__ inline float sum_over_columns(float x) {
 /// one head and whole rows of keys, so it sums a key's column alone. Query blocks but the first one add to what is
 /// there.
 template <class T, int Size>
-__global__ void __launch_bounds__(Streaming<T, Size>::kThreads)
+__global__ void __launch_bounds__(Streaming<T, Size>::kMaxThreads, Streaming<T, Size>::kResidentBlocks)
     window_kernel(Layer layer, QueryRange range, int row_blocks, int query_block, int splits, const RowSoftmax* softmax,
                   float* sums, float* squares) {
   using S = Streaming<T, Size>;
   extern __shared__ uint4 shared[];
   const int kv_head = static_cast<int>(blockIdx.x) % layer.kv_heads,
             split = static_cast<int>(blockIdx.x) / layer.kv_heads;
-  const int warp = static_cast<int>(threadIdx.x) / 32, row_warps = static_cast<int>(blockDim.x) / 32 / kStreamWarps;
-  const int stream_warp = warp / row_warps, head_in_group = static_cast<int>(blockIdx.y) * row_warps + warp % row_warps;
+  const int head_in_group = static_cast<int>((blockIdx.y * blockDim.x + threadIdx.x) / 32);
   const bool idle = head_in_group >= layer.group;
   const int row_block = query_block * layer.group + (idle ? 0 : head_in_group);
   const RowBlock rows(layer, range, kv_head, row_block, S::kResident);
@@ -46,41 +45,42 @@ __global__ void __launch_bounds__(Streaming<T, Size>::kThreads)
     }
   }
 
-  const LogitForm to_logit(layer);
+  const LogitForm form(layer);
   const T* keys = static_cast<const T*>(layer.k) + static_cast<size_t>(kv_head) * layer.tokens * Size;
   float* head_sums = sums ? sums + static_cast<size_t>(rows.head) * layer.context : nullptr;
   float* head_squares = squares + static_cast<size_t>(rows.head) * layer.context;
   stream_tiles<T, Size>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
     if (idle) return;
-    const int warp_key = tile * kTile + stream_warp * kWarpRows;
-    const bool all = rows.sees_all(layer, warp_key, warp_key + kWarpRows);
+#pragma unroll 1
+    for (int step = 0; step < kTile; step += kStep) {
+      const int first_key = tile * kTile + step;
+      const bool all = rows.sees_all(layer, first_key, first_key + kStep);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float c[S::kColumns][4];
-      products<T, Size>(c, chunks, stream_warp * kWarpRows + 16 * i, queries);
+      for (int i = 0; i < 2; ++i) {
+        float c[S::kColumns][4];
+        products<T, Size>(c, chunks, step + 16 * i, queries);
+        form.apply_cap(c);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int key = warp_key + 16 * i + 8 * half + lane_row();
-        float sum = 0, square = 0;
+        for (int half = 0; half < 2; ++half) {
+          const int key = first_key + 16 * i + 8 * half + lane_row();
+          float sum = 0, square = 0;
 #pragma unroll
-        for (int n = 0; n < S::kColumns; ++n) {
+          for (int n = 0; n < S::kColumns; ++n) {
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            float x = to_logit(c[n][2 * half + e]);
-            if (!all) {
-              const int position = layer.positions[min(rows.first + 8 * n + 2 * lane_column() + e, rows.last - 1)];
-              if (!sees(layer, position, key)) x = -INFINITY;
+            for (int e = 0; e < 2; ++e) {
+              float x = c[n][2 * half + e] * form.factor - of_row[n][e].maximum;
+              if (!all && !sees(layer, rows.position(layer, 8 * n + 2 * lane_column() + e), key)) x = -INFINITY;
+              const float weight = fast_exp2(x) * of_row[n][e].inverse_sum;
+              sum += weight;
+              square += weight * weight;
             }
-            const float weight = exp2f(x - of_row[n][e].maximum) * of_row[n][e].inverse_sum;
-            sum += weight;
-            square += weight * weight;
           }
+          square = sum_over_columns(square);
+          if (head_sums) sum = sum_over_columns(sum);
+          if (lane_column() != 0 || key >= layer.context) continue;
+          head_squares[key] = query_block > 0 ? head_squares[key] + square : square;
+          if (head_sums) head_sums[key] = query_block > 0 ? head_sums[key] + sum : sum;
         }
-        square = sum_over_columns(square);
-        if (head_sums) sum = sum_over_columns(sum);
-        if (lane_column() != 0 || key >= layer.context) continue;
-        head_squares[key] = query_block > 0 ? head_squares[key] + square : square;
-        if (head_sums) head_sums[key] = query_block > 0 ? head_sums[key] + sum : sum;
       }
     }
   });
@@ -91,17 +91,13 @@ __global__ void __launch_bounds__(Streaming<T, Size>::kThreads)
 void window_columns(const Layer& layer, QueryRange range, const RowSoftmax* softmax, float* sums, float* squares,
                     cudaStream_t stream) {
   const RowLayout layout(layer, range);
-  const int row_warps = layer.group < kRowWarps ? layer.group : kRowWarps;
-  const int groups = (layer.group + row_warps - 1) / row_warps;
-  const int tiles = (layer.context + kTile - 1) / kTile;
-  const int blocks = 2 * device_limits().multiprocessors / (layer.kv_heads * groups);
-  const int splits = blocks < 1 ? 1 : blocks < tiles ? blocks : tiles;
+  const int warps = std::min(layer.group, kMaxWarps), groups = (layer.group + warps - 1) / warps;
   for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     using S = Streaming<T, Size>;
+    const int splits = shares_of<T, Size>((layer.context + kTile - 1) / kTile, layer.kv_heads * groups);
     allow_shared_memory(window_kernel<T, Size>, S::kSharedBytes);
-    const dim3 grid(splits * layer.kv_heads, groups);
     for (int query_block = 0; query_block < layout.row_blocks / layer.group; ++query_block) {
-      window_kernel<T, Size><<<grid, 32 * kStreamWarps * row_warps, S::kSharedBytes, stream>>>(
+      window_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), 32 * warps, S::kSharedBytes, stream>>>(
           layer, range, layout.row_blocks, query_block, splits, softmax, sums, squares);
     }
   });
