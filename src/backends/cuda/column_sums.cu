@@ -9,18 +9,18 @@ namespace {
 /// The roles exchanged: block (head, group of key blocks) keeps keys and streams the queries that see them, so that a
 /// lane sums its keys' columns in registers over all queries, and nothing of size tokens x tokens is ever stored.
 template <class T, int Size>
-__global__ void __launch_bounds__(Streaming<T, Size>::kMaxThreads, Streaming<T, Size>::kResidentBlocks)
+__global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
     all_columns_kernel(Layer layer, int row_blocks, const RowSoftmax* softmax, float* sums) {
   using S = Streaming<T, Size>;
-  extern __shared__ uint4 shared[];
+  extern __shared__ __align__(1024) uint4 shared[];
   const int head = static_cast<int>(blockIdx.x), kv_head = head / layer.group;
   // Earlier keys are seen by more queries: they begin first.
-  const int block_key = static_cast<int>(blockIdx.y) * kMaxWarps * S::kResident;
+  const int block_key = static_cast<int>(blockIdx.y) * kWarps * S::kResident;
   const int key = block_key + static_cast<int>(threadIdx.x) / 32 * S::kResident,
             key_end = min(key + S::kResident, layer.context);
   const int window = layer.sliding_window > 0 ? layer.sliding_window : layer.queries;
   const long long last_query = min(static_cast<long long>(layer.queries),
-                                   static_cast<long long>(block_key) + kMaxWarps * S::kResident - 1 + window);
+                                   static_cast<long long>(block_key) + kWarps * S::kResident - 1 + window);
   const int first = block_key / kTile, last = static_cast<int>((last_query + kTile - 1) / kTile);
 
   Resident<T, Size> keys;
@@ -51,9 +51,9 @@ __global__ void __launch_bounds__(Streaming<T, Size>::kMaxThreads, Streaming<T, 
           for (int n = 0; n < S::kColumns; ++n) {
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-              float x = c[n][2 * half + e] * form.factor - of_row.maximum;
-              if (!all && !sees(layer, query, key + 8 * n + 2 * lane_column() + e)) x = -INFINITY;
-              columns[n][e] += fast_exp2(x) * of_row.inverse_sum;
+              float x = c[n][2 * half + e];
+              if (!all && !sees(layer, query, key + 8 * n + 2 * lane_column() + e)) x = form.hidden();
+              columns[n][e] += fast_exp2(__fmaf_rn(x, form.factor, -of_row.maximum)) * of_row.inverse_sum;
             }
           }
         }
@@ -81,10 +81,9 @@ void all_columns(const Layer& layer, const RowSoftmax* softmax, float* sums, cud
   for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     using S = Streaming<T, Size>;
     allow_shared_memory(all_columns_kernel<T, Size>, S::kSharedBytes);
-    constexpr int kKeys = kMaxWarps * S::kResident;
+    constexpr int kKeys = kWarps * S::kResident;
     const dim3 grid(layer.query_heads, (layer.context + kKeys - 1) / kKeys);
-    all_columns_kernel<T, Size>
-        <<<grid, S::kMaxThreads, S::kSharedBytes, stream>>>(layer, layout.row_blocks, softmax, sums);
+    all_columns_kernel<T, Size><<<grid, kThreads, S::kSharedBytes, stream>>>(layer, layout.row_blocks, softmax, sums);
   });
   check_launch("column sums");
 }

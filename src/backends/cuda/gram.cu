@@ -38,7 +38,7 @@ template <class T, int Size>
 __global__ void __launch_bounds__(2 * kTile<Size>)
     gram_kernel(Layer layer, const FormPair* pairs, float* gram, float* largest) {
   constexpr int kSide = kTile<Size>, kColumnTiles = kSide / 8, kStageChunks = 2 * kSide * kDepth;
-  extern __shared__ uint4 shared[];
+  extern __shared__ __align__(1024) uint4 shared[];
   const FormPair pair = pairs[blockIdx.y];
   const int first_row = static_cast<int>(blockIdx.x) / (Size / kSide) * kSide;
   const int first_column = static_cast<int>(blockIdx.x) % (Size / kSide) * kSide;
@@ -137,7 +137,8 @@ __global__ void __launch_bounds__(32 * kPackWarps) pack_kernel(const float* gram
     const int row_tile = F::kPairs * block + x / 2, place = 2 * (lane % 4) + x % 2;
     const int row = F::element(row_tile, place);
     const bool above = 8 * row_tile + place < 8 * tile + lane / 4;
-    chunk[x] = static_cast<FormElement<T>>(above ? scale * (entry(row, column) + entry(column, row)) : 0.0F);
+    const float folded = scale * (entry(row, column) + entry(column, row));
+    chunk[x] = static_cast<FormElement<T>>(above ? folded : 0.0F);
   }
   triangles[(static_cast<size_t>(form) * F::kChunks + F::first_chunk(tile) + block) * 32 + lane] =
       *reinterpret_cast<uint4*>(chunk);

@@ -45,8 +45,9 @@ void all_columns(const Layer& layer, const RowSoftmax* softmax, float* sums, cud
 
 /// logits.cu: logits [T, rows] of one KV head's rows against all its keys, -infinity where a query does not see one.
 void logit_table(const Layer& layer, QueryRange range, int kv_head, float* logits, cudaStream_t stream);
-/// The same table as attention weights, in place; 0 in padding rows. `softmax` is the KV head's [rows].
-void to_weights(const Layer& layer, QueryRange range, const RowSoftmax* softmax, float* table, cudaStream_t stream);
+/// The same table as attention weights, in place; 0 in padding rows. `softmax` is scratch.
+void to_weights(const Layer& layer, QueryRange range, int kv_head, float* table, DeviceBuffer<float2>& softmax,
+                cudaStream_t stream);
 /// <A_a[:, i], A_b[:, i]> for all pairs of heads of the group, from a table of weights: [G * G, C].
 void weight_products(const Layer& layer, QueryRange range, const float* weights, float* products, cudaStream_t stream);
 

@@ -20,50 +20,64 @@ struct RunningSoftmax {
     sum = sum * fast_exp2(shift - largest) + other_sum * fast_exp2(other_shift - largest);
     shift = largest;
   }
-  /// Adds exp2(factor * x) of some x. Only where the shift proves to be too small is their maximum sought: at the first
-  /// x, and hardly ever again.
-  template <int Count>
-  __device__ void add(const float (&x)[Count], float factor) {
-    float added = sum_of_exponentials(x, factor);
-    if (!(added < kTooLarge)) {
-      float largest = shift;
-#pragma unroll
-      for (float y : x) largest = fmaxf(largest, y * factor);
-      sum *= fast_exp2(shift - largest);
-      shift = largest;
-      added = sum_of_exponentials(x, factor);
-    }
-    sum += added;
-  }
-
- private:
-  template <int Count>
-  __device__ float sum_of_exponentials(const float (&x)[Count], float factor) const {
-    float added = 0;
-#pragma unroll
-    for (float y : x) added += fast_exp2(y * factor - shift);
-    return added;
-  }
 };
+
+/// What a lane adds to the softmax of one query from its four keys of two accumulator tiles.
+template <int Columns>
+__device__ inline float exponentials(const float (&c)[2][Columns][4], int n, int e, float factor, float shift) {
+  return (fast_exp2(__fmaf_rn(c[0][n][e], factor, -shift)) + fast_exp2(__fmaf_rn(c[0][n][e + 2], factor, -shift))) +
+         (fast_exp2(__fmaf_rn(c[1][n][e], factor, -shift)) + fast_exp2(__fmaf_rn(c[1][n][e + 2], factor, -shift)));
+}
+
+/// Adds the products c to the running softmaxes of a lane's queries. Only where a shift proves to be too small is the
+/// maximum sought: at the first keys, and hardly ever again.
+template <int Columns>
+__device__ inline void add(RunningSoftmax (&running)[Columns][2], const float (&c)[2][Columns][4], float factor) {
+  float added[Columns][2], largest = 0;
+#pragma unroll
+  for (int n = 0; n < Columns; ++n) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      added[n][e] = exponentials(c, n, e, factor, running[n][e].shift);
+      largest = fmaxf(largest, added[n][e]);
+    }
+  }
+  if (largest >= kTooLarge) {
+#pragma unroll
+    for (int n = 0; n < Columns; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float maximum = fmaxf(fmaxf(c[0][n][e] * factor, c[0][n][e + 2] * factor),
+                                    fmaxf(c[1][n][e] * factor, c[1][n][e + 2] * factor));
+        running[n][e].join(maximum, 0);
+        added[n][e] = exponentials(c, n, e, factor, running[n][e].shift);
+      }
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < Columns; ++n) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) running[n][e].sum += added[n][e];
+  }
+}
 
 /// One pass over the keys: block (split * kv_heads + kv_head, group of row blocks) keeps its warps' query rows and
 /// streams its share of the keys that they see. partial: [splits, kv_heads, rows].
 template <class T, int Size>
-__global__ void __launch_bounds__(Streaming<T, Size>::kMaxThreads, Streaming<T, Size>::kResidentBlocks)
+__global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
     row_softmax_kernel(Layer layer, QueryRange range, int row_blocks, int splits, float2* partial) {
   using S = Streaming<T, Size>;
-  extern __shared__ uint4 shared[];
+  extern __shared__ __align__(1024) uint4 shared[];
   const int kv_head = static_cast<int>(blockIdx.x) % layer.kv_heads,
             split = static_cast<int>(blockIdx.x) / layer.kv_heads;
-  const int warps = static_cast<int>(blockDim.x) / 32;
   // Later queries see more keys: they begin first.
-  const int first_block = static_cast<int>(gridDim.y - 1 - blockIdx.y) * warps;
+  const int first_block = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kWarps;
   const int row_block = first_block + static_cast<int>(threadIdx.x) / 32;
   const bool idle = row_block >= row_blocks;
   const RowBlock rows(layer, range, kv_head, idle ? first_block : row_block, S::kResident);
   // All warps of the block stream the keys that any of them needs.
   const RowBlock low(layer, range, kv_head, first_block, S::kResident);
-  const RowBlock high(layer, range, kv_head, min(first_block + warps, row_blocks) - 1, S::kResident);
+  const RowBlock high(layer, range, kv_head, min(first_block + kWarps, row_blocks) - 1, S::kResident);
   const int begin = low.first_key / kTile, tiles = (high.last_key + kTile - 1) / kTile - begin;
   const int first = begin + static_cast<int>(static_cast<long long>(tiles) * split / splits);
   const int last = begin + static_cast<int>(static_cast<long long>(tiles) * (split + 1) / splits);
@@ -74,35 +88,23 @@ __global__ void __launch_bounds__(Streaming<T, Size>::kMaxThreads, Streaming<T, 
                idle ? 0 : rows.count());
 
   const LogitForm form(layer);
-  const float hidden = form.factor < 0 ? INFINITY : -INFINITY;
   RunningSoftmax running[S::kColumns][2];
   stream_tiles<T, Size>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
     if (idle) return;
 #pragma unroll 1
     for (int step = 0; step < kTile; step += kStep) {
       const int key = tile * kTile + step;
-      const bool all = rows.sees_all(layer, key, key + kStep);
       float c[2][S::kColumns][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         products<T, Size>(c[i], chunks, step + 16 * i, queries);
         form.apply_cap(c[i]);
       }
+      if (!rows.sees_all(layer, key, key + kStep)) {
 #pragma unroll
-      for (int n = 0; n < S::kColumns; ++n) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float x[4] = {c[0][n][e], c[0][n][e + 2], c[1][n][e], c[1][n][e + 2]};
-          if (!all) {
-            const int position = rows.position(layer, 8 * n + 2 * lane_column() + e);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              if (!sees(layer, position, key + 8 * i + lane_row())) x[i] = hidden;
-            }
-          }
-          running[n][e].add(x, form.factor);
-        }
+        for (int i = 0; i < 2; ++i) hide_unseen(c[i], layer, rows, key + 16 * i, form);
       }
+      add(running, c, form.factor);
     }
   });
   if (idle) return;
@@ -148,7 +150,7 @@ __global__ void finish_kernel(Layer layer, QueryRange range, int resident, int r
 void row_softmax(const Layer& layer, QueryRange range, DeviceBuffer<float2>& partial, DeviceBuffer<RowSoftmax>& softmax,
                  cudaStream_t stream) {
   const RowLayout layout(layer, range);
-  const int warps = std::min(layout.row_blocks, kMaxWarps), groups = (layout.row_blocks + warps - 1) / warps;
+  const int groups = (layout.row_blocks + kWarps - 1) / kWarps;
   const int rows = layout.rows(), total = layer.kv_heads * rows;
   softmax.at_least(total);
   for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
@@ -156,7 +158,7 @@ void row_softmax(const Layer& layer, QueryRange range, DeviceBuffer<float2>& par
     const int splits = shares_of<T, Size>((layer.tokens + kTile - 1) / kTile, layer.kv_heads * groups);
     partial.at_least(static_cast<size_t>(splits) * total);
     allow_shared_memory(row_softmax_kernel<T, Size>, S::kSharedBytes);
-    row_softmax_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), 32 * warps, S::kSharedBytes, stream>>>(
+    row_softmax_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), kThreads, S::kSharedBytes, stream>>>(
         layer, range, layout.row_blocks, splits, partial.data());
     check_launch("row softmax");
     finish_kernel<<<(total + 127) / 128, 128, 0, stream>>>(layer, range, layout.resident, rows, splits, partial.data(),

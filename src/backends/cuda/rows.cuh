@@ -59,6 +59,8 @@ struct LogitForm {
       : factor(layer.softcap > 0 ? 1 : layer.scale * kLog2E),
         inner(layer.softcap > 0 ? layer.scale / layer.softcap : 0),
         cap(layer.softcap * kLog2E) {}
+  /// What is a product of an unseen key: its logit is -infinity.
+  __device__ float hidden() const { return factor < 0 ? INFINITY : -INFINITY; }
   template <int Columns>
   __device__ void apply_cap(float (&c)[Columns][4]) const {
     if (cap == 0) return;
@@ -69,5 +71,21 @@ struct LogitForm {
     }
   }
 };
+
+/// Hides products c of the keys first_key + g and first_key + g + 8 with the rows 8 n + .. of a block where a query
+/// does not see the key.
+template <int Columns>
+__device__ inline void hide_unseen(float (&c)[Columns][4], const Layer& layer, const RowBlock& rows, int first_key,
+                                   const LogitForm& form) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int n = 0; n < Columns; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int position = rows.position(layer, 8 * n + 2 * (lane % 4) + e % 2);
+      if (!sees(layer, position, first_key + 8 * (e / 2) + lane / 4)) c[n][e] = form.hidden();
+    }
+  }
+}
 
 }  // namespace laprox::cuda

@@ -73,12 +73,11 @@ const Matrix& Scoring::window_products(Index window) {
   const QueryRange range = window_queries(window);
   const RowLayout rows(layer, range);
   const Index pairs = Index{layer.group} * layer.group;
-  row_softmax(layer, range, partial_, softmax_, stream_);
   DeviceBuffer<float> table(elements(layer.tokens, rows.rows()));
   DeviceBuffer<float> products(elements(layer.kv_heads * pairs, layer.context));
   for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
     logit_table(layer, range, kv_head, table.data(), stream_);
-    to_weights(layer, range, softmax_.data() + kv_head * rows.rows(), table.data(), stream_);
+    to_weights(layer, range, kv_head, table.data(), partial_, stream_);
     weight_products(layer, range, table.data(), products.data() + kv_head * pairs * layer.context, stream_);
   }
   entry->second = download_matrix(products.data(), layer.kv_heads * pairs, layer.context, stream_);
@@ -102,7 +101,6 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
   const RowLayout rows(layer, range);
   const std::size_t size = elements(layer.tokens, rows.rows());
   const std::size_t width = elements(layer.group, layer.value_size);
-  row_softmax(layer, range, partial_, softmax_, stream_);
   DeviceBuffer<float> table(size), outputs(static_cast<std::size_t>(range.count) * width);
   Buffer<float> logits(static_cast<Index>(size)), weights(static_cast<Index>(size)),
       head_outputs(static_cast<Index>(outputs.size()));
@@ -111,7 +109,7 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
     logit_table(layer, range, kv_head, table.data(), stream_);
     pieces.exact(kv_head, table.data(), {outputs.data(), 0, static_cast<long long>(width)});
     download(logits.data(), table.data(), size, stream_);
-    to_weights(layer, range, softmax_.data() + kv_head * rows.rows(), table.data(), stream_);
+    to_weights(layer, range, kv_head, table.data(), partial_, stream_);
     download(weights.data(), table.data(), size, stream_);
     download(head_outputs.data(), outputs.data(), outputs.size(), stream_);
     parallel_for(threads_, layer.group, [&](Index head) {

@@ -70,6 +70,13 @@ __device__ inline void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2,
 
 }  // namespace detail
 
+/// c += left times right over one STEP, 32 bytes of each row. left: the fragment of 16 rows as ldmatrix delivers it;
+/// right: the bytes 4 t and 16 + 4 t of row g of the (transposed) right factor.
+template <class T>
+__device__ inline void multiply_step(float (&c)[4], const uint4& left, const uint2& right) {
+  detail::mma(c, left.x, left.y, left.z, left.w, right.x, right.y, T{});
+}
+
 /// c += top/bottom rows times column, over the elements of one chunk of each of the four t's: the rows g and g + 8 of
 /// the left factor, row g of the (transposed) right one. With half_only, over the first half of each chunk alone.
 template <class T>

@@ -14,12 +14,6 @@ constexpr int kWarps = 8;  ///< per block
 template <class T, int Size>
 constexpr int kRowTiles = std::clamp((sizeof(T) == 2 ? 8 : 4) / Chunks<T, Size>::kBlocks, 1, 4);
 
-constexpr int kTogether =
-    2;  ///< column tiles that a warp works on at once: independent sums keep the tensor cores busy
-/// Blocks that registers let be resident on a multiprocessor at once.
-template <class T, int Size>
-constexpr int kResidentBlocks = sizeof(T) == 2 ? 2 : 1;
-
 /// Some tokens' values in registers, as both factors of the form. A value is stored times a power of two of its token,
 /// which `shrink` takes back, where that keeps it within float16.
 template <class T, int Size>
@@ -96,27 +90,22 @@ __device__ inline void evaluate(const TokenValues<T, Size>& v, const uint4* tria
                                 float (&sums)[kRowTiles<T, Size>][2]) {
   using F = Forms<T, Size>;
   constexpr int kRows = kRowTiles<T, Size>;
+  constexpr int kTogether = std::min(16, F::kTiles);  // column tiles whose accumulators registers hold
 #pragma unroll
   for (int i = 0; i < kRows; ++i) sums[i][0] = sums[i][1] = 0;
 #pragma unroll
-  for (int tile = 0; tile < F::kTiles; tile += kTogether) {
-    float c[kTogether][kRows][4];
+  for (int first = 0; first < F::kTiles; first += kTogether) {
+    float c[kTogether][kRows][4] = {};
+    // Over the elements of v in the outer loop, so that all sums are independent of each other.
 #pragma unroll
-    for (int n = 0; n < kTogether; ++n) {
-      const float2 d = *reinterpret_cast<const float2*>(diagonal + 8 * (tile + n) + 2 * lane_column());
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const float2 top = v.pair(i, 0, tile + n), bottom = v.pair(i, 1, tile + n);
-        c[n][i][0] = d.x * top.x, c[n][i][1] = d.y * top.y, c[n][i][2] = d.x * bottom.x, c[n][i][3] = d.y * bottom.y;
-      }
-    }
-#pragma unroll
-    for (int b = 0; b <= tile / F::kPairs; ++b) {
+    for (int b = 0; b <= (first + kTogether - 1) / F::kPairs; ++b) {
 #pragma unroll
       for (int n = 0; n < kTogether; ++n) {
-        const uint4 column = triangle[(F::first_chunk(tile + n) + b) * 32 + static_cast<int>(threadIdx.x) % 32];
+        const int tile = first + n;
+        if (b > tile / F::kPairs) continue;
+        const uint4 column = triangle[(F::first_chunk(tile) + b) * 32 + static_cast<int>(threadIdx.x) % 32];
         // Of the block that holds the tile itself, what lies behind the tile is zero.
-        const bool half_only = b == tile / F::kPairs && (tile + n) % F::kPairs < F::kPairs / 2;
+        const bool half_only = b == tile / F::kPairs && tile % F::kPairs < F::kPairs / 2;
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           multiply<FormElement<T>>(c[n][i], v.chunks[i][0][b], v.chunks[i][1][b], column, half_only);
@@ -125,11 +114,14 @@ __device__ inline void evaluate(const TokenValues<T, Size>& v, const uint4* tria
     }
 #pragma unroll
     for (int n = 0; n < kTogether; ++n) {
+      const float2 d = *reinterpret_cast<const float2*>(diagonal + 8 * (first + n) + 2 * lane_column());
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        const float2 top = v.pair(i, 0, tile + n), bottom = v.pair(i, 1, tile + n);
-        sums[i][0] += c[n][i][0] * top.x + c[n][i][1] * top.y;
-        sums[i][1] += c[n][i][2] * bottom.x + c[n][i][3] * bottom.y;
+        const float2 top = v.pair(i, 0, first + n), bottom = v.pair(i, 1, first + n);
+        sums[i][0] = __fmaf_rn(__fmaf_rn(d.x, top.x, c[n][i][0]), top.x, sums[i][0]);
+        sums[i][0] = __fmaf_rn(__fmaf_rn(d.y, top.y, c[n][i][1]), top.y, sums[i][0]);
+        sums[i][1] = __fmaf_rn(__fmaf_rn(d.x, bottom.x, c[n][i][2]), bottom.x, sums[i][1]);
+        sums[i][1] = __fmaf_rn(__fmaf_rn(d.y, bottom.y, c[n][i][3]), bottom.y, sums[i][1]);
       }
     }
   }
@@ -147,7 +139,7 @@ __device__ inline void evaluate(const TokenValues<T, Size>& v, const uint4* tria
 /// Block (share of the tokens, KV head, group of forms) keeps its forms in shared memory and takes its tokens, a tile
 /// per warp, from memory to registers once for all of them.
 template <class T, int Size>
-__global__ void __launch_bounds__(32 * kWarps, kResidentBlocks<T, Size>)
+__global__ void __launch_bounds__(32 * kWarps, 1)
     value_forms_kernel(Layer layer, const uint4* triangles, const float* diagonals, const float* scales,
                        int per_kv_head, int per_block, bool square_root, float* out) {
   using F = Forms<T, Size>;
@@ -195,14 +187,12 @@ void value_forms(const Layer& layer, const PackedForms& forms, int per_kv_head, 
                  cudaStream_t stream) {
   for_element_and_size(layer.element, layer.value_stride, [&]<class T, int Size>() {
     const DeviceLimits& limits = device_limits();
-    const int shared = std::min(limits.shared_bytes_per_block,
-                                limits.shared_bytes_per_multiprocessor / kResidentBlocks<T, Size> - 1024);
-    const int fitting = shared / Forms<T, Size>::kBytes;
+    const int fitting = limits.shared_bytes_per_block / Forms<T, Size>::kBytes;
     const int per_block = fitting < per_kv_head ? fitting : per_kv_head;
     const int groups = (per_kv_head + per_block - 1) / per_block;
     constexpr int kBlockTokens = kWarps * 16 * kRowTiles<T, Size>;
     const int blocks = (layer.context + kBlockTokens - 1) / kBlockTokens;
-    const int resident = kResidentBlocks<T, Size> * limits.multiprocessors / (layer.kv_heads * groups);
+    const int resident = limits.multiprocessors / (layer.kv_heads * groups);
     const dim3 grid(resident < 1 ? 1 : resident < blocks ? resident : blocks, layer.kv_heads, groups);
     const int shared_bytes = per_block * Forms<T, Size>::kBytes;
     allow_shared_memory(value_forms_kernel<T, Size>, shared_bytes);

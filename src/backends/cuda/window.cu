@@ -17,11 +17,11 @@ __device__ inline float sum_over_columns(float x) {
 /// one head and whole rows of keys, so it sums a key's column alone. Query blocks but the first one add to what is
 /// there.
 template <class T, int Size>
-__global__ void __launch_bounds__(Streaming<T, Size>::kMaxThreads, Streaming<T, Size>::kResidentBlocks)
+__global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
     window_kernel(Layer layer, QueryRange range, int row_blocks, int query_block, int splits, const RowSoftmax* softmax,
                   float* sums, float* squares) {
   using S = Streaming<T, Size>;
-  extern __shared__ uint4 shared[];
+  extern __shared__ __align__(1024) uint4 shared[];
   const int kv_head = static_cast<int>(blockIdx.x) % layer.kv_heads,
             split = static_cast<int>(blockIdx.x) / layer.kv_heads;
   const int head_in_group = static_cast<int>((blockIdx.y * blockDim.x + threadIdx.x) / 32);
@@ -54,12 +54,14 @@ __global__ void __launch_bounds__(Streaming<T, Size>::kMaxThreads, Streaming<T, 
 #pragma unroll 1
     for (int step = 0; step < kTile; step += kStep) {
       const int first_key = tile * kTile + step;
-      const bool all = rows.sees_all(layer, first_key, first_key + kStep);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float c[S::kColumns][4];
         products<T, Size>(c, chunks, step + 16 * i, queries);
         form.apply_cap(c);
+        if (!rows.sees_all(layer, first_key + 16 * i, first_key + 16 * i + 16)) {
+          hide_unseen(c, layer, rows, first_key + 16 * i, form);
+        }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int key = first_key + 16 * i + 8 * half + lane_row();
@@ -68,8 +70,7 @@ __global__ void __launch_bounds__(Streaming<T, Size>::kMaxThreads, Streaming<T, 
           for (int n = 0; n < S::kColumns; ++n) {
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-              float x = c[n][2 * half + e] * form.factor - of_row[n][e].maximum;
-              if (!all && !sees(layer, rows.position(layer, 8 * n + 2 * lane_column() + e), key)) x = -INFINITY;
+              const float x = __fmaf_rn(c[n][2 * half + e], form.factor, -of_row[n][e].maximum);
               const float weight = fast_exp2(x) * of_row[n][e].inverse_sum;
               sum += weight;
               square += weight * weight;
@@ -91,13 +92,13 @@ __global__ void __launch_bounds__(Streaming<T, Size>::kMaxThreads, Streaming<T, 
 void window_columns(const Layer& layer, QueryRange range, const RowSoftmax* softmax, float* sums, float* squares,
                     cudaStream_t stream) {
   const RowLayout layout(layer, range);
-  const int warps = std::min(layer.group, kMaxWarps), groups = (layer.group + warps - 1) / warps;
+  const int groups = (layer.group + kWarps - 1) / kWarps;
   for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     using S = Streaming<T, Size>;
     const int splits = shares_of<T, Size>((layer.context + kTile - 1) / kTile, layer.kv_heads * groups);
     allow_shared_memory(window_kernel<T, Size>, S::kSharedBytes);
     for (int query_block = 0; query_block < layout.row_blocks / layer.group; ++query_block) {
-      window_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), 32 * warps, S::kSharedBytes, stream>>>(
+      window_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), kThreads, S::kSharedBytes, stream>>>(
           layer, range, layout.row_blocks, query_block, splits, softmax, sums, squares);
     }
   });
