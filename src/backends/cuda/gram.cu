@@ -10,7 +10,7 @@ constexpr int kSplits = 4;  ///< of the depth D: so many partial products, which
 constexpr int kDepth = 8;   ///< chunks of the depth per stage: 128 bytes of each row
 constexpr int kStages = 3;
 
-/// The part of M = W^a (W^b)^T that a block makes: kTile x kTile, a warp 16 rows of it.
+/// The part of M = W^a (W^b)^T that a block makes: kTile x kTile, a warp 32 rows and half of the columns of it.
 template <int Size>
 constexpr int kTile = Size < 128 ? Size : 128;
 
@@ -25,11 +25,21 @@ __device__ void start_rows(uint4* target, const Layer& layer, int head, int firs
     const bool real = first_row + row < layer.value_size && first_chunk + chunk < last_chunk;
     const T* source = real ? w + static_cast<size_t>(first_row + row) * layer.model_stride : w;
     const uint4* from = reinterpret_cast<const uint4*>(source) + (real ? first_chunk + chunk : 0);
-    const uint4* to = target + row * kDepth + (chunk ^ ((row & 1) << 2));
+    const uint4* to = target + row * kDepth + (chunk ^ (row & 7));
     asm volatile(
         "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
         "l"(from), "r"(real ? 16 : 0));
   }
+}
+
+/// The fragment that ldmatrix makes of four 8 x 8 blocks, this lane pointing to one row of one of them.
+__device__ uint4 load_fragment(const uint4* tile, int row, int chunk) {
+  uint4 fragment;
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(tile + row * kDepth + (chunk ^ (row & 7))));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(fragment.x), "=r"(fragment.y), "=r"(fragment.z), "=r"(fragment.w)
+               : "r"(address));
+  return fragment;
 }
 
 /// Block (tile of M, form, split of the depth). gram: [forms, splits, Size, Size]; largest: [forms, splits, tiles of
@@ -37,7 +47,7 @@ __device__ void start_rows(uint4* target, const Layer& layer, int head, int firs
 template <class T, int Size>
 __global__ void __launch_bounds__(2 * kTile<Size>)
     gram_kernel(Layer layer, const FormPair* pairs, float* gram, float* largest) {
-  constexpr int kSide = kTile<Size>, kColumnTiles = kSide / 8, kStageChunks = 2 * kSide * kDepth;
+  constexpr int kSide = kTile<Size>, kColumnTiles = kSide / 16, kStageChunks = 2 * kSide * kDepth;
   extern __shared__ __align__(1024) uint4 shared[];
   const FormPair pair = pairs[blockIdx.y];
   const int first_row = static_cast<int>(blockIdx.x) / (Size / kSide) * kSide;
@@ -58,8 +68,9 @@ __global__ void __launch_bounds__(2 * kTile<Size>)
     asm volatile("cp.async.commit_group;");
   };
 
-  const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16 + lane_row();
-  float c[kColumnTiles][4] = {};
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp_row = warp / 2 * 32, warp_column = warp % 2 * (kSide / 2);
+  float c[2][kColumnTiles][4] = {};
   for (int stage = first; stage < first + kStages - 1; ++stage) start(stage);
   for (int stage = first; stage < last; ++stage) {
     asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2));
@@ -68,26 +79,38 @@ __global__ void __launch_bounds__(2 * kTile<Size>)
     const uint4* rows = shared + stage % kStages * kStageChunks;
     const uint4* columns = same_rows ? rows : rows + kSide * kDepth;
 #pragma unroll
-    for (int b = 0; b < kDepth / 4; ++b) {
-      const int place = (4 * b + lane_column()) ^ ((lane_row() & 1) << 2);
-      const uint4 top = rows[warp_row * kDepth + place], bottom = rows[(warp_row + 8) * kDepth + place];
+    for (int step = 0; step < kDepth / 2; ++step) {
+      uint4 left[2];
 #pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n) {
-        multiply<T>(c[n], top, bottom, columns[(8 * n + lane_row()) * kDepth + place]);
+      for (int i = 0; i < 2; ++i) left[i] = load_fragment(rows, warp_row + 16 * i + lane % 16, 2 * step + lane / 16);
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; n += 2) {
+        // Two column tiles: lanes 0 .. 15 point to both chunks of the first one, the others to those of the second one.
+        const uint4 right =
+            load_fragment(columns, warp_column + 8 * (n + lane / 16) + lane % 8, 2 * step + lane / 8 % 2);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          multiply_step<T>(c[i][n], left[i], make_uint2(right.x, right.y));
+          multiply_step<T>(c[i][n + 1], left[i], make_uint2(right.z, right.w));
+        }
       }
     }
   }
   asm volatile("cp.async.wait_group 0;");
 
   const int part = static_cast<int>(blockIdx.y) * kSplits + static_cast<int>(blockIdx.z);
-  float* out = gram + static_cast<size_t>(part) * Size * Size + (first_row + warp_row) * Size + first_column;
+  float* out = gram + static_cast<size_t>(part) * Size * Size + (first_row + warp_row + lane_row()) * Size +
+               first_column + warp_column + 2 * lane_column();
   float maximum = 0;
 #pragma unroll
-  for (int n = 0; n < kColumnTiles; ++n) {
-    *reinterpret_cast<float2*>(out + 8 * n + 2 * lane_column()) = make_float2(c[n][0], c[n][1]);
-    *reinterpret_cast<float2*>(out + 8 * Size + 8 * n + 2 * lane_column()) = make_float2(c[n][2], c[n][3]);
+  for (int i = 0; i < 2; ++i) {
 #pragma unroll
-    for (float x : c[n]) maximum = fmaxf(maximum, fabsf(x));
+    for (int n = 0; n < kColumnTiles; ++n) {
+      *reinterpret_cast<float2*>(out + 16 * i * Size + 8 * n) = make_float2(c[i][n][0], c[i][n][1]);
+      *reinterpret_cast<float2*>(out + (16 * i + 8) * Size + 8 * n) = make_float2(c[i][n][2], c[i][n][3]);
+#pragma unroll
+      for (float x : c[i][n]) maximum = fmaxf(maximum, fabsf(x));
+    }
   }
   __shared__ float of_warp[kSide / 16];
   for (int other = 16; other > 0; other /= 2) maximum = fmaxf(maximum, __shfl_xor_sync(~0U, maximum, other));
@@ -103,8 +126,9 @@ constexpr int kPackWarps = 4;
 /// Folds the sum of the partial products onto the triangle, times a power of two that brings it into float16's range.
 /// Block (group of chunks, form), a thread makes a chunk.
 template <class T, int Size>
-__global__ void __launch_bounds__(32 * kPackWarps) pack_kernel(const float* gram, const float* largest, int maxima,
-                                                               uint4* triangles, float* diagonals, float* scales) {
+__global__ void __launch_bounds__(32 * kPackWarps)
+    pack_kernel(const FormPair* pairs, const float* gram, const float* largest, int maxima, uint4* triangles,
+                float* diagonals, float* scales) {
   using F = Forms<T, Size>;
   const int form = static_cast<int>(blockIdx.y), lane = static_cast<int>(threadIdx.x) % 32;
   const float* parts = gram + static_cast<size_t>(form) * kSplits * Size * Size;
@@ -131,13 +155,14 @@ __global__ void __launch_bounds__(32 * kPackWarps) pack_kernel(const float* gram
   const int tile = index / F::kBlocks, block = index % F::kBlocks;
   if (block > tile / F::kPairs) return;
   const int column = F::element(tile, lane / 4);
+  const bool symmetric = pairs[form].a == pairs[form].b;
   __align__(16) FormElement<T> chunk[F::kElements];
 #pragma unroll
   for (int x = 0; x < F::kElements; ++x) {
     const int row_tile = F::kPairs * block + x / 2, place = 2 * (lane % 4) + x % 2;
     const int row = F::element(row_tile, place);
     const bool above = 8 * row_tile + place < 8 * tile + lane / 4;
-    const float folded = scale * (entry(row, column) + entry(column, row));
+    const float upper = entry(row, column), folded = scale * (symmetric ? 2 * upper : upper + entry(column, row));
     chunk[x] = static_cast<FormElement<T>>(above ? folded : 0.0F);
   }
   triangles[(static_cast<size_t>(form) * F::kChunks + F::first_chunk(tile) + block) * 32 + lane] =
@@ -161,7 +186,7 @@ void pack_forms(const Layer& layer, const FormPair* pairs, int count, PackedForm
         <<<dim3(kTiles, count, kSplits), 2 * kSide, kSharedBytes, stream>>>(layer, pairs, gram, largest);
     check_launch("Gram matrices");
     pack_kernel<T, Size><<<dim3(F::kTiles * F::kBlocks / kPackWarps, count), 32 * kPackWarps, 0, stream>>>(
-        gram, largest, kMaxima, triangles, diagonals, scales);
+        pairs, gram, largest, kMaxima, triangles, diagonals, scales);
   });
   check_launch("packing Gram matrices");
 }

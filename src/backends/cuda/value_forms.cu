@@ -8,11 +8,12 @@ namespace laprox::cuda {
 
 namespace {
 
-constexpr int kWarps = 8;  ///< per block
+constexpr int kWarps = 12;    ///< per block: what 168 registers per thread allow
+constexpr int kTogether = 4;  ///< column tiles that a warp works on at once
 
 /// Row tiles of 16 tokens per warp: as many as registers hold.
 template <class T, int Size>
-constexpr int kRowTiles = std::clamp((sizeof(T) == 2 ? 8 : 4) / Chunks<T, Size>::kBlocks, 1, 4);
+constexpr int kRowTiles = std::clamp((sizeof(T) == 2 ? 8 : 4) / Chunks<T, Size>::kBlocks, 1, 2);
 
 /// Some tokens' values in registers, as both factors of the form. A value is stored times a power of two of its token,
 /// which `shrink` takes back, where that keeps it within float16.
@@ -60,13 +61,16 @@ struct TokenValues {
     if constexpr (!std::is_same_v<T, __nv_bfloat16>) {
       return 1;
     } else {
-      unsigned largest = 0;  // bit patterns of magnitudes are ordered as the magnitudes
+      __nv_bfloat162 pair_largest{};
 #pragma unroll
       for (const uint4& chunk : row) {
         for (unsigned word : {chunk.x, chunk.y, chunk.z, chunk.w}) {
-          largest = max(largest, max(word & 0x7fffU, word >> 16 & 0x7fffU));
+          pair_largest = __hmax2(pair_largest, __habs2(*reinterpret_cast<const __nv_bfloat162*>(&word)));
         }
       }
+      // Bit patterns of magnitudes are ordered as the magnitudes.
+      const unsigned bits = *reinterpret_cast<const unsigned*>(&pair_largest);
+      unsigned largest = max(bits & 0xffffU, bits >> 16);
       largest = max(largest, __shfl_xor_sync(~0U, largest, 1));
       largest = max(largest, __shfl_xor_sync(~0U, largest, 2));
       const unsigned exponent = min(max(largest >> 7, 1U), 253U);
@@ -84,56 +88,82 @@ struct TokenValues {
   }
 };
 
-/// One form at all of a warp's tokens; sums are complete in every lane of a row.
-template <class T, int Size>
-__device__ inline void evaluate(const TokenValues<T, Size>& v, const uint4* triangle, const float* diagonal,
-                                float (&sums)[kRowTiles<T, Size>][2]) {
+/// Adds to `sums` a warp's tokens' terms of the column tiles [First, First + kTogether) of one form. `pairs` are the
+/// tokens' values that belong to these tiles, as floats.
+template <class T, int Size, int First>
+__device__ inline void add_tiles(const TokenValues<T, Size>& v, const float2 (&pairs)[kTogether][kRowTiles<T, Size>][2],
+                                 const uint4* triangle, const float* diagonal, float (&sums)[kRowTiles<T, Size>][2]) {
   using F = Forms<T, Size>;
   constexpr int kRows = kRowTiles<T, Size>;
-  constexpr int kTogether = std::min(16, F::kTiles);  // column tiles whose accumulators registers hold
+  float c[kTogether][kRows][4] = {};
+  // Over the elements of v in the outer loop, so that neighbouring sums are independent of each other.
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) sums[i][0] = sums[i][1] = 0;
-#pragma unroll
-  for (int first = 0; first < F::kTiles; first += kTogether) {
-    float c[kTogether][kRows][4] = {};
-    // Over the elements of v in the outer loop, so that all sums are independent of each other.
-#pragma unroll
-    for (int b = 0; b <= (first + kTogether - 1) / F::kPairs; ++b) {
-#pragma unroll
-      for (int n = 0; n < kTogether; ++n) {
-        const int tile = first + n;
-        if (b > tile / F::kPairs) continue;
-        const uint4 column = triangle[(F::first_chunk(tile) + b) * 32 + static_cast<int>(threadIdx.x) % 32];
-        // Of the block that holds the tile itself, what lies behind the tile is zero.
-        const bool half_only = b == tile / F::kPairs && tile % F::kPairs < F::kPairs / 2;
-#pragma unroll
-        for (int i = 0; i < kRows; ++i) {
-          multiply<FormElement<T>>(c[n][i], v.chunks[i][0][b], v.chunks[i][1][b], column, half_only);
-        }
-      }
-    }
+  for (int b = 0; b <= (First + kTogether - 1) / F::kPairs; ++b) {
 #pragma unroll
     for (int n = 0; n < kTogether; ++n) {
-      const float2 d = *reinterpret_cast<const float2*>(diagonal + 8 * (first + n) + 2 * lane_column());
+      const int tile = First + n;
+      if (b > tile / F::kPairs) continue;
+      const uint4 column = triangle[(F::first_chunk(tile) + b) * 32 + static_cast<int>(threadIdx.x) % 32];
+      // Of the block that holds the tile itself, what lies behind the tile is zero.
+      const bool half_only = b == tile / F::kPairs && tile % F::kPairs < F::kPairs / 2;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        const float2 top = v.pair(i, 0, first + n), bottom = v.pair(i, 1, first + n);
-        sums[i][0] = __fmaf_rn(__fmaf_rn(d.x, top.x, c[n][i][0]), top.x, sums[i][0]);
-        sums[i][0] = __fmaf_rn(__fmaf_rn(d.y, top.y, c[n][i][1]), top.y, sums[i][0]);
-        sums[i][1] = __fmaf_rn(__fmaf_rn(d.x, bottom.x, c[n][i][2]), bottom.x, sums[i][1]);
-        sums[i][1] = __fmaf_rn(__fmaf_rn(d.y, bottom.y, c[n][i][3]), bottom.y, sums[i][1]);
+        multiply<FormElement<T>>(c[n][i], v.chunks[i][0][b], v.chunks[i][1][b], column, half_only);
       }
     }
   }
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) {
+  for (int n = 0; n < kTogether; ++n) {
+    const float2 d = *reinterpret_cast<const float2*>(diagonal + 8 * (First + n) + 2 * lane_column());
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float& sum = sums[i][half];
-      sum += __shfl_xor_sync(~0U, sum, 1);
-      sum += __shfl_xor_sync(~0U, sum, 2);
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float2 x = pairs[n][i][half];
+        float& sum = sums[i][half];
+        sum = __fmaf_rn(__fmaf_rn(d.x, x.x, c[n][i][2 * half]), x.x, sum);
+        sum = __fmaf_rn(__fmaf_rn(d.y, x.y, c[n][i][2 * half + 1]), x.y, sum);
+      }
     }
   }
+}
+
+/// All forms at a warp's tokens, a few column tiles of all forms after the other, so that values become floats once for
+/// all forms. The forms' sums wait in `slots`, shared memory of this lane's own at a stride of `slot_stride` per form.
+template <class T, int Size, int First = 0>
+__device__ inline void evaluate(const TokenValues<T, Size>& v, const uint4* triangles, const float* diagonals,
+                                int forms, float* slots, int slot_stride) {
+  using F = Forms<T, Size>;
+  constexpr int kRows = kRowTiles<T, Size>;
+  float2 pairs[kTogether][kRows][2];
+#pragma unroll
+  for (int n = 0; n < kTogether; ++n) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      pairs[n][i][0] = v.pair(i, 0, First + n);
+      pairs[n][i][1] = v.pair(i, 1, First + n);
+    }
+  }
+#pragma unroll 1
+  for (int form = 0; form < forms; ++form) {
+    float sums[kRows][2] = {};
+    float* slot = slots + form * slot_stride;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (First > 0) sums[i][0] = slot[2 * i], sums[i][1] = slot[2 * i + 1];
+    }
+    add_tiles<T, Size, First>(v, pairs, triangles + form * F::kChunks * 32, diagonals + form * Size, sums);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) slot[2 * i] = sums[i][0], slot[2 * i + 1] = sums[i][1];
+  }
+  if constexpr (First + kTogether < F::kTiles) {
+    evaluate<T, Size, First + kTogether>(v, triangles, diagonals, forms, slots, slot_stride);
+  }
+}
+
+__device__ inline float sum_over_columns(float x) {
+  x += __shfl_xor_sync(~0U, x, 1);
+  return x + __shfl_xor_sync(~0U, x, 2);
 }
 
 /// Block (share of the tokens, KV head, group of forms) keeps its forms in shared memory and takes its tokens, a tile
@@ -148,6 +178,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
   const int kv_head = static_cast<int>(blockIdx.y), first = static_cast<int>(blockIdx.z) * per_block;
   const int count = min(per_block, per_kv_head - first), form = kv_head * per_kv_head + first;
   float* diagonal = reinterpret_cast<float*>(shared + per_block * kFormChunks);
+  constexpr int kSlotStride = 32 * kWarps * 2 * kRows;
+  float* slots = diagonal + per_block * Size + threadIdx.x * 2 * kRows;
   for (int i = static_cast<int>(threadIdx.x); i < count * kFormChunks; i += 32 * kWarps) {
     shared[i] = triangles[static_cast<size_t>(form) * kFormChunks + i];
   }
@@ -162,9 +194,8 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
        token < layer.context; token += warps * 16 * kRows) {
     TokenValues<T, Size> v;
     v.load(values, token, layer.context);
+    evaluate<T, Size>(v, shared, diagonal, count, slots, kSlotStride);
     for (int f = 0; f < count; ++f) {
-      float sums[kRows][2];
-      evaluate<T, Size>(v, shared + f * kFormChunks, diagonal + f * Size, sums);
       const float scale = scales[form + f];
       float* of_form = out + static_cast<size_t>(form + f) * layer.context;
 #pragma unroll
@@ -172,8 +203,9 @@ __global__ void __launch_bounds__(32 * kWarps, 1)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int at = token + 16 * i + 8 * half + lane_row();
+          const float value = sum_over_columns(slots[f * kSlotStride + 2 * i + half]) * scale;
           if (lane_column() != 0 || at >= layer.context) continue;
-          const float value = sums[i][half] * scale, shrink = v.shrink[i][half];
+          const float shrink = v.shrink[i][half];
           of_form[at] = square_root ? sqrtf(fmaxf(value, 0.0F)) * shrink : value * shrink * shrink;
         }
       }
@@ -187,14 +219,15 @@ void value_forms(const Layer& layer, const PackedForms& forms, int per_kv_head, 
                  cudaStream_t stream) {
   for_element_and_size(layer.element, layer.value_stride, [&]<class T, int Size>() {
     const DeviceLimits& limits = device_limits();
-    const int fitting = limits.shared_bytes_per_block / Forms<T, Size>::kBytes;
+    constexpr int kFormBytes = Forms<T, Size>::kBytes + 32 * kWarps * 2 * kRowTiles<T, Size> * 4;  // and its slots
+    const int fitting = limits.shared_bytes_per_block / kFormBytes;
     const int per_block = fitting < per_kv_head ? fitting : per_kv_head;
     const int groups = (per_kv_head + per_block - 1) / per_block;
     constexpr int kBlockTokens = kWarps * 16 * kRowTiles<T, Size>;
     const int blocks = (layer.context + kBlockTokens - 1) / kBlockTokens;
     const int resident = limits.multiprocessors / (layer.kv_heads * groups);
     const dim3 grid(resident < 1 ? 1 : resident < blocks ? resident : blocks, layer.kv_heads, groups);
-    const int shared_bytes = per_block * Forms<T, Size>::kBytes;
+    const int shared_bytes = per_block * kFormBytes;
     allow_shared_memory(value_forms_kernel<T, Size>, shared_bytes);
     value_forms_kernel<T, Size>
         <<<grid, 32 * kWarps, shared_bytes, stream>>>(layer, forms.triangles.data(), forms.diagonals.data(),

@@ -6,17 +6,20 @@ namespace laprox::cuda {
 
 namespace {
 
-/// The sum over the four lanes that share a row of an accumulator tile.
-__device__ inline float sum_over_columns(float x) {
-  x += __shfl_xor_sync(~0U, x, 1);
-  return x + __shfl_xor_sync(~0U, x, 2);
+/// The sums of x[q] over the four lanes that share the rows of an accumulator tile; lane (g, t) gets that of q = t.
+__device__ inline float sum_over_columns(const float (&x)[4]) {
+  // Two exchanges, each of which halves what a lane is responsible for.
+  const bool high = lane_column() >= 2, odd = lane_column() % 2 == 1;
+  const float a = (high ? x[2] : x[0]) + __shfl_xor_sync(~0U, high ? x[0] : x[2], 2);
+  const float b = (high ? x[3] : x[1]) + __shfl_xor_sync(~0U, high ? x[1] : x[3], 2);
+  return (odd ? b : a) + __shfl_xor_sync(~0U, odd ? a : b, 1);
 }
 
 /// The second pass over the keys: block (split * kv_heads + kv_head, group of query heads) keeps the row blocks of
 /// queries `query_block` of its heads and streams its share of the context's keys. A warp has all resident queries of
 /// one head and whole rows of keys, so it sums a key's column alone. Query blocks but the first one add to what is
 /// there.
-template <class T, int Size>
+template <class T, int Size, bool WithSums>
 __global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
     window_kernel(Layer layer, QueryRange range, int row_blocks, int query_block, int splits, const RowSoftmax* softmax,
                   float* sums, float* squares) {
@@ -47,13 +50,14 @@ __global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
 
   const LogitForm form(layer);
   const T* keys = static_cast<const T*>(layer.k) + static_cast<size_t>(kv_head) * layer.tokens * Size;
-  float* head_sums = sums ? sums + static_cast<size_t>(rows.head) * layer.context : nullptr;
+  float* head_sums = WithSums ? sums + static_cast<size_t>(rows.head) * layer.context : nullptr;
   float* head_squares = squares + static_cast<size_t>(rows.head) * layer.context;
   stream_tiles<T, Size>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
     if (idle) return;
 #pragma unroll 1
     for (int step = 0; step < kTile; step += kStep) {
       const int first_key = tile * kTile + step;
+      float sum[4] = {}, square[4] = {};  // of the keys first_key + 8 q + g, over the lane's columns
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float c[S::kColumns][4];
@@ -63,25 +67,23 @@ __global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
           hide_unseen(c, layer, rows, first_key + 16 * i, form);
         }
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int key = first_key + 16 * i + 8 * half + lane_row();
-          float sum = 0, square = 0;
+        for (int n = 0; n < S::kColumns; ++n) {
 #pragma unroll
-          for (int n = 0; n < S::kColumns; ++n) {
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              const float x = __fmaf_rn(c[n][2 * half + e], form.factor, -of_row[n][e].maximum);
-              const float weight = fast_exp2(x) * of_row[n][e].inverse_sum;
-              sum += weight;
-              square += weight * weight;
-            }
+          for (int e = 0; e < 4; ++e) {
+            const float x = __fmaf_rn(c[n][e], form.factor, -of_row[n][e % 2].maximum);
+            const float weight = fast_exp2(x) * of_row[n][e % 2].inverse_sum;
+            if (WithSums) sum[2 * i + e / 2] += weight;
+            square[2 * i + e / 2] += weight * weight;
           }
-          square = sum_over_columns(square);
-          if (head_sums) sum = sum_over_columns(sum);
-          if (lane_column() != 0 || key >= layer.context) continue;
-          head_squares[key] = query_block > 0 ? head_squares[key] + square : square;
-          if (head_sums) head_sums[key] = query_block > 0 ? head_sums[key] + sum : sum;
         }
+      }
+      // Lane (g, t) stores the key of q = t.
+      const int key = first_key + 8 * lane_column() + lane_row();
+      const float key_square = sum_over_columns(square);
+      const float key_sum = WithSums ? sum_over_columns(sum) : 0;
+      if (key < layer.context) {
+        head_squares[key] = query_block > 0 ? head_squares[key] + key_square : key_square;
+        if (WithSums) head_sums[key] = query_block > 0 ? head_sums[key] + key_sum : key_sum;
       }
     }
   });
@@ -96,9 +98,10 @@ void window_columns(const Layer& layer, QueryRange range, const RowSoftmax* soft
   for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     using S = Streaming<T, Size>;
     const int splits = shares_of<T, Size>((layer.context + kTile - 1) / kTile, layer.kv_heads * groups);
-    allow_shared_memory(window_kernel<T, Size>, S::kSharedBytes);
+    const auto kernel = sums ? window_kernel<T, Size, true> : window_kernel<T, Size, false>;
+    allow_shared_memory(kernel, S::kSharedBytes);
     for (int query_block = 0; query_block < layout.row_blocks / layer.group; ++query_block) {
-      window_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), kThreads, S::kSharedBytes, stream>>>(
+      kernel<<<dim3(splits * layer.kv_heads, groups), kThreads, S::kSharedBytes, stream>>>(
           layer, range, layout.row_blocks, query_block, splits, softmax, sums, squares);
     }
   });
