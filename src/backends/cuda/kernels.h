@@ -5,7 +5,7 @@
 namespace laprox::cuda {
 
 // The primitives on the device, one file each. All of them are ordered on `stream` and return at once; outputs are in
-// device memory, row-major, and their sums are taken in an order that does not depend on the device.
+// device memory, row-major. Sums have one order on one kind of device: a second run gives the same bits.
 
 /// Stored queries [first, first + count) of a layer.
 struct QueryRange {

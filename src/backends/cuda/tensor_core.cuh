@@ -5,13 +5,16 @@
 
 namespace laprox::cuda {
 
-// One way to feed the tensor cores, for every element type. A lane of a warp is (g, t) = (lane / 4, lane % 4). What it
-// holds of a matrix row is always a CHUNK, 16 consecutive bytes: of row g, the bytes 64 b + 16 t .. 64 b + 16 t + 15
-// for block b of the row. A sum over the elements of a row does not mind their order, so the k index that the
-// instruction gives a register is left to fall where it likes, and chunks go from memory to registers by 16-byte loads,
-// without shuffling.
+// One way to feed the tensor cores, for every element type. A lane of a warp is (g, t) = (lane / 4, lane % 4). Rows are
+// counted in CHUNKS of 16 bytes and BLOCKS of 64. There are two ways from memory to registers, both without shuffling:
 //
-// An accumulator tile c[4] of 16 rows x 8 columns: lane (g, t) has c[0], c[1] = rows g, columns 2t, 2t + 1 and c[2],
+// - by STEPS of 32 bytes, the left factor through ldmatrix from shared memory: for what streams (stream.cuh, gram.cu);
+// - by blocks, each lane loading chunk t of the row g: for what is loaded from device memory and stays
+// (value_forms.cu).
+//   A sum over the elements of a row does not mind their order, so the k index that the instruction gives a register is
+//   left to fall where it likes, the same for both factors.
+//
+// An accumulator tile c[4] of 16 rows x 8 columns: lane (g, t) has c[0], c[1] = row g, columns 2t, 2t + 1 and c[2],
 // c[3] = row g + 8, the same columns.
 
 /// How rows of `Size` elements of T are cut into chunks.
