@@ -13,7 +13,8 @@ const char* advice(cudaError_t status) {
     case cudaErrorNoDevice:
       return "no NVIDIA GPU is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --backend cpu";
     case cudaErrorInsufficientDriver:
-      return "the NVIDIA driver is older than the CUDA runtime; update the driver, or use --backend cpu";
+      return "there is no NVIDIA driver, or one older than the CUDA runtime; install or update it, or use --backend "
+             "cpu";
     case cudaErrorNoKernelImageForDevice:
       return "the library was not compiled for this GPU; configure with -DCMAKE_CUDA_ARCHITECTURES=native";
     case cudaErrorInvalidDevice:
