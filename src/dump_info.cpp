@@ -19,6 +19,11 @@ namespace {
 
 }  // namespace
 
+std::optional<ElementType> LayerSummary::common_type() const {
+  if (q_type == k_type && k_type == v_type && v_type == w_o_type) return q_type;
+  return std::nullopt;
+}
+
 Index DumpInfo::total_kv_heads() const {
   Index heads = 0;
   for (const LayerSummary& layer : layers) heads += layer.geometry.kv_heads;

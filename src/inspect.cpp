@@ -50,7 +50,7 @@ std::vector<LayerCheck> check_dump(const DumpReader& dump, const Backend& backen
   // The stored outputs are read first: the file has one reader at a time, and the stream reads ahead.
   std::vector<std::optional<Matrix>> outputs;
   for (std::size_t n = 0; n < info.layers.size(); ++n) outputs.push_back(dump.read_output(static_cast<Index>(n)));
-  LayerStream layers(dump, output_rows(info), backend.element_type(), true);
+  LayerStream layers(dump, output_rows(info), backend, true);
   for (std::size_t n = 0; n < info.layers.size(); ++n) {
     const LayerTensors layer = layers.next();
     checks[n].tolerance = self_check_tolerance(info.layers[n]);

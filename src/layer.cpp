@@ -1,15 +1,19 @@
 #include "laprox/layer.h"
 
+#include "io/convert.h"
 #include "laprox/error.h"
 
 namespace laprox {
 
 namespace {
 
-/// Rows [first, first + count) of one matrix of a tensor.
+/// Rows [first, first + count) of one matrix of `tensor`, in float64.
 Matrix rows_of(const Tensor& tensor, Index slice, Index first, Index count) {
-  if (tensor.type() == ElementType::float64) return tensor.matrix<double>(slice).middleRows(first, count);
-  return tensor.matrix<float>(slice).middleRows(first, count).cast<double>();
+  const Index columns = tensor.shape().back(), rows = tensor.shape()[tensor.shape().size() - 2];
+  Matrix matrix(count, columns);
+  const std::byte* from = tensor.raw() + (slice * rows + first) * columns * size_of(tensor.type());
+  io::convert(from, tensor.type(), matrix.data(), matrix.size());
+  return matrix;
 }
 
 }  // namespace

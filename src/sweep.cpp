@@ -127,7 +127,7 @@ std::vector<PolicyPlan> plan_sweep(const DumpReader& dump, const SweepOptions& o
   std::vector<PolicyPlanner> planners;
   for (const Policy& policy : options.policies) planners.emplace_back(policy, budgets, backend.threads());
   const PlanRows rows(info, options);
-  LayerStream layers(dump, rows.read, backend.element_type(), true);
+  LayerStream layers(dump, rows.read, backend, true);
   for (std::size_t n = 0; n < info.layers.size(); ++n) {
     LayerTensors layer = layers.next();
     QueryBlock judged;
@@ -163,7 +163,7 @@ DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const
     }
   }
 
-  LayerStream layers(dump, judging_rows(info, options), backend.element_type(), false);
+  LayerStream layers(dump, judging_rows(info, options), backend, false);
   for (std::size_t n = 0; n < info.layers.size(); ++n) {
     const LayerTensors layer = layers.next();
     const LayerKeeps kept(plans, n);
@@ -194,7 +194,7 @@ void visit_scores(const DumpReader& dump, const Policy& policy, const std::optio
   const DumpInfo::Rows rows = judged ? judging_rows(info, {}) : scoring_rows(info, {policy});
   for (Index n = 0; n < count; ++n) {
     // No reading ahead here: the visitor may write to another HDF5 file, and the library serves one thread at a time.
-    const LayerTensors layer = dump.read_layer(n, rows, backend.element_type());
+    const LayerTensors layer = dump.read_layer(n, rows, tensor_type(backend, info.layers[static_cast<std::size_t>(n)]));
     const LayerView view = judged ? LayerView::of_judged(layer) : LayerView(layer);
     const auto kernels = backend.scoring(layer);
     visit(layer, layer_scores(*policy.scorer, policy.label, {&tokens, 1}, view, *kernels).at(0), *kernels);

@@ -95,7 +95,9 @@ class Backend {
   virtual std::string_view name() const = 0;
   virtual std::string device() const = 0;        ///< what it runs on, for the report
   virtual ElementType element_type() const = 0;  ///< in which it wants its tensors: float32 or float64
-  virtual int threads() const = 0;               ///< how many CPU threads work for it
+  /// Whether a layer whose tensors a dump stores all as float16, or all as bfloat16, may come to it as it is.
+  virtual bool takes_half_types() const { return false; }
+  virtual int threads() const = 0;  ///< how many CPU threads work for it
 
   /// `layer` must outlive the kernels; its q holds prompt queries only (see LayerView).
   virtual std::unique_ptr<ScoringKernels> scoring(const LayerTensors& layer) const = 0;

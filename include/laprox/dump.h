@@ -18,6 +18,9 @@ struct LayerSummary {
   bool has_bias = false;
   bool has_output = false;
   ElementType q_type{}, k_type{}, v_type{}, w_o_type{};
+
+  /// The element type that all four tensors are stored in, if there is one.
+  std::optional<ElementType> common_type() const;
 };
 
 /// Everything in a dump but its tensors. data/README.md documents the file format.
@@ -53,7 +56,8 @@ class DumpReader {
 
   const DumpInfo& info() const;
 
-  /// Layer `layer` with the given rows of q, every tensor converted to `type`: float32 or float64.
+  /// Layer `layer` with the given rows of q, every tensor converted to `type`: float32, float64, or the layer's common
+  /// type, which converts nothing.
   /// Throws DumpError on a non-finite value or one beyond the range of `type`.
   LayerTensors read_layer(Index layer, DumpInfo::Rows rows, ElementType type) const;
 

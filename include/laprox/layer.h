@@ -38,7 +38,8 @@ struct AttentionForm {
   }
 };
 
-/// One layer of a dump in memory, with the rows of q that were asked for. All four tensors share one element type.
+/// One layer of a dump in memory, with the rows of q that were asked for. All four tensors share one element type:
+/// float32, float64, or a half type for a backend that takes it.
 struct LayerTensors {
   Index layer = 0;
   LayerGeometry geometry;

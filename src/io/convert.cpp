@@ -1,7 +1,5 @@
 #include "io/convert.h"
 
-#include <bit>
-#include <cmath>
 #include <cstdint>
 
 namespace laprox::io {
@@ -35,6 +33,19 @@ void cast_to(const T* source, std::byte* target, Index count) {
   }
 }
 
+/// The first element whose exponent bits are all set: NaN or infinity. Integers, so that the loop needs no branch and
+/// runs on whole vectors.
+template <class Bits>
+std::optional<Index> first_with_exponent(const std::byte* values, Bits exponent, Index count) {
+  const auto bits = as_array<Bits>(values, count);
+  Bits bad = 0;
+  for (Index i = 0; i < count; ++i) bad |= static_cast<Bits>((bits[i] & exponent) == exponent);
+  if (bad == 0) return std::nullopt;
+  for (Index i = 0;; ++i) {
+    if ((bits[i] & exponent) == exponent) return i;
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -65,26 +76,23 @@ void convert_to(const T* source, std::byte* target, ElementType to, Index count)
   }
 }
 
-template <class T>
-std::optional<Index> first_non_finite(const T* values, Index count) {
-  using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
-  // All exponent bits set: NaN or infinity. Integers, so that the loop needs no branch and runs on whole vectors.
-  constexpr Bits kExponent = sizeof(T) == 4 ? Bits{0x7f800000U} : static_cast<Bits>(0x7ff0000000000000ULL);
-  Bits bad = 0;
-  for (Index i = 0; i < count; ++i) {
-    bad |= static_cast<Bits>((std::bit_cast<Bits>(values[i]) & kExponent) == kExponent);
+std::optional<Index> first_non_finite(const std::byte* values, ElementType type, Index count) {
+  switch (type) {
+    case ElementType::float16:
+      return first_with_exponent<std::uint16_t>(values, 0x7c00U, count);
+    case ElementType::bfloat16:
+      return first_with_exponent<std::uint16_t>(values, 0x7f80U, count);
+    case ElementType::float32:
+      return first_with_exponent<std::uint32_t>(values, 0x7f800000U, count);
+    case ElementType::float64:
+      return first_with_exponent<std::uint64_t>(values, 0x7ff0000000000000ULL, count);
   }
-  if (bad == 0) return std::nullopt;
-  for (Index i = 0;; ++i) {
-    if (!std::isfinite(values[i])) return i;
-  }
+  return std::nullopt;
 }
 
 template void convert(const std::byte*, ElementType, float*, Index);
 template void convert(const std::byte*, ElementType, double*, Index);
 template void convert_to(const float*, std::byte*, ElementType, Index);
 template void convert_to(const double*, std::byte*, ElementType, Index);
-template std::optional<Index> first_non_finite(const float*, Index);
-template std::optional<Index> first_non_finite(const double*, Index);
 
 }  // namespace laprox::io

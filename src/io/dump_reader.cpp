@@ -24,8 +24,7 @@ std::string element_name(Index element, const std::vector<Index>& shape) {
 struct DumpReader::Impl {
   explicit Impl(const std::filesystem::path& path) : file(path, "a laprox dump"), info(io::read_structure(file)) {}
 
-  template <class T>
-  Tensor read(const std::string& name, ElementType type, const DumpInfo::Rows* rows) const {
+  Tensor read_as(const std::string& name, ElementType type, const DumpInfo::Rows* rows = nullptr) const {
     const io::StoredArray stored = file.array(name);
     std::vector<Index> shape = stored.shape;
     if (rows) shape[1] = rows->count();
@@ -39,25 +38,29 @@ struct DumpReader::Impl {
     } else {
       file.read_raw(stored, name, bytes);
     }
-    if (stored.type != type) io::convert(raw.raw(), stored.type, target.data<T>(), target.size());
-    check_finite<T>(name, stored.type, target, rows ? rows->first : 0);
+    if (stored.type != type) convert(raw, target);
+    check_finite(name, stored.type, target, rows ? rows->first : 0);
     return target;
   }
 
-  template <class T>
+  static void convert(const Tensor& source, Tensor& target) {
+    if (target.type() == ElementType::float64) {
+      io::convert(source.raw(), source.type(), target.data<double>(), target.size());
+    } else {
+      io::convert(source.raw(), source.type(), target.data<float>(), target.size());
+    }
+  }
+
   void check_finite(const std::string& name, ElementType stored, const Tensor& tensor, Index first_row) const {
-    const auto bad = io::first_non_finite(tensor.data<T>(), tensor.size());
+    const auto bad = io::first_non_finite(tensor.raw(), tensor.type(), tensor.size());
     if (!bad) return;
+    double value = 0;
+    io::convert(tensor.raw() + *bad * size_of(tensor.type()), tensor.type(), &value, 1);
     std::string where = element_name(*bad, tensor.shape());
     if (first_row > 0) where += fmt::format(" of the rows from {} on", first_row);
     const bool narrowed = stored == ElementType::float64 && tensor.type() == ElementType::float32;
     file.refuse(name, narrowed ? "finite values within the range of float32" : "finite values",
-                fmt::format("{} at {}", tensor.data<T>()[*bad], where),
-                narrowed ? "--backend reference computes in float64" : "");
-  }
-
-  Tensor read_as(const std::string& name, ElementType type, const DumpInfo::Rows* rows = nullptr) const {
-    return type == ElementType::float64 ? read<double>(name, type, rows) : read<float>(name, type, rows);
+                fmt::format("{} at {}", value, where), narrowed ? "--backend reference computes in float64" : "");
   }
 
   io::Hdf5Reader file;
@@ -71,8 +74,9 @@ DumpReader::DumpReader(DumpReader&&) noexcept = default;
 const DumpInfo& DumpReader::info() const { return impl_->info; }
 
 LayerTensors DumpReader::read_layer(Index layer, DumpInfo::Rows rows, ElementType type) const {
-  require(type == ElementType::float32 || type == ElementType::float64, "tensors are computed in float32 or float64");
   const LayerSummary& summary = impl_->info.layers.at(static_cast<std::size_t>(layer));
+  require(type == ElementType::float32 || type == ElementType::float64 || type == summary.common_type(),
+          "tensors are converted to float32 or float64, or stay what they all are");
   const auto& positions = impl_->info.query_positions;
   LayerTensors tensors;
   tensors.layer = layer;

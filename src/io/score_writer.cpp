@@ -6,6 +6,7 @@
 #include "laprox/error.h"
 #include "laprox/report.h"
 #include "laprox/score_file.h"
+#include "util/layer_stream.h"
 #include "util/text.h"
 
 namespace laprox {
@@ -74,7 +75,7 @@ void write_outputs(H5::H5File& file, const DumpReader& dump, const Backend& back
                                             info.query_positions.begin() + rows.last);
   write_array(root, "output_positions", H5::PredType::NATIVE_INT64, {rows.count()}, positions);
   for (std::size_t n = 0; n < info.layers.size(); ++n) {
-    const LayerTensors layer = dump.read_layer(static_cast<Index>(n), rows, backend.element_type());
+    const LayerTensors layer = dump.read_layer(static_cast<Index>(n), rows, tensor_type(backend, info.layers[n]));
     H5::Group group = file.openGroup(io::layer_object(layer.layer));
     write_matrix(group, "output", backend.evaluate(layer, {}, SoftmaxMode::renormalized).exact.output);
   }

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "laprox/method.h"
+#include "util/layer_stream.h"
 #include "verify/kept.h"
 #include "verify/yardsticks.h"
 
@@ -201,7 +202,8 @@ class BackendVerifier {
 
   void score_layer_of(Index layer, DumpInfo::Rows rows, bool judged) {
     Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows, ElementType::float64), judged);
-    const LayerTensors tensors = dump_.read_layer(layer, rows, backend_.element_type());
+    const LayerTensors tensors =
+        dump_.read_layer(layer, rows, tensor_type(backend_, info_.layers[static_cast<std::size_t>(layer)]));
     const LayerView view = judged ? LayerView::of_judged(tensors) : LayerView(tensors);
     const auto kernels = backend_.scoring(tensors);
     for (std::size_t i = 0; !judged && i < primitives_.size(); ++i) {
@@ -214,7 +216,8 @@ class BackendVerifier {
   }
 
   void judge_layer_output(Index layer) {
-    const LayerTensors tensors = dump_.read_layer(layer, output_, backend_.element_type());
+    const LayerTensors tensors =
+        dump_.read_layer(layer, output_, tensor_type(backend_, info_.layers[static_cast<std::size_t>(layer)]));
     const Matrix found = backend_.evaluate(tensors, {}, SoftmaxMode::renormalized).exact.output;
     judge_output(*reference_, dump_.read_layer(layer, output_, ElementType::float64), found, precision_, output_check_);
   }

@@ -43,7 +43,7 @@ struct Kept : PolicyPlan {
 Kept keep(const Policy& policy, const std::vector<LayerTensors>& prompts, const std::vector<Index>& budgets,
           const Backend& backend);
 
-/// Both backends, reference first.
+/// The reference and the backend that a test program is about, in this order: cpu, or cuda in tests/gpu.
 std::vector<std::unique_ptr<Backend>> backends();
 
 }  // namespace laprox::testing

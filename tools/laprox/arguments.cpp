@@ -5,14 +5,31 @@
 
 #include <sstream>
 
+#include "laprox/cuda.h"
 #include "laprox/error.h"
 #include "laprox/method.h"
 #include "render.h"
 
 namespace laprox::cli {
 
+namespace {
+
+std::unique_ptr<Backend> make_cuda([[maybe_unused]] int threads) {
+#ifdef LAPROX_CUDA
+  return make_cuda_backend(0, threads);
+#else
+  throw BackendError(
+      "this laprox was built without its CUDA backend; with nvcc installed, 'cmake --preset cuda && cmake --build "
+      "build/cuda' builds one that has it");
+#endif
+}
+
+}  // namespace
+
 void BackendArguments::add_to(CLI::App& command) {
-  command.add_option("--backend", name, "cpu (float32, fast) or reference (float64, plain equations, slow)")
+  command
+      .add_option("--backend", name,
+                  "cpu (float32, fast), cuda (NVIDIA GPU) or reference (float64, plain equations, slow)")
       ->capture_default_str();
   command.add_option("--threads", threads, "CPU threads; 0: all. Results do not depend on it")->capture_default_str();
 }
@@ -20,7 +37,8 @@ void BackendArguments::add_to(CLI::App& command) {
 std::unique_ptr<Backend> BackendArguments::make() const {
   if (name == "cpu") return make_cpu_backend(threads);
   if (name == "reference") return make_reference_backend();
-  throw UsageError(fmt::format("unknown backend '{}'; this laprox has cpu and reference", name));
+  if (name == "cuda") return make_cuda(threads);
+  throw UsageError(fmt::format("unknown backend '{}'; known are cpu, cuda and reference", name));
 }
 
 void add_format(CLI::App& command, std::string& format, const std::vector<std::string>& known) {

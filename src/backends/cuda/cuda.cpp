@@ -1,0 +1,54 @@
+#include "laprox/cuda.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "backends/cuda/evaluation.h"
+#include "backends/cuda/scoring.h"
+#include "laprox/error.h"
+
+namespace laprox {
+
+namespace {
+
+class CudaBackend : public Backend {
+ public:
+  CudaBackend(int device, int threads) : device_(device), threads_(threads), name_(cuda::describe_device(device)) {}
+
+  std::string_view name() const override { return "cuda"; }
+  std::string device() const override { return name_; }
+  ElementType element_type() const override { return ElementType::float32; }
+  bool takes_half_types() const override { return true; }
+  int threads() const override { return threads_; }
+  std::unique_ptr<ScoringKernels> scoring(const LayerTensors& layer) const override {
+    cuda::check(cudaSetDevice(device_), "choosing the GPU");
+    return std::make_unique<cuda::Scoring>(layer, device_, threads_);
+  }
+  LayerEvaluation evaluate(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
+                           SoftmaxMode mode) const override {
+    cuda::check(cudaSetDevice(device_), "choosing the GPU");
+    return cuda::evaluate(layer, policies, mode);
+  }
+
+ private:
+  int device_, threads_;
+  std::string name_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend(int device, int threads) {
+  if (threads < 0) throw UsageError(fmt::format("threads: expected 0 (all) or more, found {}", threads));
+  int devices = 0;
+  cuda::check(cudaGetDeviceCount(&devices), "looking for GPUs");
+  if (device < 0 || device >= devices) {
+    throw BackendError(fmt::format("CUDA: there is no GPU {}; this machine has {}, counted from 0", device, devices));
+  }
+  cuda::check(cudaSetDevice(device), "choosing the GPU");
+  const int available = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  return std::make_unique<CudaBackend>(device, threads == 0 ? available : threads);
+}
+
+}  // namespace laprox

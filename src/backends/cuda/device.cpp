@@ -1,0 +1,89 @@
+#include "backends/cuda/device.h"
+
+#include <fmt/format.h>
+
+#include "laprox/error.h"
+
+namespace laprox::cuda {
+
+namespace {
+
+const char* advice(cudaError_t status) {
+  switch (status) {
+    case cudaErrorNoDevice:
+      return "no NVIDIA GPU is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --backend cpu";
+    case cudaErrorInsufficientDriver:
+      return "there is no NVIDIA driver, or one older than the CUDA runtime; install or update it, or use --backend "
+             "cpu";
+    case cudaErrorNoKernelImageForDevice:
+      return "the library was not compiled for this GPU; configure with -DCMAKE_CUDA_ARCHITECTURES=native";
+    case cudaErrorInvalidDevice:
+      return "there is no GPU of that number; nvidia-smi lists those that there are";
+    case cudaErrorMemoryAllocation:
+      return "out of memory; use fewer policies at a time, or --backend cpu";
+    default:
+      return "--backend cpu does without the GPU";
+  }
+}
+
+[[noreturn]] void out_of_memory(std::size_t bytes, const char* where) {
+  cudaGetLastError();  // so that the next check does not see this failure again
+  std::size_t free = 0, total = 0;
+  cudaMemGetInfo(&free, &total);
+  throw BackendError(fmt::format(
+      "CUDA: {} has no {:.2f} GB left ({:.2f} of {:.2f} GB of the GPU are free); use fewer policies at a "
+      "time, or --backend cpu",
+      where, static_cast<double>(bytes) / 1e9, static_cast<double>(free) / 1e9, static_cast<double>(total) / 1e9));
+}
+
+}  // namespace
+
+void check(cudaError_t status, const char* doing) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw BackendError(fmt::format("CUDA: {} ({}) while {}; {}", cudaGetErrorString(status), cudaGetErrorName(status),
+                                 doing, advice(status)));
+}
+
+void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
+
+const DeviceLimits& device_limits() {
+  static const DeviceLimits limits = [] {
+    int device = 0;
+    check(cudaGetDevice(&device), "asking for the device");
+    DeviceLimits found;
+    const auto read = [device](int& value, cudaDeviceAttr attribute) {
+      check(cudaDeviceGetAttribute(&value, attribute, device), "reading the device's limits");
+    };
+    read(found.multiprocessors, cudaDevAttrMultiProcessorCount);
+    read(found.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    read(found.shared_bytes_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    return found;
+  }();
+  return limits;
+}
+
+std::string describe_device(int device) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "reading the device's properties");
+  return fmt::format("{}, sm_{}{}, {:.0f} GB", properties.name, properties.major, properties.minor,
+                     static_cast<double>(properties.totalGlobalMem) / 1e9);
+}
+
+void* allocate_device(std::size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMalloc(&memory, bytes);
+  if (status == cudaErrorMemoryAllocation) out_of_memory(bytes, "the GPU");
+  check(status, "taking device memory");
+  return memory;
+}
+
+void* allocate_pinned(std::size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMallocHost(&memory, bytes);
+  if (status == cudaErrorMemoryAllocation) out_of_memory(bytes, "pinned host memory");
+  check(status, "taking pinned host memory");
+  return memory;
+}
+
+}  // namespace laprox::cuda

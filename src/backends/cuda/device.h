@@ -1,0 +1,118 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <string>
+#include <utility>
+
+namespace laprox::cuda {
+
+/// Throws BackendError, saying what was being done and what to do about it, unless `status` is success.
+void check(cudaError_t status, const char* doing);
+/// Checks the kernel launch just made.
+void check_launch(const char* kernel);
+
+/// What launch configurations are derived from.
+struct DeviceLimits {
+  int multiprocessors = 0;
+  int shared_bytes_per_block = 0;           ///< with the opt-in that large blocks need
+  int shared_bytes_per_multiprocessor = 0;  ///< for all blocks that are resident at once
+};
+/// Of the calling thread's current device; read once.
+const DeviceLimits& device_limits();
+/// Name, compute capability and memory of a device.
+std::string describe_device(int device);
+
+/// Lets `kernel` have `shared_bytes` of dynamic shared memory.
+template <class Kernel>
+void allow_shared_memory(Kernel* kernel, int shared_bytes) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             shared_bytes),
+        "setting a kernel's shared memory");
+}
+
+class Stream {
+ public:
+  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream"); }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  operator cudaStream_t() const { return stream_; }
+  void wait() const { check(cudaStreamSynchronize(stream_), "waiting for the device"); }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+class Event {
+ public:
+  explicit Event(unsigned flags = cudaEventDisableTiming) {
+    check(cudaEventCreateWithFlags(&event_, flags), "creating an event");
+  }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  operator cudaEvent_t() const { return event_; }
+  void record(cudaStream_t stream) const { check(cudaEventRecord(event_, stream), "recording an event"); }
+  void hold(cudaStream_t stream) const { check(cudaStreamWaitEvent(stream, event_, 0), "joining two streams"); }
+  void wait() const { check(cudaEventSynchronize(event_), "waiting for the device"); }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+/// Takes device memory, or pinned host memory, and says so kindly where there is none left.
+void* allocate_device(std::size_t bytes);
+void* allocate_pinned(std::size_t bytes);
+
+/// `size` uninitialised elements in device memory.
+template <class T>
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  explicit DeviceBuffer(std::size_t size) : size_(size) {
+    if (size > 0) memory_ = static_cast<T*>(allocate_device(size * sizeof(T)));
+  }
+  DeviceBuffer(DeviceBuffer&& other) noexcept
+      : size_(std::exchange(other.size_, 0)), memory_(std::exchange(other.memory_, nullptr)) {}
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+    std::swap(size_, other.size_);
+    std::swap(memory_, other.memory_);
+    return *this;
+  }
+  ~DeviceBuffer() { cudaFree(memory_); }
+
+  /// Memory for at least `size` elements, whose old contents may be lost.
+  T* at_least(std::size_t size) {
+    if (size > size_) {
+      *this = DeviceBuffer();  // the old memory goes first: both might not fit
+      *this = DeviceBuffer(size);
+    }
+    return memory_;
+  }
+  std::size_t size() const { return size_; }
+  T* data() { return memory_; }
+  const T* data() const { return memory_; }
+
+ private:
+  std::size_t size_ = 0;
+  T* memory_ = nullptr;
+};
+
+/// Copies `count` elements to the device, ordered on `stream`; the source may be reused when the call returns.
+template <class T>
+void upload(T* target, const T* source, std::size_t count, cudaStream_t stream) {
+  if (count == 0) return;
+  check(cudaMemcpyAsync(target, source, count * sizeof(T), cudaMemcpyHostToDevice, stream), "copying to the device");
+}
+
+/// Copies `count` elements to the host and waits for them.
+template <class T>
+void download(T* target, const T* source, std::size_t count, cudaStream_t stream) {
+  if (count == 0) return;
+  check(cudaMemcpyAsync(target, source, count * sizeof(T), cudaMemcpyDeviceToHost, stream), "copying from the device");
+  check(cudaStreamSynchronize(stream), "waiting for the device");
+}
+
+}  // namespace laprox::cuda

@@ -1,0 +1,182 @@
+#include "backends/cuda/scoring.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "backends/cuda/pieces.h"
+#include "laprox/error.h"
+#include "util/buffer.h"
+#include "util/parallel.h"
+
+namespace laprox::cuda {
+
+namespace {
+
+std::size_t elements(Index rows, Index columns) { return static_cast<std::size_t>(rows * columns); }
+
+/// v_i W^a (W^b)^T v_i^T for pairs of query heads, `per_kv_head` of each KV head: [pairs, C].
+Matrix forms_of(const Layer& layer, const std::vector<FormPair>& pairs, int per_kv_head, bool square_root,
+                cudaStream_t stream) {
+  const int count = static_cast<int>(pairs.size());
+  DeviceBuffer<FormPair> on_device(pairs.size());
+  upload(on_device.data(), pairs.data(), pairs.size(), stream);
+  PackedForms forms;
+  pack_forms(layer, on_device.data(), count, forms, stream);
+  DeviceBuffer<float> out(elements(count, layer.context));
+  value_forms(layer, forms, per_kv_head, square_root, out.data(), stream);
+  return download_matrix(out.data(), count, layer.context, stream);
+}
+
+}  // namespace
+
+Matrix download_matrix(const float* source, Index rows, Index columns, cudaStream_t stream) {
+  Buffer<float> host(rows * columns);
+  download(host.data(), source, elements(rows, columns), stream);
+  return MatrixView<float>(host.data(), rows, columns).cast<double>();
+}
+
+Matrix value_norms(const Layer& layer, cudaStream_t stream) {
+  std::vector<FormPair> pairs;
+  for (int head = 0; head < layer.query_heads; ++head) pairs.push_back({head, head});
+  return forms_of(layer, pairs, layer.group, true, stream);
+}
+
+const Layer& Scoring::on_device() {
+  check(cudaSetDevice(device_), "choosing the GPU");
+  if (!device_layer_) device_layer_ = std::make_unique<DeviceLayer>(layer_, stream_);
+  return device_layer_->view();
+}
+
+QueryRange Scoring::window_queries(Index window) const {
+  const Index queries = std::min(window, std::max(layer_.context_length, layer_.queries()));
+  require(queries <= layer_.queries(), "the layer was read with the queries that its scorers need");
+  return {static_cast<int>(layer_.queries() - queries), static_cast<int>(queries)};
+}
+
+const WindowStatistics& Scoring::window_statistics(Index window) {
+  const auto [entry, is_new] = statistics_.try_emplace(window);
+  if (!is_new) return entry->second;
+  const Layer& layer = on_device();
+  const QueryRange range = window_queries(window);
+  row_softmax(layer, range, partial_, softmax_, stream_);
+  DeviceBuffer<float> sums(elements(layer.query_heads, layer.context)), squares(sums.size());
+  window_columns(layer, range, softmax_.data(), sums.data(), squares.data(), stream_);
+  entry->second.sum = download_matrix(sums.data(), layer.query_heads, layer.context, stream_);
+  entry->second.squares = download_matrix(squares.data(), layer.query_heads, layer.context, stream_);
+  return entry->second;
+}
+
+const Matrix& Scoring::window_products(Index window) {
+  const auto [entry, is_new] = window_products_.try_emplace(window);
+  if (!is_new) return entry->second;
+  const Layer& layer = on_device();
+  const QueryRange range = window_queries(window);
+  const RowLayout rows(layer, range);
+  const Index pairs = Index{layer.group} * layer.group;
+  DeviceBuffer<float> table(elements(layer.tokens, rows.rows()));
+  DeviceBuffer<float> products(elements(layer.kv_heads * pairs, layer.context));
+  for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
+    logit_table(layer, range, kv_head, table.data(), stream_);
+    to_weights(layer, range, kv_head, table.data(), partial_, stream_);
+    weight_products(layer, range, table.data(), products.data() + kv_head * pairs * layer.context, stream_);
+  }
+  entry->second = download_matrix(products.data(), layer.kv_heads * pairs, layer.context, stream_);
+  return entry->second;
+}
+
+const Matrix& Scoring::column_sums() {
+  if (column_sums_.size() > 0) return column_sums_;
+  require(layer_.queries() == layer_.context_length, "column sums read every prompt query");
+  const Layer& layer = on_device();
+  row_softmax(layer, {0, layer.queries}, partial_, softmax_, stream_);
+  DeviceBuffer<float> sums(elements(layer.query_heads, layer.context));
+  all_columns(layer, softmax_.data(), sums.data(), stream_);
+  column_sums_ = download_matrix(sums.data(), layer.query_heads, layer.context, stream_);
+  return column_sums_;
+}
+
+void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
+  const Layer& layer = on_device();
+  const QueryRange range = window_queries(window);
+  const RowLayout rows(layer, range);
+  const std::size_t size = elements(layer.tokens, rows.rows());
+  const std::size_t width = elements(layer.group, layer.value_size);
+  DeviceBuffer<float> table(size), outputs(static_cast<std::size_t>(range.count) * width);
+  Buffer<float> logits(static_cast<Index>(size)), weights(static_cast<Index>(size)),
+      head_outputs(static_cast<Index>(outputs.size()));
+  Pieces pieces(layer, range, 0, stream_);
+  for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
+    logit_table(layer, range, kv_head, table.data(), stream_);
+    pieces.exact(kv_head, table.data(), {outputs.data(), 0, static_cast<long long>(width)});
+    download(logits.data(), table.data(), size, stream_);
+    to_weights(layer, range, kv_head, table.data(), partial_, stream_);
+    download(weights.data(), table.data(), size, stream_);
+    download(head_outputs.data(), outputs.data(), outputs.size(), stream_);
+    parallel_for(threads_, layer.group, [&](Index head) {
+      visit_head(logits.data(), weights.data(), head_outputs.data(), range, kv_head, head, visit);
+    });
+  }
+}
+
+/// One head's part of the tables [T, rows] and of the outputs [queries, group * d_v], in float64.
+void Scoring::visit_head(const float* logits, const float* weights, const float* outputs, QueryRange range,
+                         Index kv_head, Index head_in_group, const HeadVisitor& visit) const {
+  const Layer& layer = device_layer_->view();
+  const RowLayout rows(layer, range);
+  const Index queries = range.count, context = layer.context, stride = rows.rows(), value_size = layer.value_size;
+  HeadAttention attention{Matrix(queries, context), Matrix(queries, context), Matrix(queries, value_size)};
+  for (Index query = 0; query < queries; ++query) {
+    const Index row = rows.row(static_cast<int>(head_in_group), layer.group, static_cast<int>(query));
+    for (Index token = 0; token < context; ++token) {
+      const float logit = logits[token * stride + row];
+      attention.logits(query, token) = std::isfinite(logit) ? logit : 0.0;
+      attention.weights(query, token) = weights[token * stride + row];
+    }
+    for (Index c = 0; c < value_size; ++c) {
+      attention.outputs(query, c) = outputs[(query * layer.group + head_in_group) * value_size + c];
+    }
+  }
+  visit(kv_head * layer.group + head_in_group, attention);
+}
+
+const Matrix& Scoring::value_norms() {
+  if (value_norms_.size() == 0) value_norms_ = cuda::value_norms(on_device(), stream_);
+  return value_norms_;
+}
+
+const Matrix& Scoring::value_l1_norms() {
+  if (value_l1_norms_.size() > 0) return value_l1_norms_;
+  const Layer& layer = on_device();
+  value_l1_norms_.resize(layer.query_heads, layer.context);
+  DeviceBuffer<double2> partial, sums(static_cast<std::size_t>(layer.context));
+  Buffer<double2> host(layer.context);
+  for (int head = 0; head < layer.query_heads; ++head) {
+    value_absolute_sums(layer, head, partial, sums.data(), stream_);
+    download(host.data(), sums.data(), sums.size(), stream_);
+    for (Index i = 0; i < layer.context; ++i) value_l1_norms_(head, i) = host[i].x;
+  }
+  return value_l1_norms_;
+}
+
+const Matrix& Scoring::value_products() {
+  if (value_products_.size() > 0) return value_products_;
+  const Layer& layer = on_device();
+  const Index group = layer.group;
+  std::vector<FormPair> pairs;
+  for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
+    for (int a = 0; a < layer.group; ++a) {
+      for (int b = a; b < layer.group; ++b) pairs.push_back({kv_head * layer.group + a, kv_head * layer.group + b});
+    }
+  }
+  const Matrix forms = forms_of(layer, pairs, layer.group * (layer.group + 1) / 2, false, stream_);
+  value_products_.resize(layer.kv_heads * group * group, layer.context);
+  for (std::size_t p = 0; p < pairs.size(); ++p) {
+    // <v W^a, v W^b> = <v W^b, v W^a>
+    const Index kv_head = pairs[p].a / group, a = pairs[p].a % group, b = pairs[p].b % group;
+    value_products_.row((kv_head * group + a) * group + b) = forms.row(static_cast<Index>(p));
+    value_products_.row((kv_head * group + b) * group + a) = forms.row(static_cast<Index>(p));
+  }
+  return value_products_;
+}
+
+}  // namespace laprox::cuda

@@ -1,0 +1,138 @@
+#pragma once
+
+#include <algorithm>
+
+#include "backends/cuda/device.h"
+#include "backends/cuda/tensor_core.cuh"
+
+namespace laprox::cuda {
+
+// The shape of every attention kernel: each warp keeps some rows of one matrix in registers, and the rows of another
+// one stream past all warps of the block through a ring of tiles in shared memory.
+
+inline constexpr int kTile = 64;  ///< rows streamed at a time
+inline constexpr int kStep = 32;  ///< rows that a warp takes at a time: two accumulator tiles
+inline constexpr int kWarps = 4;  ///< per block, each with resident rows of its own, or none
+inline constexpr int kThreads = 32 * kWarps;
+
+template <class T, int Size>
+struct Streaming : Chunks<T, Size> {
+  using Chunks<T, Size>::kRow;
+  using Chunks<T, Size>::kBlocks;
+  static constexpr int kSteps = 2 * kBlocks;  ///< of 32 bytes in a row
+  /// Column tiles of 8 resident rows per warp: as many as 128 registers hold. The two parts of a float take two.
+  static constexpr int kRegistersPerColumn = 4 * kBlocks * (sizeof(T) == 4 ? 2 : 1);
+  static constexpr int kColumns = 4 * kRegistersPerColumn <= 128 ? 4 : 128 / kRegistersPerColumn;
+  static constexpr int kResident = 8 * kColumns;  ///< resident rows per warp
+  static constexpr int kTileBytes = kTile * kRow * 16;
+  static constexpr int kStages = kTileBytes <= (16 << 10) ? 4 : kTileBytes <= (32 << 10) ? 3 : 2;
+  static constexpr int kSharedBytes = kStages * kTileBytes;
+  /// Blocks that registers let be resident on a multiprocessor at once.
+  static constexpr int kResidentBlocks = kColumns * kRegistersPerColumn <= 32   ? 4
+                                         : kColumns * kRegistersPerColumn <= 64 ? 3
+                                                                                : 2;
+};
+
+/// One warp's resident rows: [n][s] is step s of row 8 n + g, as the right factor of products.
+template <class T, int Size>
+struct Resident {
+  uint2 steps[Streaming<T, Size>::kColumns][Streaming<T, Size>::kSteps];
+
+  /// Rows [0, count) of `rows`; the others become 0.
+  __device__ void load(const T* rows, int count) {
+    const unsigned* words = reinterpret_cast<const unsigned*>(rows);
+#pragma unroll
+    for (int n = 0; n < Streaming<T, Size>::kColumns; ++n) {
+      const int row = 8 * n + lane_row();
+#pragma unroll
+      for (int s = 0; s < Streaming<T, Size>::kSteps; ++s) {
+        const unsigned* from = words + row * Streaming<T, Size>::kRow * 4 + 8 * s + lane_column();
+        steps[n][s] = row < count ? make_uint2(__ldg(from), __ldg(from + 4)) : make_uint2(0, 0);
+      }
+    }
+  }
+};
+
+/// Where chunk `chunk` of row `row` lies in a tile: eight rows' chunks of one number, which ldmatrix reads at once, lie
+/// in different banks.
+template <class T, int Size>
+__device__ inline int place_in_tile(int row, int chunk) {
+  return row * Streaming<T, Size>::kRow + (chunk ^ (row & 7));
+}
+
+/// Starts copying tile `tile` of a matrix of `rows` rows to shared memory; rows beyond the last become 0.
+template <class T, int Size>
+__device__ inline void start_tile(uint4* target, const T* matrix, int rows, int tile) {
+  constexpr int kRow = Streaming<T, Size>::kRow;
+  const int thread = static_cast<int>(threadIdx.x);
+  const uint4* source = reinterpret_cast<const uint4*>(matrix) + static_cast<size_t>(tile) * kTile * kRow + thread;
+  const int last = (rows - tile * kTile) * kRow;  // chunks of the tile that there are
+#pragma unroll
+  for (int i = 0; i < kTile * kRow; i += kThreads) {
+    const int row = (thread + i) / kRow, chunk = (thread + i) % kRow;
+    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(target + place_in_tile<T, Size>(row, chunk)));
+    if (last >= kTile * kRow) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(source + i));
+    } else {
+      const bool real = thread + i < last;
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(real ? source + i : source - thread),
+                   "r"(real ? 16 : 0));
+    }
+  }
+}
+
+/// How many shares to cut `tiles` tiles into, so that `others` times as many blocks fill the device once.
+template <class T, int Size>
+int shares_of(int tiles, int others) {
+  const int blocks = Streaming<T, Size>::kResidentBlocks * device_limits().multiprocessors / others;
+  return std::clamp(blocks, 1, tiles);
+}
+
+/// Streams the tiles [first, last) of `matrix` past the block and calls body(tile, pointer to its chunks) for each.
+/// Every thread of the block must call it. `shared` has kSharedBytes.
+template <class T, int Size, class Body>
+__device__ inline void stream_tiles(const T* matrix, int rows, int first, int last, uint4* shared, const Body& body) {
+  using S = Streaming<T, Size>;
+  constexpr int kTileChunks = S::kTileBytes / 16;
+#pragma unroll
+  for (int stage = 0; stage < S::kStages - 1; ++stage) {
+    if (first + stage < last) start_tile<T, Size>(shared + stage * kTileChunks, matrix, rows, first + stage);
+    asm volatile("cp.async.commit_group;");
+  }
+  int stage = 0;
+  for (int tile = first; tile < last; ++tile) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(S::kStages - 2));
+    __syncthreads();  // the tile has arrived for all, and all are done with the one whose place is filled next
+    const int next = tile + S::kStages - 1, free_stage = (stage + S::kStages - 1) % S::kStages;
+    if (next < last) start_tile<T, Size>(shared + free_stage * kTileChunks, matrix, rows, next);
+    asm volatile("cp.async.commit_group;");
+    body(tile, shared + stage * kTileChunks);
+    stage = (stage + 1) % S::kStages;
+  }
+  asm volatile("cp.async.wait_group 0;");
+}
+
+/// Inner products c[n] of the 16 rows of the tile from first_row on with the resident rows 8 n + ..
+template <class T, int Size>
+__device__ inline void products(float (&c)[Streaming<T, Size>::kColumns][4], const uint4* tile, int first_row,
+                                const Resident<T, Size>& resident) {
+  using S = Streaming<T, Size>;
+#pragma unroll
+  for (int n = 0; n < S::kColumns; ++n) c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
+  // Lane l points ldmatrix to row l % 16, chunk l / 16 of the step. Tiles begin at multiples of their row length, so
+  // that the step's number can be combined with the address by exclusive or, as place_in_tile would.
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const unsigned address =
+      static_cast<unsigned>(__cvta_generic_to_shared(tile + place_in_tile<T, Size>(first_row + lane % 16, lane / 16)));
+#pragma unroll
+  for (int s = 0; s < S::kSteps; ++s) {
+    uint4 left;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(left.x), "=r"(left.y), "=r"(left.z), "=r"(left.w)
+                 : "r"(address ^ (32 * s)));
+#pragma unroll
+    for (int n = 0; n < S::kColumns; ++n) multiply_step<T>(c[n], left, resident.steps[n][s]);
+  }
+}
+
+}  // namespace laprox::cuda

@@ -1,0 +1,116 @@
+// Every primitive of the CUDA backend against the float64 reference, in every element type.
+
+#include <doctest/doctest.h>
+
+#include <map>
+#include <mutex>
+
+#include "gpu/half_layers.h"
+#include "gpu/tolerances.h"
+#include "laprox/cuda.h"
+
+namespace laprox::testing {
+
+namespace {
+
+constexpr ElementType kHalfTypes[] = {ElementType::float16, ElementType::bfloat16};
+
+/// The largest difference, relative to the largest expected element.
+double difference(const Matrix& found, const Matrix& expected) {
+  REQUIRE(found.rows() == expected.rows());
+  REQUIRE(found.cols() == expected.cols());
+  const double largest = expected.size() > 0 ? expected.cwiseAbs().maxCoeff() : 0;
+  return largest > 0 ? (found - expected).cwiseAbs().maxCoeff() / largest : (found - expected).cwiseAbs().sum();
+}
+
+std::map<Index, HeadAttention> heads_of(ScoringKernels& kernels, Index window) {
+  std::map<Index, HeadAttention> heads;
+  std::mutex mutex;
+  kernels.visit_heads(window, [&](Index head, const HeadAttention& attention) {
+    const std::lock_guard lock(mutex);
+    heads.emplace(head, attention);
+  });
+  return heads;
+}
+
+void check_attention(ScoringKernels& found, ScoringKernels& expected, double tolerance) {
+  for (Index window : {Index{1}, Index{7}, Index{32}, Index{45}}) {
+    CAPTURE(window);
+    CHECK(difference(found.window_statistics(window).sum, expected.window_statistics(window).sum) <= tolerance);
+    CHECK(difference(found.window_statistics(window).squares, expected.window_statistics(window).squares) <= tolerance);
+  }
+  CHECK(difference(found.window_products(40), expected.window_products(40)) <= tolerance);
+  CHECK(difference(found.column_sums(), expected.column_sums()) <= tolerance);
+  const auto found_heads = heads_of(found, 9), expected_heads = heads_of(expected, 9);
+  REQUIRE(found_heads.size() == expected_heads.size());
+  for (const auto& [head, attention] : expected_heads) {
+    CAPTURE(head);
+    CHECK(difference(found_heads.at(head).weights, attention.weights) <= tolerance);
+    CHECK(difference(found_heads.at(head).logits, attention.logits) <= tolerance);
+    CHECK(difference(found_heads.at(head).outputs, attention.outputs) <= tolerance);
+  }
+}
+
+void check_values(ScoringKernels& found, ScoringKernels& expected, double tolerance) {
+  CHECK(difference(found.value_norms(), expected.value_norms()) <= tolerance);
+  CHECK(difference(found.value_products(), expected.value_products()) <= tolerance);
+  CHECK(difference(found.value_l1_norms(), expected.value_l1_norms()) <= kScore);
+}
+
+}  // namespace
+
+TEST_CASE("primitives in float32 are the reference's") {
+  const auto both = backends();
+  unsigned seed = 40;
+  for (const LayerShape& shape : gpu_shapes()) {
+    CAPTURE(shape.geometry.query_heads);
+    CAPTURE(shape.context);
+    const LayerTensors whole = random_layer(shape, ++seed);
+    const LayerTensors exact = with_queries(whole, 0, shape.context, ElementType::float64);
+    const LayerTensors single = with_queries(whole, 0, shape.context, ElementType::float32);
+    const auto expected = both[0]->scoring(exact), found = both[1]->scoring(single);
+    check_attention(*found, *expected, kScore);
+    check_values(*found, *expected, kScore);
+  }
+}
+
+TEST_CASE("primitives in half types are the reference's of the same numbers") {
+  const auto both = backends();
+  unsigned seed = 60;
+  for (const LayerShape& shape : gpu_shapes()) {
+    for (ElementType type : kHalfTypes) {
+      CAPTURE(to_string(type));
+      CAPTURE(shape.geometry.query_heads);
+      CAPTURE(shape.context);
+      const HalfLayer layer = rounded(random_layer(shape, ++seed), 0, shape.context, type);
+      const auto expected = both[0]->scoring(layer.exact), found = both[1]->scoring(layer.half);
+      check_attention(*found, *expected, kScore);
+      check_values(*found, *expected, kHalfForm);
+    }
+  }
+}
+
+TEST_CASE("value norms keep their accuracy where values and projections leave float16's range") {
+  const auto both = backends();
+  for (double factor : {1e-12, 1e9}) {
+    CAPTURE(factor);
+    LayerTensors whole = random_layer({.geometry = {4, 2, 16, 80, 64}, .context = 70}, 77);
+    for (Index i = 0; i < whole.v.size(); ++i) whole.v.data<double>()[i] *= factor;
+    for (Index i = 0; i < whole.w_o.size(); ++i) whole.w_o.data<double>()[i] /= factor;
+    const HalfLayer layer = rounded(whole, 0, 70, ElementType::bfloat16);
+    CHECK(difference(both[1]->scoring(layer.half)->value_norms(), both[0]->scoring(layer.exact)->value_norms()) <=
+          kHalfForm);
+  }
+}
+
+TEST_CASE("a second run gives the same bits") {
+  const auto backend = make_cuda_backend(0, 2);
+  const LayerShape shape = gpu_shapes().at(15);
+  const HalfLayer layer = rounded(random_layer(shape, 5), 0, shape.context, ElementType::bfloat16);
+  const auto a = backend->scoring(layer.half), b = backend->scoring(layer.half);
+  CHECK(a->column_sums() == b->column_sums());
+  CHECK(a->window_statistics(32).squares == b->window_statistics(32).squares);
+  CHECK(a->value_norms() == b->value_norms());
+}
+
+}  // namespace laprox::testing
