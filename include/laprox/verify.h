@@ -70,8 +70,9 @@ struct Verification {
 };
 
 struct VerifyOptions {
-  /// In which arithmetic to judge. Unless given: a backend's own element type; of a candidate its root attribute
-  /// `precision`, else each dataset's element type (of `kept`: the coarsest of the datasets beside it, else float32).
+  /// In which arithmetic to judge. Unless given: the type in which a backend reads the dump; of a candidate its root
+  /// attribute `precision`, else each dataset's element type (of `kept`: the coarsest of the datasets beside it, else
+  /// float32).
   std::optional<ElementType> precision;
   std::vector<BudgetRequest> budgets;  ///< at which a backend's kept sets are compared
   /// A backend is checked with these (empty: with every registered one); a candidate's results are those of the one

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <optional>
 
 #include "scorers/window_scorer.h"
 
@@ -19,13 +20,7 @@ class DropKV : public WindowScorer {
     Matrix scores(layer.geometry().query_heads, layer.context_length());
     kernels.visit_heads(window(), [&](Index head, const HeadAttention& attention) {
       const Matrix values = layer.values(head / layer.geometry().group());
-      const Matrix others = weights_of_others(layer, head, attention);
-      for (Index i = 0; i < scores.cols(); ++i) {
-        // o - v is formed as it stands: where p is near 1, v is near o, and the factor is huge.
-        const Eigen::ArrayXd distance = (attention.outputs.rowwise() - values.row(i)).rowwise().squaredNorm();
-        const Eigen::ArrayXd p = attention.weights.col(i);
-        scores(head, i) = ((p / (others.col(i).array() + epsilon_)).square() * distance).sum();
-      }
+      scores.row(head) = changes(attention, values, sink_of(layer, head));
     });
     if (pool_first_) pool(scores, prefix);
     scores = reduce_groups(scores, layer.geometry().group(), GroupReduction::mean);
@@ -34,21 +29,46 @@ class DropKV : public WindowScorer {
   }
 
  private:
-  /// 1 - A_h[t, i]. Of a weight near 1 in float32 that difference has few digits left, so it is summed from the others.
-  static Matrix weights_of_others(const LayerView& layer, Index head, const HeadAttention& attention) {
-    Matrix others = 1 - attention.weights.array();
-    for (Index t = 0; t < others.rows(); ++t) {
-      Index largest;
-      if (attention.weights.row(t).maxCoeff(&largest) < 0.5) continue;
-      const double top = attention.logits(t, largest);
-      const auto& sinks = layer.attention().sinks;
-      double rest = sinks.empty() ? 0 : std::exp(sinks[static_cast<std::size_t>(head)] - top);
-      for (Index i = 0; i < others.cols(); ++i) {
-        if (i != largest && attention.weights(t, i) > 0) rest += std::exp(attention.logits(t, i) - top);
-      }
-      others(t, largest) = rest / (1 + rest);
+  static std::optional<double> sink_of(const LayerView& layer, Index head) {
+    const auto& sinks = layer.attention().sinks;
+    if (sinks.empty()) return std::nullopt;
+    return sinks[static_cast<std::size_t>(head)];
+  }
+
+  /// sum_t (p / (1 - p + epsilon))^2 ||o_t - v_i||^2 of every token.
+  Eigen::RowVectorXd changes(const HeadAttention& attention, const Matrix& values, std::optional<double> sink) const {
+    Eigen::RowVectorXd sums = Eigen::RowVectorXd::Zero(values.rows());
+    Matrix weights = attention.weights;
+    for (Index t = 0; t < weights.rows(); ++t) {
+      Index top;
+      if (weights.row(t).maxCoeff(&top) < 0.5) continue;
+      sums[top] += change_without(top, attention, t, values, sink);
+      weights(t, top) = 0;
     }
-    return others;
+    for (Index i = 0; i < sums.size(); ++i) {
+      const Eigen::ArrayXd p = weights.col(i);
+      const Eigen::ArrayXd distance = (attention.outputs.rowwise() - values.row(i)).rowwise().squaredNorm();
+      sums[i] += ((p / (1 - p + epsilon_)).square() * distance).sum();
+    }
+    return sums;
+  }
+
+  /// The same of the token that has most of a query's weight. There 1 - p and o - v are small differences of numbers
+  /// that a backend rounds, so both are summed from the other tokens, with weights e_j = exp(z_j - z_top):
+  /// p = 1 / (1 + sum e_j) and o - v = p sum e_j (v_j - v), a sink's value being 0.
+  double change_without(Index top, const HeadAttention& attention, Index t, const Matrix& values,
+                        std::optional<double> sink) const {
+    const double most = attention.logits(t, top);
+    double rest = sink ? std::exp(*sink - most) : 0;
+    Eigen::RowVectorXd away = -rest * values.row(top);
+    for (Index j = 0; j < values.rows(); ++j) {
+      if (j == top || attention.weights(t, j) == 0) continue;
+      const double e = std::exp(attention.logits(t, j) - most);
+      rest += e;
+      away += e * (values.row(j) - values.row(top));
+    }
+    const double p = 1 / (1 + rest), factor = p / (rest * p + epsilon_);
+    return factor * factor * p * p * away.squaredNorm();
   }
 
   double epsilon_;

@@ -107,7 +107,8 @@ class BackendVerifier {
         info_(dump.info()),
         backend_(backend),
         reference_(make_reference_backend()),
-        precision_(options.precision.value_or(backend.element_type())) {
+        // A backend that takes half types computes with them as they are.
+        precision_(options.precision.value_or(tensor_type(backend, dump.info().layers[0]))) {
     result_.subject = fmt::format("backend {} ({})", backend.name(), backend.device());
     choose_policies(options);
     choose_primitives();

@@ -103,7 +103,9 @@ void add_sweep(CLI::App& app) {
   auto arguments = std::make_shared<SweepArguments>();
   CLI::App* command = app.add_subcommand("sweep", "Compare policies over budgets on dumps; write a report");
   command->add_option("dumps,--dumps", arguments->dumps, "dumps (HDF5); each is one sample")->required();
-  command->add_option("--policy", arguments->policies, "policies, separated by commas or spaces; all: the whole catalogue")->required();
+  command
+      ->add_option("--policy", arguments->policies, "policies, separated by commas or spaces; all: the whole catalogue")
+      ->required();
   command->add_option("--budget", arguments->budgets, "budgets, separated by commas or spaces")->required();
   command->add_option("-o,--output", arguments->output, "report to write (HDF5)");
   command
