@@ -40,7 +40,7 @@ void check_kernel(Index kernel, const std::string& who) {
 }
 
 void pool_prefix(Matrix& rows, Index prefix, Pool pool, Index kernel) {
-  if (pool == Pool::none) return;
+  if (pool == Pool::none || prefix == 0) return;
   std::vector<double> row(static_cast<std::size_t>(prefix));
   for (Index r = 0; r < rows.rows(); ++r) {
     std::copy_n(&rows(r, 0), prefix, row.begin());

@@ -135,7 +135,7 @@ TEST_CASE("CriticalKV fills half by attention and half by attention times value 
   check_kept("criticalkv:window=2,kernel=3,pool=avg", {{1, 3, 4, 5}, {1, 2, 4, 5}});
   on_both([](const Backend& backend) {
     const LayerTensors layer = fixture_layer(0, backend.element_type());
-    const Matrix& norms = backend.scoring(layer)->value_l1_norms();
+    const Matrix norms = backend.scoring(layer)->value_l1_norms();
     check_row(norms, 0, {7.42, 1.37, 3.71, 6.51, 2.97, 4.04});
     check_row(norms, 1, {12.92, 3.01, .95, 9.35, 6.27, 1.14});
     check_row(norms, 2, {7.36, 5.93, 13.13, 4.45, 6.51, 7.02});
