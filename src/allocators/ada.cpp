@@ -1,4 +1,4 @@
-#include <cmath>
+#include <algorithm>
 
 #include "allocators/ada_split.h"
 #include "laprox/allocator.h"
@@ -22,7 +22,7 @@ class Ada : public Allocator {
     for (const auto& layer : candidates.scores) {
       const Index total = share * static_cast<Index>(layer.size());
       counts.push_back(variant_ == "official"
-                           ? split_over_heads(layer, total, part(share), how_)
+                           ? split_over_heads(layer, total, how_.part(share), how_)
                            : top_k_counts_above(layer, guaranteed(budget.tokens_per_head(), candidates), total));
       for (Index& count : counts.back()) count += candidates.pinned;
     }
@@ -30,11 +30,10 @@ class Ada : public Allocator {
   }
 
  private:
-  Index part(Index tokens) const { return static_cast<Index>(std::floor(static_cast<double>(tokens) * how_.floor)); }
   /// Candidates that every head is sure of: in kvpress the window uses the guarantee up first, in the authors' later
   /// code it does not.
   Index guaranteed(Index tokens, const Candidates& candidates) const {
-    const Index sure = variant_ == "kvpress" ? part(tokens) - candidates.pinned : part(tokens);
+    const Index sure = variant_ == "kvpress" ? how_.part(tokens) - candidates.pinned : how_.part(tokens);
     return std::clamp<Index>(sure, 0, candidates.per_head());
   }
 

@@ -12,6 +12,9 @@ struct AdaSplit {
   bool exact =
       true;  ///< largest remainders, so that the counts add up; else each is rounded half to even, as published
   bool normalize = false;  ///< scores times (sum of the head's best `share`) / (sum of all) while heads compete
+
+  /// The evenly split part of some tokens, cut to whole ones as published.
+  Index part(Index tokens) const { return static_cast<Index>(static_cast<double>(tokens) * floor); }
 };
 
 /// Head g gets won_g * (1 - floor) + guaranteed, won_g of its scores being among the layer's `total` best. `lists`:

@@ -40,15 +40,13 @@ class LavaShares : public Allocator {
       // As published, a layer whose share exceeds its candidates keeps all, whatever the rounding of heads says.
       const bool whole = tokens > candidates.per_head();
       counts.push_back(whole ? std::vector<Index>(candidates.scores[l].size(), candidates.per_head())
-                             : split_over_heads(candidates.scores[l], totals[l], part(floor_of), how_));
+                             : split_over_heads(candidates.scores[l], totals[l], how_.part(floor_of), how_));
       for (Index& count : counts.back()) count += candidates.pinned;
     }
     return counts;
   }
 
  private:
-  Index part(Index tokens) const { return static_cast<Index>(std::floor(static_cast<double>(tokens) * how_.floor)); }
-
   /// Candidates that each layer keeps, all heads together: by entropy.
   std::vector<Index> layer_totals(const Candidates& candidates, Index share) const {
     std::vector<double> weights;

@@ -10,6 +10,7 @@
 #include "backends/cpu/scoring.h"
 #include "backends/cpu/walk.h"
 #include "laprox/error.h"
+#include "util/judging.h"
 #include "util/parallel.h"
 
 namespace laprox::cpu {
@@ -120,25 +121,10 @@ class HeadOutputs {
   Matrix evicted_mass_;  ///< [task, cell]
 };
 
-/// sum_{h in g} ||A_h[:, i]|| ||v_i W_O^h|| over the judged queries: what evicting (g, i) adds to the bound. [kv_heads,
-/// C]
+/// ||A_h[:, i]|| ||v_i W_O^h|| over the judged queries: what evicting i adds to the bound. [query_heads, C]
 Matrix bound_terms(const LayerTensors& layer, int threads) {
   const Matrix norms = column_statistics(layer, 0, layer.queries(), threads).squares.cwiseSqrt();
-  const Matrix terms = norms.cwiseProduct(value_norms(layer, threads));
-  Matrix sums = Matrix::Zero(layer.geometry.kv_heads, layer.context_length);
-  for (Index head = 0; head < terms.rows(); ++head) sums.row(head / layer.geometry.group()) += terms.row(head);
-  return sums;
-}
-
-double evicted_sum(const Matrix& terms, const LayerKeep& keep, std::size_t budget) {
-  double sum = 0;
-  for (std::size_t head = 0; head < keep.rankings.size(); ++head) {
-    const Ranking& ranking = keep.rankings[head];
-    for (auto token = ranking.begin() + keep.counts[budget][head]; token != ranking.end(); ++token) {
-      sum += terms(static_cast<Index>(head), *token);
-    }
-  }
-  return sum;
+  return norms.cwiseProduct(value_norms(layer, threads));
 }
 
 void check_finite(const Matrix& exact, const LayerTensors& layer) {
@@ -180,24 +166,11 @@ LayerEvaluation evaluate(const LayerTensors& layer, const std::vector<LayerKeep>
   LayerEvaluation result;
   const Index cell_elements = layer.queries() * layer.geometry.query_heads * layer.geometry.value_size;
   const Index cells_per_batch = std::max<Index>(1, kHeldElements / cell_elements);
-  std::size_t first = 0;
-  do {
-    Index cells = 0;
-    std::size_t last = first;
-    while (last < policies.size() && (last == first || cells < cells_per_batch)) {
-      cells += static_cast<Index>(policies[last++].counts.size());
-    }
-    evaluate_batch(layer, std::span(policies).subspan(first, last - first), mode, threads, result);
-    first = last;
-  } while (first < policies.size());
+  for_each_batch(policies, cells_per_batch,
+                 [&](std::span<const LayerKeep> batch) { evaluate_batch(layer, batch, mode, threads, result); });
 
   if (mode == SoftmaxMode::truncated) {
-    const Matrix terms = bound_terms(layer, threads);
-    for (std::size_t p = 0; p < policies.size(); ++p) {
-      for (std::size_t b = 0; b < result.errors[p].size(); ++b) {
-        result.errors[p][b].bound = evicted_sum(terms, policies[p], b);
-      }
-    }
+    set_bounds(bound_terms(layer, threads), layer.geometry.group(), policies, result);
   }
   return result;
 }

@@ -9,6 +9,7 @@
 #include "backends/cuda/scoring.h"
 #include "laprox/error.h"
 #include "util/buffer.h"
+#include "util/judging.h"
 
 namespace laprox::cuda {
 
@@ -155,8 +156,7 @@ void evaluate_batch(const LayerTensors& tensors, const Layer& layer, std::span<c
   }
 }
 
-/// sum_{h in g} ||A_h[:, i]|| ||v_i W_O^h|| over the judged queries: what evicting (g, i) adds to the bound. [kv_heads,
-/// C]
+/// ||A_h[:, i]|| ||v_i W_O^h|| over the judged queries: what evicting i adds to the bound. [query_heads, C]
 Matrix bound_terms(const Layer& layer, cudaStream_t stream) {
   const QueryRange range{0, layer.queries};
   DeviceBuffer<float2> partial;
@@ -165,21 +165,7 @@ Matrix bound_terms(const Layer& layer, cudaStream_t stream) {
   DeviceBuffer<float> squares(elements(layer.query_heads, layer.context));
   window_columns(layer, range, softmax.data(), nullptr, squares.data(), stream);
   const Matrix norms = download_matrix(squares.data(), layer.query_heads, layer.context, stream).cwiseSqrt();
-  const Matrix terms = norms.cwiseProduct(value_norms(layer, stream));
-  Matrix sums = Matrix::Zero(layer.kv_heads, layer.context);
-  for (Index head = 0; head < terms.rows(); ++head) sums.row(head / layer.group) += terms.row(head);
-  return sums;
-}
-
-double evicted_sum(const Matrix& terms, const LayerKeep& keep, std::size_t budget) {
-  double sum = 0;
-  for (std::size_t head = 0; head < keep.rankings.size(); ++head) {
-    const Ranking& ranking = keep.rankings[head];
-    for (auto token = ranking.begin() + keep.counts[budget][head]; token != ranking.end(); ++token) {
-      sum += terms(static_cast<Index>(head), *token);
-    }
-  }
-  return sum;
+  return norms.cwiseProduct(value_norms(layer, stream));
 }
 
 }  // namespace
@@ -191,24 +177,11 @@ LayerEvaluation evaluate(const LayerTensors& layer, const std::vector<LayerKeep>
   LayerEvaluation result;
   const Index cell_elements = layer.queries() * layer.geometry.query_heads * layer.geometry.value_size;
   const Index cells_per_batch = std::max<Index>(1, kHeldElements / std::max<Index>(1, cell_elements));
-  std::size_t first = 0;
-  do {
-    Index cells = 0;
-    std::size_t last = first;
-    while (last < policies.size() && (last == first || cells < cells_per_batch)) {
-      cells += static_cast<Index>(policies[last++].counts.size());
-    }
-    evaluate_batch(layer, view, std::span(policies).subspan(first, last - first), mode, stream, result);
-    first = last;
-  } while (first < policies.size());
+  for_each_batch(policies, cells_per_batch,
+                 [&](std::span<const LayerKeep> batch) { evaluate_batch(layer, view, batch, mode, stream, result); });
 
   if (mode == SoftmaxMode::truncated) {
-    const Matrix terms = bound_terms(view, stream);
-    for (std::size_t p = 0; p < policies.size(); ++p) {
-      for (std::size_t b = 0; b < result.errors[p].size(); ++b) {
-        result.errors[p][b].bound = evicted_sum(terms, policies[p], b);
-      }
-    }
+    set_bounds(bound_terms(view, stream), layer.geometry.group(), policies, result);
   }
   return result;
 }
