@@ -10,9 +10,9 @@
 #include "backends/cuda/laprox.h"
 #include "backends/cuda/scoring.h"
 #include "gpu/half_layers.h"
-#include "gpu/tolerances.h"
 #include "laprox/cuda.h"
 #include "laprox/error.h"
+#include "support/tolerances.h"
 
 namespace laprox::testing {
 
@@ -65,7 +65,7 @@ TEST_CASE("every scorer gives the reference's scores in half types") {
         CAPTURE(to_string(type));
         const Matrix exact = policy.scorer->score(LayerView(prompt.exact), *both[0]->scoring(prompt.exact));
         const Matrix found = policy.scorer->score(LayerView(prompt.half), *both[1]->scoring(prompt.half));
-        CHECK((found - exact).cwiseAbs().maxCoeff() <= kHalfForm * exact.cwiseAbs().maxCoeff());
+        CHECK((found - exact).cwiseAbs().maxCoeff() <= kScore * exact.cwiseAbs().maxCoeff());
       }
     }
   }
@@ -90,7 +90,7 @@ TEST_CASE("judging in half types gives the reference's errors of the same number
           const OutputError &e = exact.errors[0][b], &f = found.errors[0][b];
           CHECK(total_error(f) == doctest::Approx(total_error(e)).epsilon(kError));
           CHECK(f.retained_mass == doctest::Approx(e.retained_mass).epsilon(kScore));
-          CHECK(f.bound == doctest::Approx(e.bound).epsilon(kHalfForm));
+          CHECK(f.bound == doctest::Approx(e.bound).epsilon(kScore));
         }
       }
     }
@@ -111,7 +111,7 @@ TEST_CASE("LaProx scores that stay on the device are the policy's") {
     scores.launch(stream);
     const Matrix found = cuda::download_matrix(scores.scores(), shape.geometry.kv_heads, shape.context, stream);
     const Matrix exact = policy.scorer->score(LayerView(prompt.exact), *reference->scoring(prompt.exact));
-    CHECK(difference(found, exact) <= kHalfForm);
+    CHECK(difference(found, exact) <= kScore);
   }
 }
 

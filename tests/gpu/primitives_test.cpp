@@ -5,9 +5,10 @@
 #include <map>
 #include <mutex>
 
+#include "backends/cuda/device.h"
 #include "gpu/half_layers.h"
-#include "gpu/tolerances.h"
 #include "laprox/cuda.h"
+#include "support/tolerances.h"
 
 namespace laprox::testing {
 
@@ -57,6 +58,13 @@ void check_values(ScoringKernels& found, ScoringKernels& expected, double tolera
   CHECK(difference(found.value_l1_norms(), expected.value_l1_norms()) <= kScore);
 }
 
+/// While it lives, kernels for sm_90a are used where they run, or never.
+class Sm90Allowed {
+ public:
+  explicit Sm90Allowed(bool allowed) { cuda::allow_sm90(allowed); }
+  ~Sm90Allowed() { cuda::allow_sm90(true); }
+};
+
 }  // namespace
 
 TEST_CASE("primitives in float32 are the reference's") {
@@ -83,9 +91,14 @@ TEST_CASE("primitives in half types are the reference's of the same numbers") {
       CAPTURE(shape.geometry.query_heads);
       CAPTURE(shape.context);
       const HalfLayer layer = rounded(random_layer(shape, ++seed), 0, shape.context, type);
-      const auto expected = both[0]->scoring(layer.exact), found = both[1]->scoring(layer.half);
-      check_attention(*found, *expected, kScore);
-      check_values(*found, *expected, kHalfForm);
+      const auto expected = both[0]->scoring(layer.exact);
+      for (bool sm90 : {true, false}) {
+        CAPTURE(sm90);
+        const Sm90Allowed allowed(sm90);
+        const auto found = both[1]->scoring(layer.half);
+        check_attention(*found, *expected, kScore);
+        check_values(*found, *expected, kScore);
+      }
     }
   }
 }
@@ -99,7 +112,26 @@ TEST_CASE("value norms keep their accuracy where values and projections leave fl
     for (Index i = 0; i < whole.w_o.size(); ++i) whole.w_o.data<double>()[i] /= factor;
     const HalfLayer layer = rounded(whole, 0, 70, ElementType::bfloat16);
     CHECK(difference(both[1]->scoring(layer.half)->value_norms(), both[0]->scoring(layer.exact)->value_norms()) <=
-          kHalfForm);
+          kScore);
+  }
+}
+
+TEST_CASE("value norms and window statistics where a block takes many tiles of keys") {
+  const auto both = backends();
+  for (bool sm90 : {true, false}) {
+    const Sm90Allowed allowed(sm90);
+    for (Index kv_heads : {1, 52}) {
+      CAPTURE(sm90);
+      CAPTURE(kv_heads);
+      const Index context = kv_heads == 1 ? 40000 : 1237;
+      const LayerTensors whole =
+          random_layer({.geometry = {2 * kv_heads, kv_heads, 64, 64, 32}, .context = context}, 81);
+      const HalfLayer layer = rounded(whole, context - 8, context, ElementType::bfloat16);
+      const auto expected = both[0]->scoring(layer.exact), found = both[1]->scoring(layer.half);
+      CHECK(difference(found->value_norms(), expected->value_norms()) <= kScore);
+      CHECK(difference(found->window_statistics(8).squares, expected->window_statistics(8).squares) <= kScore);
+      CHECK(difference(found->window_statistics(8).sum, expected->window_statistics(8).sum) <= kScore);
+    }
   }
 }
 

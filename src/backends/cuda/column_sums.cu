@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
   const T* queries = static_cast<const T*>(layer.q) + static_cast<size_t>(head) * layer.queries * Size;
   const LogitForm form(layer);
   float columns[S::kColumns][2] = {};
-  stream_tiles<T, Size>(queries, layer.queries, first, last, shared, [&](int tile, const uint4* chunks) {
+  stream_tiles<S>(queries, layer.queries, first, last, shared, [&](int tile, const uint4* chunks) {
 #pragma unroll 1
     for (int step = 0; step < kTile; step += kStep) {
       const int first_query = tile * kTile + step;

@@ -2,11 +2,16 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <atomic>
+
 #include "laprox/error.h"
 
 namespace laprox::cuda {
 
 namespace {
+
+std::atomic<bool> sm90_allowed = true;
 
 const char* advice(cudaError_t status) {
   switch (status) {
@@ -58,9 +63,26 @@ const DeviceLimits& device_limits() {
     read(found.multiprocessors, cudaDevAttrMultiProcessorCount);
     read(found.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
     read(found.shared_bytes_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    int major = 0, minor = 0;
+    read(major, cudaDevAttrComputeCapabilityMajor);
+    read(minor, cudaDevAttrComputeCapabilityMinor);
+    found.sm90 = major == 9 && minor == 0;
     return found;
   }();
   return limits;
+}
+
+bool runs_sm90() { return sm90_allowed && device_limits().sm90; }
+
+void allow_sm90(bool allowed) { sm90_allowed = allowed; }
+
+int fitting_in_shared_memory(int bytes, int wanted, int other_bytes) {
+  const int available = device_limits().shared_bytes_per_block;
+  if (available >= bytes + other_bytes) return std::min(wanted, (available - other_bytes) / bytes);
+  throw BackendError(
+      fmt::format("CUDA: heads this large need {} KiB of shared memory per block, and this GPU has {} KiB; use "
+                  "--backend cpu",
+                  (bytes + other_bytes) / 1024, available / 1024));
 }
 
 std::string describe_device(int device) {

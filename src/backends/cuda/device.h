@@ -18,9 +18,17 @@ struct DeviceLimits {
   int multiprocessors = 0;
   int shared_bytes_per_block = 0;           ///< with the opt-in that large blocks need
   int shared_bytes_per_multiprocessor = 0;  ///< for all blocks that are resident at once
+  bool sm90 = false;                        ///< compute capability 9.0: what is compiled for sm_90a runs
 };
 /// Of the calling thread's current device; read once.
 const DeviceLimits& device_limits();
+/// Whether kernels compiled for sm_90a are to be used.
+bool runs_sm90();
+/// Lets tests switch them off, so that the other kernels are seen on such a device too.
+void allow_sm90(bool allowed);
+/// How many of `wanted` pieces of `bytes` fit a block's shared memory beside `other_bytes`. Throws BackendError where
+/// none does.
+int fitting_in_shared_memory(int bytes, int wanted, int other_bytes);
 /// Name, compute capability and memory of a device.
 std::string describe_device(int device);
 

@@ -30,4 +30,12 @@ void for_element_and_size(Element element, int size, const F& f) {
   });
 }
 
+/// The same for half types; float32 is not called for.
+template <class F>
+void for_half_and_size(Element element, int size, const F& f) {
+  for_element_and_size(element, size, [&]<class T, int Size>() {
+    if constexpr (sizeof(T) == 2) f.template operator()<T, Size>();
+  });
+}
+
 }  // namespace laprox::cuda

@@ -2,37 +2,54 @@
 
 #include <type_traits>
 
+#include "backends/cuda/kernels.h"
 #include "backends/cuda/tensor_core.cuh"
 
 namespace laprox::cuda {
 
-// A quadratic form v M v^T is sum over column blocks J of 8 of <v_J, c_J> with c = v U, U the matrix M folded onto its
-// upper triangle: U_pq = M_pq + M_qp for p < q, U_pp = M_pp. Elements are numbered so that a lane's share of v fits
-// both of its uses without moving: as left factor it is a chunk, as a partner of the accumulator tile J it is the pair
-// (2t, 2t + 1) of that tile. Pair w of lane t's chunk b is therefore given to tile J = kPairs b + w.
+// A quadratic form v M v^T is <v, c> with c = v U, U the matrix M folded onto its upper triangle: U_pq = M_pq + M_qp
+// for p < q, U_pp = M_pp. Elements are numbered so that a lane's share of v fits both of its uses without moving: as
+// left factor it is word w of chunk t of block b, as a partner of the accumulator tile J it is the pair (2t, 2t + 1) of
+// that tile. Pair y of lane t's chunk b is therefore given to tile J = kPairs b + y.
 
-/// Half types meet as float16: a bfloat16 value fits its significand, and scales take care of the range.
+/// Half types meet as float16: a bfloat16 value fits its significand, and scales take care of the range. U is the sum
+/// of two float16 matrices, which together have its 22 leading bits.
 template <class T>
 using FormElement = std::conditional_t<sizeof(T) == 2, __half, float>;
 
+/// How U lies in shared memory: the squares (block of columns, block of rows) on and above the diagonal, in a square
+/// its two steps of the depth, in a step its column tiles, in a tile the two halves of the step, in a half the eight
+/// columns' chunks. So are the 8 x 16 bytes that ldmatrix and wgmma read at once one piece of 128 bytes.
 template <class T, int Size>
 struct Forms : Chunks<T, Size> {
   using Chunks<T, Size>::kElements;
+  using Chunks<T, Size>::kBlocks;
+  static constexpr int kParts = sizeof(T) == 2 ? 2 : 1;
   static constexpr int kPairs = kElements / 2;  ///< column tiles per block
-  static constexpr int kTiles = Size / 8;       ///< column tiles J
-  /// Chunks per lane of U: tile J needs the blocks 0 .. J / kPairs.
-  static constexpr int kChunks = kPairs * (kTiles / kPairs) * (kTiles / kPairs + 1) / 2;
-  static constexpr int kBytes = kChunks * 32 * 16 + Size * 4;  ///< of a form in shared memory, with its diagonal
+  static constexpr int kTiles = Size / 8;       ///< column tiles
+  static constexpr int kStepChunks = kPairs * 2 * 8, kSquareChunks = 2 * kStepChunks;
+  static constexpr int kPartChunks = kBlocks * (kBlocks + 1) / 2 * kSquareChunks;
+  static constexpr int kChunks = kParts * kPartChunks;
+  static constexpr int kBytes = kChunks * 16;  ///< of a form
 
   /// Tile and place within it -> element of v.
   __host__ __device__ static constexpr int element(int tile, int place) {
     return 4 * kElements * (tile / kPairs) + kElements * (place / 2) + 2 * (tile % kPairs) + place % 2;
   }
-  /// Where the chunks of tile J begin.
-  __host__ __device__ static constexpr int first_chunk(int tile) {
-    const int block = tile / kPairs;
-    return kPairs * block * (block + 1) / 2 + tile % kPairs * (block + 1);
+  /// Where the chunks of a square begin.
+  __host__ __device__ static constexpr int square(int column_block, int row_block) {
+    return (column_block * (column_block + 1) / 2 + row_block) * kSquareChunks;
   }
+};
+
+/// Launch configuration of a kernel whose blocks (share of the tokens, KV head, group of forms) keep their forms in
+/// shared memory, beside `other_bytes`, and take `block_tokens` tokens at a time.
+struct FormsLaunch {
+  int per_block;  ///< forms
+  int shared_bytes;
+  dim3 grid;
+
+  FormsLaunch(const Layer& layer, int per_kv_head, int form_bytes, int other_bytes, int block_tokens);
 };
 
 }  // namespace laprox::cuda

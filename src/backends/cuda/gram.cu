@@ -26,20 +26,14 @@ __device__ void start_rows(uint4* target, const Layer& layer, int head, int firs
     const T* source = real ? w + static_cast<size_t>(first_row + row) * layer.model_stride : w;
     const uint4* from = reinterpret_cast<const uint4*>(source) + (real ? first_chunk + chunk : 0);
     const uint4* to = target + row * kDepth + (chunk ^ (row & 7));
-    asm volatile(
-        "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
-        "l"(from), "r"(real ? 16 : 0));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(real ? 16 : 0));
   }
 }
 
-/// The fragment that ldmatrix makes of four 8 x 8 blocks, this lane pointing to one row of one of them.
+/// Four pieces for the tensor cores, this lane pointing to one row of one of them.
 __device__ uint4 load_fragment(const uint4* tile, int row, int chunk) {
-  uint4 fragment;
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(tile + row * kDepth + (chunk ^ (row & 7))));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(fragment.x), "=r"(fragment.y), "=r"(fragment.z), "=r"(fragment.w)
-               : "r"(address));
-  return fragment;
+  return load_pieces(shared_address(tile + row * kDepth + (chunk ^ (row & 7))));
 }
 
 /// Block (tile of M, form, split of the depth). gram: [forms, splits, Size, Size]; largest: [forms, splits, tiles of
@@ -121,16 +115,15 @@ __global__ void __launch_bounds__(2 * kTile<Size>)
   largest[part * gridDim.x + blockIdx.x] = maximum;
 }
 
-constexpr int kPackWarps = 4;
-
 /// Folds the sum of the partial products onto the triangle, times a power of two that brings it into float16's range.
-/// Block (group of chunks, form), a thread makes a chunk.
+/// Block (square of the triangle, form), a thread makes a chunk of each part.
 template <class T, int Size>
-__global__ void __launch_bounds__(32 * kPackWarps)
+__global__ void __launch_bounds__(Forms<T, Size>::kSquareChunks)
     pack_kernel(const FormPair* pairs, const float* gram, const float* largest, int maxima, uint4* triangles,
-                float* diagonals, float* scales) {
+                float* scales) {
   using F = Forms<T, Size>;
-  const int form = static_cast<int>(blockIdx.y), lane = static_cast<int>(threadIdx.x) % 32;
+  constexpr int kPerWord = F::kElements / 4;
+  const int form = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
   const float* parts = gram + static_cast<size_t>(form) * kSplits * Size * Size;
   const auto entry = [parts](int row, int column) {
     float sum = 0;
@@ -144,29 +137,28 @@ __global__ void __launch_bounds__(32 * kPackWarps)
     for (int i = 0; i < maxima; ++i) bound = fmaxf(bound, largest[form * maxima + i]);
     if (bound > 0) scale = exp2f(14 - floorf(log2f(2 * kSplits * bound)));
   }
-  if (blockIdx.x == 0) {
-    if (threadIdx.x == 0) scales[form] = 1 / scale;
-    for (int i = static_cast<int>(threadIdx.x); i < Size; i += 32 * kPackWarps) {
-      const int p = F::element(i / 8, i % 8);
-      diagonals[form * Size + i] = scale * entry(p, p);
-    }
-  }
-  const int index = static_cast<int>(blockIdx.x) * kPackWarps + static_cast<int>(threadIdx.x) / 32;
-  const int tile = index / F::kBlocks, block = index % F::kBlocks;
-  if (block > tile / F::kPairs) return;
-  const int column = F::element(tile, lane / 4);
+  if (blockIdx.x == 0 && thread == 0) scales[form] = 1 / scale;
+
+  int column_block = 0, row_block = static_cast<int>(blockIdx.x);
+  while (row_block > column_block) row_block -= ++column_block;
+  const int tile = F::kPairs * column_block + thread / 16 % F::kPairs, place = thread % 8;
+  const int word = 2 * (thread / F::kStepChunks) + thread / 8 % 2, column = F::element(tile, place);
   const bool symmetric = pairs[form].a == pairs[form].b;
-  __align__(16) FormElement<T> chunk[F::kElements];
+  __align__(16) FormElement<T> high[F::kElements], low[F::kElements];
 #pragma unroll
   for (int x = 0; x < F::kElements; ++x) {
-    const int row_tile = F::kPairs * block + x / 2, place = 2 * (lane % 4) + x % 2;
-    const int row = F::element(row_tile, place);
-    const bool above = 8 * row_tile + place < 8 * tile + lane / 4;
-    const float upper = entry(row, column), folded = scale * (symmetric ? 2 * upper : upper + entry(column, row));
-    chunk[x] = static_cast<FormElement<T>>(above ? folded : 0.0F);
+    const int y = word * kPerWord + x % kPerWord;  // of lane x / kPerWord's chunk
+    const int row_tile = F::kPairs * row_block + y / 2, row_place = 2 * (x / kPerWord) + y % 2;
+    const int row = F::element(row_tile, row_place), ahead = 8 * (tile - row_tile) + place - row_place;
+    float folded = 0;
+    if (ahead >= 0) folded = scale * entry(row, column);
+    if (ahead > 0) folded += symmetric ? folded : scale * entry(column, row);
+    high[x] = static_cast<FormElement<T>>(folded);
+    low[x] = static_cast<FormElement<T>>(folded - static_cast<float>(high[x]));
   }
-  triangles[(static_cast<size_t>(form) * F::kChunks + F::first_chunk(tile) + block) * 32 + lane] =
-      *reinterpret_cast<uint4*>(chunk);
+  uint4* of_form = triangles + static_cast<size_t>(form) * F::kChunks + blockIdx.x * F::kSquareChunks + thread;
+  of_form[0] = *reinterpret_cast<uint4*>(high);
+  if (F::kParts == 2) of_form[F::kPartChunks] = *reinterpret_cast<uint4*>(low);
 }
 
 }  // namespace
@@ -178,15 +170,15 @@ void pack_forms(const Layer& layer, const FormPair* pairs, int count, PackedForm
     constexpr int kSharedBytes = kStages * 2 * kSide * kDepth * 16;
     float* gram = forms.gram.at_least(static_cast<size_t>(count) * kSplits * Size * Size);
     float* largest = forms.largest.at_least(static_cast<size_t>(count) * kMaxima);
-    float* diagonals = forms.diagonals.at_least(static_cast<size_t>(count) * Size);
     float* scales = forms.scales.at_least(count);
-    uint4* triangles = forms.triangles.at_least(static_cast<size_t>(count) * F::kChunks * 32);
+    uint4* triangles = forms.triangles.at_least(static_cast<size_t>(count) * F::kChunks);
     allow_shared_memory(gram_kernel<T, Size>, kSharedBytes);
     gram_kernel<T, Size>
         <<<dim3(kTiles, count, kSplits), 2 * kSide, kSharedBytes, stream>>>(layer, pairs, gram, largest);
     check_launch("Gram matrices");
-    pack_kernel<T, Size><<<dim3(F::kTiles * F::kBlocks / kPackWarps, count), 32 * kPackWarps, 0, stream>>>(
-        pairs, gram, largest, kMaxima, triangles, diagonals, scales);
+    constexpr int kSquares = F::kBlocks * (F::kBlocks + 1) / 2;
+    pack_kernel<T, Size>
+        <<<dim3(kSquares, count), F::kSquareChunks, 0, stream>>>(pairs, gram, largest, kMaxima, triangles, scales);
   });
   check_launch("packing Gram matrices");
 }

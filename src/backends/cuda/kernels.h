@@ -55,12 +55,11 @@ void weight_products(const Layer& layer, QueryRange range, const float* weights,
 struct FormPair {
   int a, b;
 };
-/// The forms' matrices, folded onto a triangle and laid out for the tensor cores: see value_forms.cu.
+/// The forms' matrices, folded onto a triangle and laid out for the tensor cores: see forms.cuh.
 struct PackedForms {
   DeviceBuffer<float> gram;       ///< [forms, splits, value_stride, value_stride], scratch
   DeviceBuffer<float> largest;    ///< scratch
-  DeviceBuffer<uint4> triangles;  ///< [forms, triangle_chunks]
-  DeviceBuffer<float> diagonals;  ///< [forms, value_stride]
+  DeviceBuffer<uint4> triangles;  ///< [forms, chunks]
   DeviceBuffer<float> scales;     ///< [forms] what results are multiplied with
 };
 
@@ -70,7 +69,6 @@ void pack_forms(const Layer& layer, const FormPair* pairs, int count, PackedForm
 /// `square_root`, the root of it.
 void value_forms(const Layer& layer, const PackedForms& forms, int per_kv_head, bool square_root, float* out,
                  cudaStream_t stream);
-
 /// projection.cu: head outputs [queries, H_q * value_size] times W_o plus bias (nullptr: none): [queries, D].
 void project_exact(const Layer& layer, const float* heads, int queries, const float* bias, float* exact,
                    cudaStream_t stream);
@@ -80,5 +78,18 @@ void project_errors(const Layer& layer, const float* deltas, int rows, const flo
 /// ||v_i W_O^h||_1 of one query head: the x of [C].
 void value_absolute_sums(const Layer& layer, int head, DeviceBuffer<double2>& partial, double2* sums,
                          cudaStream_t stream);
+
+// Primitives that have a second kernel for half types, with instructions that sm_90a alone has: what their files
+// (*_sm90.cu) offer to the first ones, which choose.
+
+/// Whether the layer goes to these kernels.
+inline bool use_sm90(const Layer& layer) { return runs_sm90() && layer.element != Element::float32; }
+
+/// Partial softmaxes of the rows, [parts, kv_heads, rows] of (shift, sum); returns the number of parts.
+int row_parts_sm90(const Layer& layer, QueryRange range, DeviceBuffer<float2>& partial, cudaStream_t stream);
+void window_columns_sm90(const Layer& layer, QueryRange range, const RowSoftmax* softmax, float* sums, float* squares,
+                         cudaStream_t stream);
+void value_forms_sm90(const Layer& layer, const PackedForms& forms, int per_kv_head, bool square_root, float* out,
+                      cudaStream_t stream);
 
 }  // namespace laprox::cuda

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
   const LogitForm form(layer);
   const T* keys = static_cast<const T*>(layer.k) + static_cast<size_t>(kv_head) * layer.tokens * Size;
   const int stride = row_blocks * S::kResident;
-  stream_tiles<T, Size>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
+  stream_tiles<S>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
     if (idle) return;
 #pragma unroll 1
     for (int step = 0; step < kTile; step += kStep) {
@@ -117,7 +117,7 @@ void logit_table(const Layer& layer, QueryRange range, int kv_head, float* logit
   const int groups = (layout.row_blocks + kWarps - 1) / kWarps;
   for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     using S = Streaming<T, Size>;
-    const int splits = shares_of<T, Size>((layer.tokens + kTile - 1) / kTile, groups);
+    const int splits = shares_of<S>((layer.tokens + kTile - 1) / kTile, groups);
     allow_shared_memory(logit_table_kernel<T, Size>, S::kSharedBytes);
     logit_table_kernel<T, Size>
         <<<dim3(splits, groups), kThreads, S::kSharedBytes, stream>>>(layer, range, kv_head, layout.row_blocks, logits);

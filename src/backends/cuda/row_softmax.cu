@@ -1,26 +1,10 @@
 #include "backends/cuda/dispatch.cuh"
-#include "backends/cuda/rows.cuh"
+#include "backends/cuda/running_softmax.cuh"
 #include "backends/cuda/stream.cuh"
 
 namespace laprox::cuda {
 
 namespace {
-
-/// Below every logit, and finite, so that differences with it are numbers.
-constexpr float kNothing = -1e30F;
-/// A tile's sum that asks for a larger shift: far below overflow, far above what a stale shift usually lets through.
-constexpr float kTooLarge = 0x1p40F;
-
-/// Sum of exp2(x - shift) with a shift near the largest x so far.
-struct RunningSoftmax {
-  float shift = kNothing, sum = 0;
-
-  __device__ void join(float other_shift, float other_sum) {
-    const float largest = fmaxf(shift, other_shift);
-    sum = sum * fast_exp2(shift - largest) + other_sum * fast_exp2(other_shift - largest);
-    shift = largest;
-  }
-};
 
 /// What a lane adds to the softmax of one query from its four keys of two accumulator tiles.
 template <int Columns>
@@ -89,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
 
   const LogitForm form(layer);
   RunningSoftmax running[S::kColumns][2];
-  stream_tiles<T, Size>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
+  stream_tiles<S>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
     if (idle) return;
 #pragma unroll 1
     for (int step = 0; step < kTile; step += kStep) {
@@ -145,25 +129,32 @@ __global__ void finish_kernel(Layer layer, QueryRange range, int resident, int r
   softmax[row] = {running.shift, running.sum > 0 ? 1 / running.sum : 0};
 }
 
+int row_parts_sm80(const Layer& layer, QueryRange range, DeviceBuffer<float2>& partial, cudaStream_t stream) {
+  const RowLayout layout(layer, range);
+  const int groups = (layout.row_blocks + kWarps - 1) / kWarps;
+  int splits = 0;
+  for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
+    using S = Streaming<T, Size>;
+    splits = shares_of<S>((layer.tokens + kTile - 1) / kTile, layer.kv_heads * groups);
+    partial.at_least(static_cast<size_t>(splits) * layer.kv_heads * layout.rows());
+    allow_shared_memory(row_softmax_kernel<T, Size>, S::kSharedBytes);
+    row_softmax_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), kThreads, S::kSharedBytes, stream>>>(
+        layer, range, layout.row_blocks, splits, partial.data());
+  });
+  check_launch("row softmax");
+  return splits;
+}
+
 }  // namespace
 
 void row_softmax(const Layer& layer, QueryRange range, DeviceBuffer<float2>& partial, DeviceBuffer<RowSoftmax>& softmax,
                  cudaStream_t stream) {
   const RowLayout layout(layer, range);
-  const int groups = (layout.row_blocks + kWarps - 1) / kWarps;
-  const int rows = layout.rows(), total = layer.kv_heads * rows;
+  const int total = layer.kv_heads * layout.rows();
   softmax.at_least(total);
-  for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
-    using S = Streaming<T, Size>;
-    const int splits = shares_of<T, Size>((layer.tokens + kTile - 1) / kTile, layer.kv_heads * groups);
-    partial.at_least(static_cast<size_t>(splits) * total);
-    allow_shared_memory(row_softmax_kernel<T, Size>, S::kSharedBytes);
-    row_softmax_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), kThreads, S::kSharedBytes, stream>>>(
-        layer, range, layout.row_blocks, splits, partial.data());
-    check_launch("row softmax");
-    finish_kernel<<<(total + 127) / 128, 128, 0, stream>>>(layer, range, layout.resident, rows, splits, partial.data(),
-                                                           softmax.data());
-  });
+  const int parts = (use_sm90(layer) ? row_parts_sm90 : row_parts_sm80)(layer, range, partial, stream);
+  finish_kernel<<<(total + 127) / 128, 128, 0, stream>>>(layer, range, layout.resident, layout.rows(), parts,
+                                                         partial.data(), softmax.data());
   check_launch("finishing the row softmax");
 }
 

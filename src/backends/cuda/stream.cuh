@@ -8,7 +8,10 @@
 namespace laprox::cuda {
 
 // The shape of every attention kernel: each warp keeps some rows of one matrix in registers, and the rows of another
-// one stream past all warps of the block through a ring of tiles in shared memory.
+// one stream past all warps of the block through a ring of tiles in shared memory. A SHAPE says how: the chunks of a
+// row (kRow), threads per block (kBlockThreads), tiles in the ring (kStages, kTileBytes, kSharedBytes), blocks per
+// multiprocessor (kResidentBlocks), where a chunk lies in its tile (place), and what makes a tile that has arrived
+// visible to those who read it (publish). `Streaming` is the one for mma.sync, KeyTiles (stream_sm90.cuh) for wgmma.
 
 inline constexpr int kTile = 64;  ///< rows streamed at a time
 inline constexpr int kStep = 32;  ///< rows that a warp takes at a time: two accumulator tiles
@@ -31,6 +34,11 @@ struct Streaming : Chunks<T, Size> {
   static constexpr int kResidentBlocks = kColumns * kRegistersPerColumn <= 32   ? 4
                                          : kColumns * kRegistersPerColumn <= 64 ? 3
                                                                                 : 2;
+  static constexpr int kBlockThreads = kThreads;
+
+  /// Eight rows' chunks of one number, which ldmatrix reads at once, lie in different banks.
+  __device__ static int place(int row, int chunk) { return row * kRow + (chunk ^ (row & 7)); }
+  __device__ static void publish() {}
 };
 
 /// One warp's resident rows: [n][s] is step s of row 8 n + g, as the right factor of products.
@@ -53,24 +61,17 @@ struct Resident {
   }
 };
 
-/// Where chunk `chunk` of row `row` lies in a tile: eight rows' chunks of one number, which ldmatrix reads at once, lie
-/// in different banks.
-template <class T, int Size>
-__device__ inline int place_in_tile(int row, int chunk) {
-  return row * Streaming<T, Size>::kRow + (chunk ^ (row & 7));
-}
-
 /// Starts copying tile `tile` of a matrix of `rows` rows to shared memory; rows beyond the last become 0.
-template <class T, int Size>
+template <class Shape, class T>
 __device__ inline void start_tile(uint4* target, const T* matrix, int rows, int tile) {
-  constexpr int kRow = Streaming<T, Size>::kRow;
+  constexpr int kRow = Shape::kRow;
   const int thread = static_cast<int>(threadIdx.x);
   const uint4* source = reinterpret_cast<const uint4*>(matrix) + static_cast<size_t>(tile) * kTile * kRow + thread;
   const int last = (rows - tile * kTile) * kRow;  // chunks of the tile that there are
 #pragma unroll
-  for (int i = 0; i < kTile * kRow; i += kThreads) {
+  for (int i = 0; i < kTile * kRow; i += Shape::kBlockThreads) {
     const int row = (thread + i) / kRow, chunk = (thread + i) % kRow;
-    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(target + place_in_tile<T, Size>(row, chunk)));
+    const unsigned to = shared_address(target + Shape::place(row, chunk));
     if (last >= kTile * kRow) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(source + i));
     } else {
@@ -82,32 +83,32 @@ __device__ inline void start_tile(uint4* target, const T* matrix, int rows, int 
 }
 
 /// How many shares to cut `tiles` tiles into, so that `others` times as many blocks fill the device once.
-template <class T, int Size>
+template <class Shape>
 int shares_of(int tiles, int others) {
-  const int blocks = Streaming<T, Size>::kResidentBlocks * device_limits().multiprocessors / others;
+  const int blocks = Shape::kResidentBlocks * device_limits().multiprocessors / others;
   return std::clamp(blocks, 1, tiles);
 }
 
 /// Streams the tiles [first, last) of `matrix` past the block and calls body(tile, pointer to its chunks) for each.
 /// Every thread of the block must call it. `shared` has kSharedBytes.
-template <class T, int Size, class Body>
+template <class Shape, class T, class Body>
 __device__ inline void stream_tiles(const T* matrix, int rows, int first, int last, uint4* shared, const Body& body) {
-  using S = Streaming<T, Size>;
-  constexpr int kTileChunks = S::kTileBytes / 16;
+  constexpr int kTileChunks = Shape::kTileBytes / 16;
 #pragma unroll
-  for (int stage = 0; stage < S::kStages - 1; ++stage) {
-    if (first + stage < last) start_tile<T, Size>(shared + stage * kTileChunks, matrix, rows, first + stage);
+  for (int stage = 0; stage < Shape::kStages - 1; ++stage) {
+    if (first + stage < last) start_tile<Shape>(shared + stage * kTileChunks, matrix, rows, first + stage);
     asm volatile("cp.async.commit_group;");
   }
   int stage = 0;
   for (int tile = first; tile < last; ++tile) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(S::kStages - 2));
+    asm volatile("cp.async.wait_group %0;" ::"n"(Shape::kStages - 2));
+    Shape::publish();
     __syncthreads();  // the tile has arrived for all, and all are done with the one whose place is filled next
-    const int next = tile + S::kStages - 1, free_stage = (stage + S::kStages - 1) % S::kStages;
-    if (next < last) start_tile<T, Size>(shared + free_stage * kTileChunks, matrix, rows, next);
+    const int next = tile + Shape::kStages - 1, free_stage = (stage + Shape::kStages - 1) % Shape::kStages;
+    if (next < last) start_tile<Shape>(shared + free_stage * kTileChunks, matrix, rows, next);
     asm volatile("cp.async.commit_group;");
     body(tile, shared + stage * kTileChunks);
-    stage = (stage + 1) % S::kStages;
+    stage = (stage + 1) % Shape::kStages;
   }
   asm volatile("cp.async.wait_group 0;");
 }
@@ -120,16 +121,12 @@ __device__ inline void products(float (&c)[Streaming<T, Size>::kColumns][4], con
 #pragma unroll
   for (int n = 0; n < S::kColumns; ++n) c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
   // Lane l points ldmatrix to row l % 16, chunk l / 16 of the step. Tiles begin at multiples of their row length, so
-  // that the step's number can be combined with the address by exclusive or, as place_in_tile would.
+  // that the step's number can be combined with the address by exclusive or, as place() would.
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const unsigned address =
-      static_cast<unsigned>(__cvta_generic_to_shared(tile + place_in_tile<T, Size>(first_row + lane % 16, lane / 16)));
+  const unsigned address = shared_address(tile + S::place(first_row + lane % 16, lane / 16));
 #pragma unroll
   for (int s = 0; s < S::kSteps; ++s) {
-    uint4 left;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(left.x), "=r"(left.y), "=r"(left.z), "=r"(left.w)
-                 : "r"(address ^ (32 * s)));
+    const uint4 left = load_pieces(address ^ (32 * s));
 #pragma unroll
     for (int n = 0; n < S::kColumns; ++n) multiply_step<T>(c[n], left, resident.steps[n][s]);
   }

@@ -28,6 +28,20 @@ struct Chunks {
 __device__ inline int lane_row() { return static_cast<int>(threadIdx.x) % 32 / 4; }     ///< g
 __device__ inline int lane_column() { return static_cast<int>(threadIdx.x) % 32 % 4; }  ///< t
 
+__device__ inline unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+/// ldmatrix: four pieces of 8 rows x 16 bytes, lanes 8 m .. 8 m + 7 pointing to the rows of piece m; lane (g, t) gets
+/// word t of row g of each.
+__device__ inline uint4 load_pieces(unsigned row_address) {
+  uint4 pieces;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(pieces.x), "=r"(pieces.y), "=r"(pieces.z), "=r"(pieces.w)
+               : "r"(row_address));
+  return pieces;
+}
+
 namespace detail {
 
 __device__ inline void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1,

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
   const T* keys = static_cast<const T*>(layer.k) + static_cast<size_t>(kv_head) * layer.tokens * Size;
   float* head_sums = WithSums ? sums + static_cast<size_t>(rows.head) * layer.context : nullptr;
   float* head_squares = squares + static_cast<size_t>(rows.head) * layer.context;
-  stream_tiles<T, Size>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
+  stream_tiles<S>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
     if (idle) return;
 #pragma unroll 1
     for (int step = 0; step < kTile; step += kStep) {
@@ -89,15 +89,13 @@ __global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
   });
 }
 
-}  // namespace
-
-void window_columns(const Layer& layer, QueryRange range, const RowSoftmax* softmax, float* sums, float* squares,
-                    cudaStream_t stream) {
+void window_columns_sm80(const Layer& layer, QueryRange range, const RowSoftmax* softmax, float* sums, float* squares,
+                         cudaStream_t stream) {
   const RowLayout layout(layer, range);
   const int groups = (layer.group + kWarps - 1) / kWarps;
   for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     using S = Streaming<T, Size>;
-    const int splits = shares_of<T, Size>((layer.context + kTile - 1) / kTile, layer.kv_heads * groups);
+    const int splits = shares_of<S>((layer.context + kTile - 1) / kTile, layer.kv_heads * groups);
     const auto kernel = sums ? window_kernel<T, Size, true> : window_kernel<T, Size, false>;
     allow_shared_memory(kernel, S::kSharedBytes);
     for (int query_block = 0; query_block < layout.row_blocks / layer.group; ++query_block) {
@@ -106,6 +104,13 @@ void window_columns(const Layer& layer, QueryRange range, const RowSoftmax* soft
     }
   });
   check_launch("window columns");
+}
+
+}  // namespace
+
+void window_columns(const Layer& layer, QueryRange range, const RowSoftmax* softmax, float* sums, float* squares,
+                    cudaStream_t stream) {
+  (use_sm90(layer) ? window_columns_sm90 : window_columns_sm80)(layer, range, softmax, sums, squares, stream);
 }
 
 }  // namespace laprox::cuda

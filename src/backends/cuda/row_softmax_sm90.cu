@@ -1,0 +1,108 @@
+#include "backends/cuda/dispatch.cuh"
+#include "backends/cuda/running_softmax.cuh"
+#include "backends/cuda/stream_sm90.cuh"
+
+namespace laprox::cuda {
+
+namespace {
+
+/// What a lane adds to the softmax of one of its two queries.
+__device__ inline float exponentials(const float (&c)[8][4], int half, float factor, float shift) {
+  float even = 0, odd = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    even += fast_exp2(__fmaf_rn(c[j][2 * half], factor, -shift));
+    odd += fast_exp2(__fmaf_rn(c[j][2 * half + 1], factor, -shift));
+  }
+  return even + odd;
+}
+
+/// Adds a tile's products to the running softmaxes. Only where a shift proves to be too small is the maximum sought: at
+/// the first keys, and hardly ever again.
+__device__ inline void add(RunningSoftmax (&running)[2], const float (&c)[8][4], float factor) {
+  float added[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) added[half] = exponentials(c, half, factor, running[half].shift);
+  if (fmaxf(added[0], added[1]) >= kTooLarge) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float maximum = kNothing;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        maximum = fmaxf(maximum, fmaxf(c[j][2 * half] * factor, c[j][2 * half + 1] * factor));
+      }
+      running[half].join(maximum, 0);
+      added[half] = exponentials(c, half, factor, running[half].shift);
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) running[half].sum += added[half];
+}
+
+/// One pass over the keys, as in row_softmax.cu: block (split * kv_heads + kv_head, group of row blocks).
+template <class T, int Size>
+__global__ void __launch_bounds__(KeyTiles<T, Size>::kBlockThreads, KeyTiles<T, Size>::kResidentBlocks)
+    row_softmax_kernel(Layer layer, QueryRange range, int row_blocks, int splits, float2* partial) {
+  using S = KeyTiles<T, Size>;
+  extern __shared__ __align__(1024) uint4 shared[];
+  const int kv_head = static_cast<int>(blockIdx.x) % layer.kv_heads,
+            split = static_cast<int>(blockIdx.x) / layer.kv_heads;
+  // Later queries see more keys: they begin first.
+  const int first_block = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kRowBlocks;
+  const int warp = static_cast<int>(threadIdx.x) / 32, row_block = first_block + warp / 2;
+  const bool idle = row_block >= row_blocks, group_idle = first_block + warp / 4 * 2 >= row_blocks;
+  const RowBlock rows(layer, range, kv_head, idle ? first_block : row_block, S::kResident);
+  // All warps of the block stream the keys that any of them needs.
+  const RowBlock low(layer, range, kv_head, first_block, S::kResident);
+  const RowBlock high(layer, range, kv_head, min(first_block + kRowBlocks, row_blocks) - 1, S::kResident);
+  const int begin = low.first_key / kTile, tiles = (high.last_key + kTile - 1) / kTile - begin;
+  const int first = begin + static_cast<int>(static_cast<long long>(tiles) * split / splits);
+  const int last = begin + static_cast<int>(static_cast<long long>(tiles) * (split + 1) / splits);
+
+  const T* keys = static_cast<const T*>(layer.k) + static_cast<size_t>(kv_head) * layer.tokens * Size;
+  QueryRows<T, Size> queries;
+  queries.load(static_cast<const T*>(layer.q) + (static_cast<size_t>(rows.head) * layer.queries + rows.first) * Size,
+               idle ? 0 : rows.count());
+  const LogitForm form(layer);
+  RunningSoftmax running[2];
+  stream_tiles<S>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
+    if (group_idle) return;
+    float c[8][4];
+    products(c, queries, chunks);
+    finish_products(c, layer, rows, tile, form);
+    add(running, c, form.factor);
+  });
+  if (idle) return;
+
+  float2* out =
+      partial + ((static_cast<size_t>(split) * layer.kv_heads + kv_head) * row_blocks + row_block) * S::kResident;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    RunningSoftmax& r = running[half];
+#pragma unroll
+    for (int other = 1; other < 4; other *= 2) {
+      r.join(__shfl_xor_sync(~0U, r.shift, other), __shfl_xor_sync(~0U, r.sum, other));
+    }
+    if (lane_column() == 0) out[first_warp_row() + 8 * half + lane_row()] = make_float2(r.shift, r.sum);
+  }
+}
+
+}  // namespace
+
+int row_parts_sm90(const Layer& layer, QueryRange range, DeviceBuffer<float2>& partial, cudaStream_t stream) {
+  const RowLayout layout(layer, range);
+  const int groups = (layout.row_blocks + kRowBlocks - 1) / kRowBlocks;
+  int splits = 0;
+  for_half_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
+    using S = KeyTiles<T, Size>;
+    splits = shares_of<S>((layer.tokens + kTile - 1) / kTile, layer.kv_heads * groups);
+    partial.at_least(static_cast<size_t>(splits) * layer.kv_heads * layout.rows());
+    allow_shared_memory(row_softmax_kernel<T, Size>, S::kSharedBytes);
+    row_softmax_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), S::kBlockThreads, S::kSharedBytes, stream>>>(
+        layer, range, layout.row_blocks, splits, partial.data());
+  });
+  check_launch("row softmax");
+  return splits;
+}
+
+}  // namespace laprox::cuda
