@@ -89,6 +89,9 @@ inline bool use_sm90(const Layer& layer) { return runs_sm90() && layer.element !
 int row_parts_sm90(const Layer& layer, QueryRange range, DeviceBuffer<float2>& partial, cudaStream_t stream);
 void window_columns_sm90(const Layer& layer, QueryRange range, const RowSoftmax* softmax, float* sums, float* squares,
                          cudaStream_t stream);
+/// Partial products W^a (W^b)^T and their largest magnitudes: see gram.cuh.
+void partial_products_sm90(const Layer& layer, const FormPair* pairs, int count, float* gram, float* largest,
+                           cudaStream_t stream);
 void value_forms_sm90(const Layer& layer, const PackedForms& forms, int per_kv_head, bool square_root, float* out,
                       cudaStream_t stream);
 

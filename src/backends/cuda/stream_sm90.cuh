@@ -27,8 +27,7 @@ struct KeyTiles : Chunks<T, Size> {
   static_assert(sizeof(T) == 2 && kResident == Streaming<T, Size>::kResident);
 
   __device__ static int place(int row, int chunk) { return chunk / 8 * kPanelChunks + row * 8 + (chunk % 8 ^ row % 8); }
-  /// wgmma reads shared memory on another way than the one on which tiles are written.
-  __device__ static void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+  __device__ static void publish() { publish_tiles(); }
 };
 
 /// Which rows of its row block a warp has.

@@ -36,6 +36,8 @@ class RightFactor {
   unsigned low_, high_;
 };
 
+/// Lets wgmma see what this thread's copies brought to shared memory: it reads on another way than they write.
+__device__ inline void publish_tiles() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 /// Orders earlier uses of registers before the products that come now.
 __device__ inline void start_wgmma() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 /// What was started since the last call is one group.
