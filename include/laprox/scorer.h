@@ -63,6 +63,9 @@ class Scorer {
   /// True where scores only say an order (places in it, or 1 for what is kept), so that their size means nothing.
   virtual bool scores_are_places() const { return false; }
 
+  /// True where a score may jump although attention changes ever so little: a threshold marks the token, or does not.
+  virtual bool scores_jump() const { return false; }
+
   /// The longest context that it can score in reasonable time, and the floating-point operations that one layer takes
   /// beyond the kernels' primitives.
   virtual Index longest_context() const { return std::numeric_limits<Index>::max(); }

@@ -28,18 +28,20 @@ void write_tensor(H5::Group& group, const std::string& name, const Tensor& tenso
   if (type == ElementType::float16) stored = io::float16_type();
   if (type == ElementType::float32) stored = H5::PredType::NATIVE_FLOAT;
   if (type == ElementType::float64) stored = H5::PredType::NATIVE_DOUBLE;
-  H5::DataSet dataset = group.createDataSet(name, stored, space_of(tensor.shape()));
+  H5::DataSet dataset = group.createDataSet(name, stored, space_of(tensor.shape()), io::dataset_properties());
   dataset.write(raw.data(), stored);
   if (type == ElementType::bfloat16) io::write_attribute(dataset, "dtype", std::string("bfloat16"));
 }
 
 void write_reals(H5::Group& group, const std::string& name, const double* values, const std::vector<Index>& shape) {
-  group.createDataSet(name, H5::PredType::IEEE_F32LE, space_of(shape)).write(values, H5::PredType::NATIVE_DOUBLE);
+  group.createDataSet(name, H5::PredType::IEEE_F32LE, space_of(shape), io::dataset_properties())
+      .write(values, H5::PredType::NATIVE_DOUBLE);
 }
 
 void write_positions(H5::H5File& file, const std::string& name, const std::vector<Index>& positions) {
   const std::vector<std::int64_t> values(positions.begin(), positions.end());
-  file.createDataSet(name, H5::PredType::STD_I64LE, space_of({static_cast<Index>(values.size())}))
+  file.createDataSet(name, H5::PredType::STD_I64LE, space_of({static_cast<Index>(values.size())}),
+                     io::dataset_properties())
       .write(values.data(), H5::PredType::NATIVE_INT64);
 }
 
@@ -98,7 +100,7 @@ void DumpWriter::write_layer(const LayerTensors& layer, ElementType type, const 
     const auto& rotation = layer.attention.rope_inv_freq;
     if (!rotation.empty()) {
       const std::vector<Index> shape{static_cast<Index>(rotation.size())};
-      group.createDataSet("rope_inv_freq", H5::PredType::IEEE_F64LE, space_of(shape))
+      group.createDataSet("rope_inv_freq", H5::PredType::IEEE_F64LE, space_of(shape), io::dataset_properties())
           .write(rotation.data(), H5::PredType::NATIVE_DOUBLE);
     }
     if (output) write_reals(group, "output", output->data(), {output->rows(), output->cols()});

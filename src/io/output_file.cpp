@@ -54,6 +54,14 @@ void OutputFile::commit() {
   committed_ = true;
 }
 
+H5::DSetCreatPropList dataset_properties() {
+  H5::DSetCreatPropList properties;
+  if (H5Pset_obj_track_times(properties.getId(), 0) < 0) {
+    throw H5::PropListIException("H5Pset_obj_track_times", "a dataset's properties cannot be set");
+  }
+  return properties;
+}
+
 void write_attribute(H5::H5Object& owner, const std::string& name, const std::string& value) {
   H5::StrType type(H5::PredType::C_S1, H5T_VARIABLE);
   type.setCset(H5T_CSET_UTF8);

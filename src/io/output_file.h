@@ -27,6 +27,9 @@ class OutputFile {
   H5::H5File file_;
 };
 
+/// What datasets are created with: they do not store when, so that equal contents are equal bytes.
+H5::DSetCreatPropList dataset_properties();
+
 void write_attribute(H5::H5Object& owner, const std::string& name, const std::string& value);
 void write_attribute(H5::H5Object& owner, const std::string& name, long long value);
 void write_attribute(H5::H5Object& owner, const std::string& name, double value);

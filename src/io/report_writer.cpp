@@ -42,7 +42,7 @@ class ReportWriter {
  private:
   H5::DataSet write_strings(const std::string& name, const std::vector<std::string>& values) {
     const hsize_t size = values.size();
-    H5::DataSet dataset = root_.createDataSet(name, text_type(), H5::DataSpace(1, &size));
+    H5::DataSet dataset = root_.createDataSet(name, text_type(), H5::DataSpace(1, &size), io::dataset_properties());
     std::vector<const char*> pointers;
     for (const std::string& value : values) pointers.push_back(value.c_str());
     dataset.write(pointers.data(), text_type());
@@ -62,7 +62,8 @@ class ReportWriter {
     std::vector<std::int64_t> numbers(static_cast<std::size_t>(count));
     for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<std::int64_t>(i);
     const hsize_t size = numbers.size();
-    H5::DataSet dataset = root_.createDataSet(dimension, H5::PredType::STD_I64LE, H5::DataSpace(1, &size));
+    H5::DataSet dataset =
+        root_.createDataSet(dimension, H5::PredType::STD_I64LE, H5::DataSpace(1, &size), io::dataset_properties());
     dataset.write(numbers.data(), H5::PredType::NATIVE_INT64);
     make_scale(dimension, dataset);
   }
@@ -85,7 +86,7 @@ class ReportWriter {
 
   void write_array(const std::string& name, const ReportArray& array) {
     const H5::DataType stored = array.counts ? H5::PredType::STD_I64LE : H5::PredType::IEEE_F64LE;
-    H5::DataSet dataset = root_.createDataSet(name, stored, space(array.dimensions));
+    H5::DataSet dataset = root_.createDataSet(name, stored, space(array.dimensions), io::dataset_properties());
     dataset.write(array.values.data(), H5::PredType::NATIVE_DOUBLE);
     io::write_attribute(dataset, "long_name", array.meaning);
     attach(dataset, array.dimensions);
@@ -94,11 +95,12 @@ class ReportWriter {
   void write_kept() {
     H5::Group group = output_.file().createGroup("/kept");
     const std::vector<std::string>& dimensions = report_.array("kept_count").dimensions;
-    H5::DataSet starts = group.createDataSet("start", H5::PredType::STD_I64LE, space(dimensions));
+    H5::DataSet starts =
+        group.createDataSet("start", H5::PredType::STD_I64LE, space(dimensions), io::dataset_properties());
     starts.write(report_.kept.starts.data(), H5::PredType::NATIVE_INT64);
     attach(starts, dimensions);
     const hsize_t size = report_.kept.tokens.size(), chunk = std::max<hsize_t>(1, std::min<hsize_t>(size, 1 << 18));
-    H5::DSetCreatPropList properties;
+    H5::DSetCreatPropList properties = io::dataset_properties();
     properties.setChunk(1, &chunk);
     properties.setShuffle();
     properties.setDeflate(4);

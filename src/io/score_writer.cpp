@@ -17,7 +17,7 @@ template <class T>
 void write_array(H5::Group& group, const std::string& name, const H5::PredType& type, const std::vector<Index>& shape,
                  const std::vector<T>& values) {
   const std::vector<hsize_t> extents(shape.begin(), shape.end());
-  H5::DSetCreatPropList properties;
+  H5::DSetCreatPropList properties = io::dataset_properties();
   std::vector<hsize_t> chunk = extents;
   if (chunk.size() > 1) chunk[0] = 1;
   properties.setChunk(static_cast<int>(chunk.size()), chunk.data());

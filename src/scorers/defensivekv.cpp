@@ -17,6 +17,7 @@ class DefensiveKV : public WindowScorer {
 
   Pins pins() const override { return {.last = hard_window_ ? window() : 0}; }
   bool depends_on_budget() const override { return true; }
+  bool scores_jump() const override { return true; }
 
   std::vector<Matrix> score_each(std::span<const Index> budgets, const LayerView& layer,
                                  ScoringKernels& kernels) const override {

@@ -26,7 +26,7 @@ class CandidateVerifier {
     }
     if (file_.has("kept")) {
       kept_precision_.emplace(precision_of_kept());
-      kept_.emplace(*policy_, file_.budgets(), info_, *kept_precision_);
+      kept_.emplace(*policy_, file_.budgets(), info_, *kept_precision_, KeptJudge::Subject::candidate);
     }
   }
 

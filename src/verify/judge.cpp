@@ -13,7 +13,6 @@ namespace {
 
 constexpr double kFactor = 2;         ///< how many times the error of a plain evaluation
 constexpr double kFloor = 1e-5;       ///< of the scale: below this no error counts
-constexpr double kCap = 0.2;          ///< beyond this a plain evaluation is no yardstick
 constexpr double kNeighbourhood = 4;  ///< elements of up to this many times the size lend their plain error
 
 enum PartIndex : std::size_t { kFinite, kElement, kNorm, kCosine };

@@ -7,6 +7,10 @@
 
 namespace laprox::verify {
 
+/// Beyond this a plain evaluation is no yardstick: of a row's largest element, of its norm, in radians; of what is
+/// kept.
+inline constexpr double kCap = 0.2;
+
 /// One layer's values of one kind. A row is what is judged on its own: a head's tokens, or a query's output.
 struct Values {
   const Matrix& found;

@@ -5,13 +5,14 @@
 #include <limits>
 
 #include "laprox/error.h"
+#include "verify/judge.h"
 
 namespace laprox::verify {
 
 namespace {
 
 constexpr Index kNear = 32;  ///< tokens on either side of a cut whose plain errors count there
-constexpr double kFloor = 1e-5, kCap = 0.2;
+constexpr double kFloor = 1e-5;
 constexpr double kTerms = 64;  ///< how many lost terms a score may be short of
 
 enum PartIndex : std::size_t { kTokens, kCounts, kBudget };
@@ -47,8 +48,8 @@ KeptMasks masks_of(const PolicyPlan& plan, Index context_length) {
 }
 
 KeptJudge::KeptJudge(const Policy& policy, const std::vector<BudgetRequest>& budgets, const DumpInfo& dump,
-                     const Precision& precision)
-    : policy_(policy), precision_(precision), context_(dump.context_length) {
+                     const Precision& precision, Subject subject)
+    : policy_(policy), precision_(precision), subject_(subject), context_(dump.context_length) {
   for (const BudgetRequest& budget : budgets) {
     labels_.push_back(budget.text);
     budgets_.push_back(resolve(budget, dump));
@@ -100,6 +101,7 @@ KeptCheck KeptJudge::judge_budget(std::size_t budget, const PolicyPlan& plan, co
       kept += heads.back().count;
     }
   }
+  if (subject_ == Subject::backend) excuse_tokens(kept, plan, plain, check);
   judge_counts(budget, heads, plan, plain, check);
   if (found.size() == expected_.size()) {
     VerdictPart& part = check.parts[kBudget];
@@ -193,6 +195,19 @@ void KeptJudge::judge_tokens(const Head& head, KeptCheck& check) const {
     part.row = head.kv_head;
     part.column = token;
   }
+}
+
+/// See the class: what a backend is excused.
+void KeptJudge::excuse_tokens(Index kept, const PolicyPlan& plan, const std::vector<PolicyPlan>& plain,
+                              KeptCheck& check) const {
+  if (!policy_.scorer->scores_are_places() && !policy_.scorer->scores_jump()) return;
+  VerdictPart& part = check.parts[kTokens];
+  const KeptMasks expected = masks_of(plan, context_);
+  const bool stable = std::all_of(plain.begin(), plain.end(),
+                                  [&](const PolicyPlan& each) { return masks_of(each, context_) == expected; });
+  if (stable || part.measured > kCap * static_cast<double>(kept)) return;
+  check.ties += static_cast<Index>(part.measured);
+  part = {.name = part.name};
 }
 
 void KeptJudge::judge_counts(std::size_t budget, const std::vector<Head>& heads, const PolicyPlan& plan,

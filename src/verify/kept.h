@@ -21,11 +21,17 @@ KeptMasks masks_of(const PolicyPlan& plan, Index context_length);
 /// token.) A kept set is right if scores within that tolerance of the reference's make the policy keep exactly it.
 /// Those in its favour decide: what it keeps is raised by the tolerance, all else lowered. The number of tokens that
 /// each head keeps is judged the same way through the policy's own allocator.
+///
+/// Where one choice moves others (scores that are places or that jump), one rounding may move many tokens. A backend,
+/// whose primitives are judged beside, is therefore excused up to a fifth of what it keeps if plain evaluations differ
+/// from the reference at any budget; a candidate is not.
 class KeptJudge {
  public:
-  /// Both must outlive the judge.
+  enum class Subject { backend, candidate };
+
+  /// The policy and the precision must outlive the judge.
   KeptJudge(const Policy& policy, const std::vector<BudgetRequest>& budgets, const DumpInfo& dump,
-            const Precision& precision);
+            const Precision& precision, Subject subject);
 
   /// Layers in order; `plain` holds nothing for a program that leaves the range of its numbers.
   void add_layer(LayerScores expected, std::vector<std::optional<LayerScores>> plain);
@@ -40,6 +46,7 @@ class KeptJudge {
   KeptCheck judge_budget(std::size_t budget, const PolicyPlan& plan, const std::vector<PolicyPlan>& plain,
                          const KeptMasks& found) const;
   void judge_tokens(const Head& head, KeptCheck& check) const;
+  void excuse_tokens(Index kept, const PolicyPlan& plan, const std::vector<PolicyPlan>& plain, KeptCheck& check) const;
   void judge_counts(std::size_t budget, const std::vector<Head>& heads, const PolicyPlan& plan,
                     const std::vector<PolicyPlan>& plain, KeptCheck& check) const;
   HeadCounts favourable_counts(std::size_t budget, const std::vector<Head>& heads) const;
@@ -50,6 +57,7 @@ class KeptJudge {
 
   const Policy& policy_;
   const Precision& precision_;
+  Subject subject_;
   Index context_;
   std::vector<std::string> labels_;
   std::vector<Budget> budgets_;

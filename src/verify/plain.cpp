@@ -92,10 +92,18 @@ class Arithmetic {
   /// q k^T, component by component: the order of a simple loop, in which one large component costs the most digits.
   Array product(const Array& q, const Array& k) const {
     const Dense components = k.matrix().transpose();
-    Dense sums = Dense::Zero(q.rows(), k.rows());
-    for (Index n = 0; n < q.cols(); ++n) {
-      const Index c = program_.reversed ? q.cols() - 1 - n : n;
-      sums.noalias() += q.col(c).matrix() * components.row(c);
+    const auto sum = [&](bool reversed) {
+      Dense sums = Dense::Zero(q.rows(), k.rows());
+      for (Index n = 0; n < q.cols(); ++n) {
+        const Index c = reversed ? q.cols() - 1 - n : n;
+        sums.noalias() += q.col(c).matrix() * components.row(c);
+      }
+      return sums;
+    };
+    Dense sums = sum(false);
+    if (program_.alternating) {
+      const Dense reversed = sum(true);
+      for (Index key = 1; key < k.rows(); key += 2) sums.col(key) = reversed.col(key);
     }
     return sums.array();
   }

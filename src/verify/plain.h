@@ -12,7 +12,8 @@ namespace laprox::verify {
 /// programs together tell more of how large an error the precision explains than any one of them.
 struct Program {
   bool scale_first;  ///< (scale q) k^T instead of scale (q k^T)
-  bool reversed;     ///< the products q k^T add up from the last component to the first
+  bool alternating;  ///< the products of every second key add up from the last component to the first, as the tails and
+                     ///< blocks of a vectorised loop have other orders: equal tokens are told apart
 };
 inline constexpr std::array<Program, 3> kPrograms{{{false, false}, {true, false}, {true, true}}};
 

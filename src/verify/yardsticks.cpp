@@ -37,6 +37,16 @@ void judge_scores(const Matrix& found, const LayerScores& expected,
   judge_values(values, precision, layer, check);
 }
 
+bool jumps_elsewhere(const LayerScores& expected, const std::vector<std::optional<LayerScores>>& plain,
+                     std::size_t order) {
+  const Matrix& scores = expected.scores[order];
+  return std::any_of(plain.begin(), plain.end(), [&](const std::optional<LayerScores>& each) {
+    if (!each) return false;
+    const Eigen::ArrayXd errors = (each->scores[order] - scores).cwiseAbs().rowwise().maxCoeff().array();
+    return (errors > kCap * scores.cwiseAbs().rowwise().maxCoeff().array()).any();
+  });
+}
+
 void judge_output(const Backend& reference, const LayerTensors& layer, const Matrix& found, const Precision& precision,
                   ValueCheck& check) {
   const Matrix expected = reference.evaluate(layer, {}, SoftmaxMode::renormalized).exact.output;

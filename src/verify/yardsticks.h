@@ -86,6 +86,14 @@ void judge_scores(const Matrix& found, const LayerScores& expected,
                   const std::vector<std::optional<LayerScores>>& plain, std::size_t order, const Policy& policy,
                   const Precision& precision, Index layer, ValueCheck& check);
 
+/// Whether a plain evaluation's scores are beyond the cap: of scores that jump, that it jumps at other tokens.
+bool jumps_elsewhere(const LayerScores& expected, const std::vector<std::optional<LayerScores>>& plain,
+                     std::size_t order);
+/// Why such scores are not judged.
+inline constexpr const char* kJumps =
+    "its scores jump where attention crosses a threshold, which a plain evaluation crosses at other tokens here; its "
+    "kept tokens are judged";
+
 /// Judges the exact output of the layer's queries, [queries, D].
 void judge_output(const Backend& reference, const LayerTensors& layer, const Matrix& found, const Precision& precision,
                   ValueCheck& check);

@@ -95,7 +95,8 @@ __device__ inline void store_forms(const float (&shares)[2], float scale, const 
   sum += __shfl_xor_sync(~0U, sum, 1);
   const float value = sum * scale;
   const float grown = half ? shrink[1] : shrink[0];
-  const float form = square_root ? fast_sqrt(fmaxf(value, 0.0F)) * grown : value * grown * grown;
+  // Below 0 are roundings of 0 alone; what is not a number stays so.
+  const float form = square_root ? fast_sqrt(value < 0 ? 0 : value) * grown : value * grown * grown;
   if (lane_column() % 2 == 0 && row < count) of_form[row] = form;
 }
 
