@@ -205,7 +205,8 @@ void KeptJudge::excuse_tokens(Index kept, const PolicyPlan& plan, const std::vec
   const KeptMasks expected = masks_of(plan, context_);
   const bool stable = std::all_of(plain.begin(), plain.end(),
                                   [&](const PolicyPlan& each) { return masks_of(each, context_) == expected; });
-  if (stable || part.measured > kCap * static_cast<double>(kept)) return;
+  // A token exchanged for another one counts twice.
+  if (stable || part.measured / 2 > kCap * static_cast<double>(kept)) return;
   check.ties += static_cast<Index>(part.measured);
   part = {.name = part.name};
 }
