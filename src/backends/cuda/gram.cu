@@ -17,28 +17,28 @@ __global__ void __launch_bounds__(GramBlock<T, Size>::kThreads)
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int warp_row = warp / 2 * 32, warp_column = warp % 2 * (G::kSide / 2);
   float c[2][kColumnTiles][4] = {};
-  block.stream([] {},
-               [&](const uint4* rows, const uint4* columns) {
+  const auto multiply_stage = [&](const uint4* rows, const uint4* columns) {
 #pragma unroll
-                 for (int step = 0; step < G::kDepth / 2; ++step) {
-                   uint4 left[2];
+    for (int step = 0; step < G::kDepth / 2; ++step) {
+      uint4 left[2];
 #pragma unroll
-                   for (int i = 0; i < 2; ++i)
-                     left[i] = G::load_fragment(rows, warp_row + 16 * i + lane % 16, 2 * step + lane / 16);
+      for (int i = 0; i < 2; ++i) {
+        left[i] = G::load_fragment(rows, warp_row + 16 * i + lane % 16, 2 * step + lane / 16);
+      }
 #pragma unroll
-                   for (int n = 0; n < kColumnTiles; n += 2) {
-                     // Two column tiles: lanes 0 .. 15 point to both chunks of the first one, the others to those of
-                     // the second one.
-                     const uint4 right = G::load_fragment(columns, warp_column + 8 * (n + lane / 16) + lane % 8,
-                                                          2 * step + lane / 8 % 2);
+      for (int n = 0; n < kColumnTiles; n += 2) {
+        // Two column tiles: lanes 0 .. 15 point to both chunks of the first one, the others to those of the second one.
+        const uint4 right =
+            G::load_fragment(columns, warp_column + 8 * (n + lane / 16) + lane % 8, 2 * step + lane / 8 % 2);
 #pragma unroll
-                     for (int i = 0; i < 2; ++i) {
-                       multiply_step<T>(c[i][n], left[i], make_uint2(right.x, right.y));
-                       multiply_step<T>(c[i][n + 1], left[i], make_uint2(right.z, right.w));
-                     }
-                   }
-                 }
-               });
+        for (int i = 0; i < 2; ++i) {
+          multiply_step<T>(c[i][n], left[i], make_uint2(right.x, right.y));
+          multiply_step<T>(c[i][n + 1], left[i], make_uint2(right.z, right.w));
+        }
+      }
+    }
+  };
+  block.stream([] {}, multiply_stage);
 
   float maximum = 0;
 #pragma unroll

@@ -69,6 +69,7 @@ void pack_forms(const Layer& layer, const FormPair* pairs, int count, PackedForm
 /// `square_root`, the root of it.
 void value_forms(const Layer& layer, const PackedForms& forms, int per_kv_head, bool square_root, float* out,
                  cudaStream_t stream);
+
 /// projection.cu: head outputs [queries, H_q * value_size] times W_o plus bias (nullptr: none): [queries, D].
 void project_exact(const Layer& layer, const float* heads, int queries, const float* bias, float* exact,
                    cudaStream_t stream);
