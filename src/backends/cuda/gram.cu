@@ -45,24 +45,10 @@ __global__ void __launch_bounds__(GramBlock<T, Size>::kThreads)
   for (int i = 0; i < 2; ++i) {
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n) {
-      float* out = block.at(gram, warp_row + 16 * i + lane_row(), warp_column + 8 * n + 2 * lane_column());
-      *reinterpret_cast<float2*>(out) = make_float2(c[i][n][0], c[i][n][1]);
-      *reinterpret_cast<float2*>(out + 8 * Size) = make_float2(c[i][n][2], c[i][n][3]);
-#pragma unroll
-      for (float x : c[i][n]) maximum = fmaxf(maximum, fabsf(x));
+      block.store(c[i][n], warp_row + 16 * i + lane_row(), warp_column + 8 * n + 2 * lane_column(), gram, maximum);
     }
   }
   block.store_largest(maximum, largest);
-}
-
-template <class T, int Size>
-void partial_products(const Layer& layer, const FormPair* pairs, int count, float* gram, float* largest,
-                      cudaStream_t stream) {
-  using G = GramBlock<T, Size>;
-  allow_shared_memory(gram_kernel<T, Size>, G::kSharedBytes);
-  gram_kernel<T, Size>
-      <<<dim3(G::kTiles, count, G::kSplits), G::kThreads, G::kSharedBytes, stream>>>(layer, pairs, gram, largest);
-  check_launch("Gram matrices");
 }
 
 /// Folds the sum of the partial products onto the triangle, times a power of two that brings it into float16's range.
@@ -132,7 +118,7 @@ void pack_forms(const Layer& layer, const FormPair* pairs, int count, PackedForm
     if (use_sm90(layer)) {
       partial_products_sm90(layer, pairs, count, gram, largest, stream);
     } else {
-      partial_products<T, Size>(layer, pairs, count, gram, largest, stream);
+      G::launch(gram_kernel<T, Size>, layer, pairs, count, gram, largest, stream);
     }
     pack_kernel<T, Size>
         <<<dim3(kSquares, count), F::kSquareChunks, 0, stream>>>(pairs, gram, largest, kMaxima, triangles, scales);

@@ -52,9 +52,14 @@ class GramBlock {
     return load_pieces(shared_address(rows + row * kDepth + (chunk ^ (row & 7))));
   }
 
-  /// Where the block's element (row, column) goes in gram [forms, splits, Size, Size].
-  __device__ float* at(float* gram, int row, int column) const {
-    return gram + static_cast<size_t>(part()) * Size * Size + (first_row_ + row) * Size + first_column_ + column;
+  /// Stores an accumulator tile whose first row of this lane, g, is the block's `row`, and its first column there the
+  /// block's `column`, in gram [forms, splits, Size, Size]; raises `magnitude` to the lane's largest one of it.
+  __device__ void store(const float (&c)[4], int row, int column, float* gram, float& magnitude) const {
+    float* out = gram + static_cast<size_t>(part()) * Size * Size + (first_row_ + row) * Size + first_column_ + column;
+    *reinterpret_cast<float2*>(out) = make_float2(c[0], c[1]);
+    *reinterpret_cast<float2*>(out + 8 * Size) = make_float2(c[2], c[3]);
+#pragma unroll
+    for (float x : c) magnitude = fmaxf(magnitude, fabsf(x));
   }
   /// Stores the largest of the block's threads' magnitudes: largest [forms, splits, tiles of M].
   __device__ void store_largest(float magnitude, float* largest) const {
@@ -67,6 +72,15 @@ class GramBlock {
     if (threadIdx.x != 0) return;
     for (float x : of_warp) magnitude = fmaxf(magnitude, x);
     largest[part() * kTiles + blockIdx.x] = magnitude;
+  }
+
+  /// Launches one of the kernels that make all parts of `count` matrices.
+  template <class Kernel>
+  static void launch(Kernel* kernel, const Layer& layer, const FormPair* pairs, int count, float* gram, float* largest,
+                     cudaStream_t stream) {
+    allow_shared_memory(kernel, kSharedBytes);
+    kernel<<<dim3(kTiles, count, kSplits), kThreads, kSharedBytes, stream>>>(layer, pairs, gram, largest);
+    check_launch("Gram matrices");
   }
 
  private:

@@ -40,11 +40,7 @@ __global__ void __launch_bounds__(GramBlock<T, Size>::kThreads)
   for (int n = 0; n < kColumnBlocks; ++n) {
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      float* out = block.at(gram, warp_row + lane_row(), 64 * n + 8 * j + 2 * lane_column());
-      *reinterpret_cast<float2*>(out) = make_float2(c[n][j][0], c[n][j][1]);
-      *reinterpret_cast<float2*>(out + 8 * Size) = make_float2(c[n][j][2], c[n][j][3]);
-#pragma unroll
-      for (float x : c[n][j]) maximum = fmaxf(maximum, fabsf(x));
+      block.store(c[n][j], warp_row + lane_row(), 64 * n + 8 * j + 2 * lane_column(), gram, maximum);
     }
   }
   block.store_largest(maximum, largest);
@@ -55,12 +51,8 @@ __global__ void __launch_bounds__(GramBlock<T, Size>::kThreads)
 void partial_products_sm90(const Layer& layer, const FormPair* pairs, int count, float* gram, float* largest,
                            cudaStream_t stream) {
   for_half_and_size(layer.element, layer.value_stride, [&]<class T, int Size>() {
-    using G = GramBlock<T, Size>;
-    allow_shared_memory(gram_kernel<T, Size>, G::kSharedBytes);
-    gram_kernel<T, Size>
-        <<<dim3(G::kTiles, count, G::kSplits), G::kThreads, G::kSharedBytes, stream>>>(layer, pairs, gram, largest);
+    GramBlock<T, Size>::launch(gram_kernel<T, Size>, layer, pairs, count, gram, largest, stream);
   });
-  check_launch("Gram matrices");
 }
 
 }  // namespace laprox::cuda
