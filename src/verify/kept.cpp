@@ -80,16 +80,28 @@ std::vector<PolicyPlan> KeptJudge::plain_plans() const {
   return plans;
 }
 
+/// See the class: what a backend is excused, at any budget.
+bool KeptJudge::excuses(const PolicyPlan& plan, const std::vector<PolicyPlan>& plain) const {
+  const Scorer& scorer = *policy_.scorer;
+  if (subject_ != Subject::backend || (!scorer.scores_are_places() && !scorer.scores_jump())) return false;
+  const KeptMasks expected = masks_of(plan, context_);
+  return std::any_of(plain.begin(), plain.end(),
+                     [&](const PolicyPlan& each) { return masks_of(each, context_) != expected; });
+}
+
 std::vector<KeptCheck> KeptJudge::judge(const KeptMasks& found) const {
   const PolicyPlan expected = plan(expected_);
   const std::vector<PolicyPlan> plain = plain_plans();
   std::vector<KeptCheck> checks;
-  for (std::size_t b = 0; b < budgets_.size(); ++b) checks.push_back(judge_budget(b, expected, plain, found));
+  const bool excused = excuses(expected, plain);
+  for (std::size_t b = 0; b < budgets_.size(); ++b) {
+    checks.push_back(judge_budget(b, expected, plain, excused, found));
+  }
   return checks;
 }
 
 KeptCheck KeptJudge::judge_budget(std::size_t budget, const PolicyPlan& plan, const std::vector<PolicyPlan>& plain,
-                                  const KeptMasks& found) const {
+                                  bool excused, const KeptMasks& found) const {
   KeptCheck check{policy_.label, labels_[budget], precision_.type(), 0, 0, {}};
   for (const char* part : {"tokens", "counts", "budget"}) check.parts.push_back({.name = part});
   std::vector<Head> heads;
@@ -101,7 +113,12 @@ KeptCheck KeptJudge::judge_budget(std::size_t budget, const PolicyPlan& plan, co
       kept += heads.back().count;
     }
   }
-  if (subject_ == Subject::backend) excuse_tokens(kept, plan, plain, check);
+  VerdictPart& tokens = check.parts[kTokens];
+  // A token exchanged for another one counts twice.
+  if (excused && tokens.measured / 2 <= kCap * static_cast<double>(kept)) {
+    check.ties += static_cast<Index>(tokens.measured);
+    tokens = {.name = tokens.name};
+  }
   judge_counts(budget, heads, plan, plain, check);
   if (found.size() == expected_.size()) {
     VerdictPart& part = check.parts[kBudget];
@@ -195,20 +212,6 @@ void KeptJudge::judge_tokens(const Head& head, KeptCheck& check) const {
     part.row = head.kv_head;
     part.column = token;
   }
-}
-
-/// See the class: what a backend is excused.
-void KeptJudge::excuse_tokens(Index kept, const PolicyPlan& plan, const std::vector<PolicyPlan>& plain,
-                              KeptCheck& check) const {
-  if (!policy_.scorer->scores_are_places() && !policy_.scorer->scores_jump()) return;
-  VerdictPart& part = check.parts[kTokens];
-  const KeptMasks expected = masks_of(plan, context_);
-  const bool stable = std::all_of(plain.begin(), plain.end(),
-                                  [&](const PolicyPlan& each) { return masks_of(each, context_) == expected; });
-  // A token exchanged for another one counts twice.
-  if (stable || part.measured / 2 > kCap * static_cast<double>(kept)) return;
-  check.ties += static_cast<Index>(part.measured);
-  part = {.name = part.name};
 }
 
 void KeptJudge::judge_counts(std::size_t budget, const std::vector<Head>& heads, const PolicyPlan& plan,

@@ -43,10 +43,10 @@ class KeptJudge {
   struct Head;
   PolicyPlan plan(const std::vector<LayerScores>& layers) const;
   std::vector<PolicyPlan> plain_plans() const;
-  KeptCheck judge_budget(std::size_t budget, const PolicyPlan& plan, const std::vector<PolicyPlan>& plain,
+  bool excuses(const PolicyPlan& plan, const std::vector<PolicyPlan>& plain) const;
+  KeptCheck judge_budget(std::size_t budget, const PolicyPlan& plan, const std::vector<PolicyPlan>& plain, bool excused,
                          const KeptMasks& found) const;
   void judge_tokens(const Head& head, KeptCheck& check) const;
-  void excuse_tokens(Index kept, const PolicyPlan& plan, const std::vector<PolicyPlan>& plain, KeptCheck& check) const;
   void judge_counts(std::size_t budget, const std::vector<Head>& heads, const PolicyPlan& plan,
                     const std::vector<PolicyPlan>& plain, KeptCheck& check) const;
   HeadCounts favourable_counts(std::size_t budget, const std::vector<Head>& heads) const;
