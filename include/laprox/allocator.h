@@ -13,10 +13,10 @@
 namespace laprox {
 
 /// What an allocator splits a budget over: the scores that compete for it, pinned tokens left out.
-struct Candidates {
+struct Contest {
   Index context_length = 0;
-  Index pinned = 0;  ///< pinned tokens per KV head, kept before any candidate
-  /// [layer][kv_head]: the candidates' scores, descending; each has context_length - pinned of them.
+  Index pinned = 0;  ///< pinned tokens per KV head, kept before any contender
+  /// [layer][kv_head]: the contenders' scores, descending; each has context_length - pinned of them.
   std::vector<std::vector<std::vector<double>>> scores;
   std::vector<double> pinned_sum;  ///< [layer]: sum of the pinned tokens' scores
   std::vector<double> preference;  ///< [layer]: the scorer's own layer weights; empty where it gives none
@@ -29,10 +29,10 @@ class Allocator {
  public:
   virtual ~Allocator() = default;
   /// Kept entries per layer and KV head, pinned tokens included: pinned <= count <= context_length.
-  virtual HeadCounts allocate(const Candidates& candidates, const Budget& budget) const = 0;
+  virtual HeadCounts allocate(const Contest& contest, const Budget& budget) const = 0;
   /// True where the split reads no scores, so that it serves rankings that do more than sort by score.
   virtual bool ignores_scores() const { return false; }
-  /// True where Candidates::preference is read.
+  /// True where Contest::preference is read.
   virtual bool needs_preference() const { return false; }
   /// False where an option reproduces published code that does not keep the budget.
   virtual bool spends_exactly() const { return true; }

@@ -83,7 +83,7 @@ struct ExactOutput {
 };
 
 /// One layer judged: its exact output, and the error of every policy at every budget.
-struct LayerEvaluation {
+struct LayerErrors {
   ExactOutput exact;
   std::vector<std::vector<OutputError>> errors;  ///< [policy][budget]
 };
@@ -104,7 +104,7 @@ class Backend {
 
   /// Judges the kept sets of all policies by the queries that `layer` holds. Tokens at positions >= C are always kept.
   /// A query that sees no kept key, in a layer without sinks, gets the output 0.
-  virtual LayerEvaluation evaluate(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
+  virtual LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
                                    SoftmaxMode mode) const = 0;
 };
 

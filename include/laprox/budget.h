@@ -4,7 +4,7 @@
 #include <string_view>
 #include <vector>
 
-#include "laprox/dump.h"
+#include "laprox/dump_info.h"
 
 namespace laprox {
 

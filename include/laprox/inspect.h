@@ -3,7 +3,7 @@
 #include <optional>
 #include <vector>
 
-#include "laprox/plan.h"
+#include "laprox/cost.h"
 
 namespace laprox {
 

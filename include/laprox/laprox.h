@@ -1,17 +1,21 @@
 #pragma once
 
-/// Everything in the library.
+/// Everything in the library but its CUDA backend, which is a second library with a header of its own (cuda.h).
 #include "laprox/allocator.h"
 #include "laprox/backend.h"
 #include "laprox/budget.h"
-#include "laprox/dump.h"
+#include "laprox/cost.h"
+#include "laprox/dump_info.h"
+#include "laprox/dump_reader.h"
+#include "laprox/dump_writer.h"
 #include "laprox/error.h"
-#include "laprox/evaluate.h"
 #include "laprox/inspect.h"
 #include "laprox/layer.h"
+#include "laprox/methods.h"
+#include "laprox/metrics.h"
 #include "laprox/options.h"
-#include "laprox/plan.h"
 #include "laprox/policy.h"
+#include "laprox/progress.h"
 #include "laprox/ranking.h"
 #include "laprox/report.h"
 #include "laprox/score_file.h"
@@ -21,3 +25,4 @@
 #include "laprox/synth.h"
 #include "laprox/tensor.h"
 #include "laprox/verify.h"
+#include "laprox/version.h"

@@ -59,7 +59,4 @@ void check_writable(const std::filesystem::path& path, bool replace);
 /// Throws DumpError or FileError where the file is no report.
 Report read_report(const std::filesystem::path& path);
 
-std::string version();  ///< of laprox
-std::string commit();   ///< the git commit it was built from
-
 }  // namespace laprox

@@ -7,14 +7,12 @@
 #include <vector>
 
 #include "laprox/budget.h"
-#include "laprox/dump.h"
-#include "laprox/evaluate.h"
+#include "laprox/dump_reader.h"
+#include "laprox/metrics.h"
 #include "laprox/policy.h"
+#include "laprox/progress.h"
 
 namespace laprox {
-
-/// Told after each step of long work; `done` of `total` steps.
-using Progress = std::function<void(Index done, Index total, const std::string& what)>;
 
 struct SweepOptions {
   std::vector<Policy> policies;
@@ -22,7 +20,7 @@ struct SweepOptions {
   SoftmaxMode mode = SoftmaxMode::renormalized;
   JudgedQueries queries = JudgedQueries::decoded;
   Index window = 32;       ///< of JudgedQueries::window
-  bool save_kept = false;  ///< keep the plans in the result
+  bool save_kept = false;  ///< keep the selections in the result
 };
 
 /// One policy at one budget on one dump.
@@ -34,7 +32,7 @@ struct Cell {
 };
 
 /// What one policy keeps on one dump: at budget b the first counts[b][layer][kv_head] tokens of the ranking.
-struct PolicyPlan {
+struct Selection {
   /// [order][layer][kv_head]: one order that serves every budget, or one for each budget where the scores depend on it.
   std::vector<std::vector<std::vector<Ranking>>> orders;
   std::vector<HeadCounts> counts;  ///< [budget]
@@ -46,7 +44,7 @@ struct PolicyPlan {
 
 struct PolicyResult {
   std::vector<Cell> cells;  ///< [budget]
-  PolicyPlan plan;          ///< empty unless save_kept
+  Selection selection;      ///< empty unless save_kept
 };
 
 struct DumpResult {
@@ -60,15 +58,15 @@ struct DumpResult {
 /// or queries that are not stored. Reads no tensors.
 void check_request(const DumpInfo& dump, const SweepOptions& options);
 
-/// The part of it that plan_sweep and scoring need: nothing is asked of the judging queries, and no budget is needed.
-void check_plan_request(const DumpInfo& dump, const SweepOptions& options);
+/// The part of it that select_kept and scoring need: nothing is asked of the judging queries, and no budget is needed.
+void check_selection_request(const DumpInfo& dump, const SweepOptions& options);
 
 /// What every policy keeps at every budget, without judging it: [policy].
-std::vector<PolicyPlan> plan_sweep(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+std::vector<Selection> select_kept(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
                                    const Progress& progress = {});
 
 /// [policy][budget]: the first earlier policy that keeps exactly the same entries at that budget, or -1.
-std::vector<std::vector<Index>> find_twins(const std::vector<PolicyPlan>& plans);
+std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selections);
 
 /// Replays one dump: which entries each policy keeps at each budget, and how far that moves each layer's output. Every
 /// layer is read exactly twice. Throws UsageError (see check_request), DumpError, BackendError.

@@ -16,9 +16,9 @@ struct VerdictPart {
   double measured = 0;    ///< cosine: the cosine itself
   double allowed = 0;     ///< the most that passes; cosine: the least
   bool passed = true;
-  Index layer = -1;     ///< where; -1: nowhere, because nothing was judged
+  Index layer = -1;     ///< where; -1: nowhere, because nothing was assessed
   Index row = -1;       ///< query head, KV head or stored query
-  Index column = -1;    ///< token, or column of the output; -1: the part judges whole rows
+  Index column = -1;    ///< token, or column of the output; -1: the part assesses whole rows
   bool capped = false;  ///< `allowed` is the cap, because a plain evaluation in the precision is worse than that
   /// Measured over allowed, as errors; of tokens the distance from the cut over the tolerance. Above 1 it fails.
   double excess = -1;
@@ -35,7 +35,7 @@ struct ValueCheck {
   std::string name;           ///< "column_norms", "scores"
   std::string policy;         ///< empty for what belongs to no policy
   std::string rows, columns;  ///< what a row and a column are: "head", "token"
-  ElementType precision{};    ///< in which the numbers are judged
+  ElementType precision{};    ///< in which the numbers are assessed
   Index elements = 0;
   std::vector<VerdictPart> parts;
   WorstElement worst;
@@ -70,7 +70,7 @@ struct Verification {
 };
 
 struct VerifyOptions {
-  /// In which arithmetic to judge. Unless given: the type in which a backend reads the dump; of a candidate its root
+  /// In which arithmetic to assess. Unless given: the type in which a backend reads the dump; of a candidate its root
   /// attribute `precision`, else each dataset's element type (of `kept`: the coarsest of the datasets beside it, else
   /// float32).
   std::optional<ElementType> precision;

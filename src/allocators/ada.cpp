@@ -1,8 +1,8 @@
 #include <algorithm>
 
 #include "allocators/ada_split.h"
+#include "allocators/top_k.h"
 #include "laprox/allocator.h"
-#include "util/top_k.h"
 
 namespace laprox {
 
@@ -16,25 +16,25 @@ class Ada : public Allocator {
 
   bool spends_exactly() const override { return how_.exact || variant_ != "official"; }
 
-  HeadCounts allocate(const Candidates& candidates, const Budget& budget) const override {
-    const Index share = budget.tokens_per_head() - candidates.pinned;
+  HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
+    const Index share = budget.tokens_per_head() - contest.pinned;
     HeadCounts counts;
-    for (const auto& layer : candidates.scores) {
+    for (const auto& layer : contest.scores) {
       const Index total = share * static_cast<Index>(layer.size());
       counts.push_back(variant_ == "official"
                            ? split_over_heads(layer, total, how_.part(share), how_)
-                           : top_k_counts_above(layer, guaranteed(budget.tokens_per_head(), candidates), total));
-      for (Index& count : counts.back()) count += candidates.pinned;
+                           : top_k_counts_above(layer, guaranteed(budget.tokens_per_head(), contest), total));
+      for (Index& count : counts.back()) count += contest.pinned;
     }
     return counts;
   }
 
  private:
-  /// Candidates that every head is sure of: in kvpress the window uses the guarantee up first, in the authors' later
+  /// Contenders that every head is sure of: in kvpress the window uses the guarantee up first, in the authors' later
   /// code it does not.
-  Index guaranteed(Index tokens, const Candidates& candidates) const {
-    const Index sure = variant_ == "kvpress" ? how_.part(tokens) - candidates.pinned : how_.part(tokens);
-    return std::clamp<Index>(sure, 0, candidates.per_head());
+  Index guaranteed(Index tokens, const Contest& contest) const {
+    const Index sure = variant_ == "kvpress" ? how_.part(tokens) - contest.pinned : how_.part(tokens);
+    return std::clamp<Index>(sure, 0, contest.per_head());
   }
 
   AdaSplit how_;
@@ -50,13 +50,11 @@ AllocatorInfo ada_allocator_info() {
       .paper = "AdaKV, 2024, arXiv 2407.11550",
       .description =
           "Head g's share is won_g * (1 - floor) + int(B * floor), where B = tokens per head without the pinned ones "
-          "and "
-          "won_g counts its tokens among the layer's best. The official code rounds each share half to even, so that a "
-          "layer's total drifts by a few tokens (rounding=official); here the largest remainders make it exact (ties: "
-          "lower "
-          "head). variant=kvpress and variant=fork give every head int(b * floor) tokens outright, the window counted "
-          "in or "
-          "not, and the rest to the layer's best. normalize=true is the default of KVCache-Factory.",
+          "and won_g counts its tokens among the layer's best. The official code rounds each share half to even, so "
+          "that a layer's total drifts by a few tokens (rounding=official); here the largest remainders make it exact "
+          "(ties: lower head). variant=kvpress and variant=fork give every head int(b * floor) tokens outright, the "
+          "window counted in or not, and the rest to the layer's best. normalize=true is the default of "
+          "KVCache-Factory.",
       .scope = "layer",
       .nested = false,
       .options = {OptionSpec::real("floor", 0.2, 0, 1, "share of the budget that is split evenly"),

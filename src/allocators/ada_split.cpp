@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "util/rounding.h"
-#include "util/top_k.h"
+#include "allocators/rounding.h"
+#include "allocators/top_k.h"
 
 namespace laprox {
 

@@ -50,12 +50,12 @@ class CakeLayers : public Allocator {
   bool needs_preference() const override { return true; }
   bool spends_exactly() const override { return variant_ == "exact"; }
 
-  HeadCounts allocate(const Candidates& candidates, const Budget& budget) const override {
-    const Index layers = static_cast<Index>(candidates.scores.size()), cap = candidates.per_head();
-    const Index total = (budget.tokens_per_head() - candidates.pinned) * layers;
-    if (!same_heads_everywhere(candidates)) return spread_over_heads(candidates.preference, candidates, budget);
-    std::vector<Index> tokens = by_preference(candidates.preference, total, cap);
-    if (variant_ == "cascade") tokens = cascade(candidates.preference, total, cap);
+  HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
+    const Index layers = static_cast<Index>(contest.scores.size()), cap = contest.per_head();
+    const Index total = (budget.tokens_per_head() - contest.pinned) * layers;
+    if (!same_heads_everywhere(contest)) return spread_over_heads(contest.preference, contest, budget);
+    std::vector<Index> tokens = by_preference(contest.preference, total, cap);
+    if (variant_ == "cascade") tokens = cascade(contest.preference, total, cap);
     // What saturated layers could not take goes to the others, one token each, again and again.
     for (Index left = variant_ == "exact" ? total - sum_of(tokens) : 0; left > 0;) {
       for (Index& each : tokens) {
@@ -65,7 +65,7 @@ class CakeLayers : public Allocator {
         }
       }
     }
-    return uniform_within_layers(tokens, candidates);
+    return uniform_within_layers(tokens, contest);
   }
 
  private:
@@ -92,11 +92,10 @@ AllocatorInfo cake_allocator_info() {
       .paper = "CAKE, 2025, arXiv 2503.12491",
       .description =
           "A layer gets its preference's share of (b - window) * layers tokens per head, cut to whole tokens and to "
-          "the "
-          "candidates that there are; what is over or missing is spread as in the published code. Where layers "
-          "saturate, "
-          "that code falls short of the budget (variant=published); by default what is left goes to the others. "
-          "variant=cascade takes the smallest share that a layer had while the prefill met one layer after the other.",
+          "the contenders that there are; what is over or missing is spread as in the published code. Where layers "
+          "saturate, that code falls short of the budget (variant=published); by default what is left goes to the "
+          "others. variant=cascade takes the smallest share that a layer had while the prefill met one layer after "
+          "the other.",
       .scope = "layers",
       .nested = false,
       .options = {OptionSpec::choice("variant", "exact", {"exact", "published", "cascade"}, "how integers are found")},

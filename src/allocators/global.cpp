@@ -1,7 +1,7 @@
 #include <numeric>
 
+#include "allocators/top_k.h"
 #include "laprox/allocator.h"
-#include "util/top_k.h"
 
 namespace laprox {
 
@@ -12,29 +12,29 @@ class Global : public Allocator {
   explicit Global(const Options& options)
       : normalize_(options.boolean("normalize")), whole_row_(options.text("norm-domain") == "full") {}
 
-  HeadCounts allocate(const Candidates& candidates, const Budget& budget) const override {
+  HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     std::vector<ScoreList> lists;
     Index heads = 0;
-    for (std::size_t layer = 0; layer < candidates.scores.size(); ++layer) {
-      const double divisor = layer_divisor(candidates, layer);
-      for (const auto& scores : candidates.scores[layer]) lists.push_back({scores, divisor});
-      heads += static_cast<Index>(candidates.scores[layer].size());
+    for (std::size_t layer = 0; layer < contest.scores.size(); ++layer) {
+      const double divisor = layer_divisor(contest, layer);
+      for (const auto& scores : contest.scores[layer]) lists.push_back({scores, divisor});
+      heads += static_cast<Index>(contest.scores[layer].size());
     }
-    const std::vector<Index> kept = top_k_counts(lists, heads * (budget.tokens_per_head() - candidates.pinned));
+    const std::vector<Index> kept = top_k_counts(lists, heads * (budget.tokens_per_head() - contest.pinned));
     HeadCounts counts;
     auto next = kept.begin();
-    for (const auto& layer : candidates.scores) {
-      for (auto& count : counts.emplace_back(layer.size())) count = candidates.pinned + *next++;
+    for (const auto& layer : contest.scores) {
+      for (auto& count : counts.emplace_back(layer.size())) count = contest.pinned + *next++;
     }
     return counts;
   }
 
  private:
   /// The layer's sum of scores; a layer whose scores are all zero stays as it is.
-  double layer_divisor(const Candidates& candidates, std::size_t layer) const {
+  double layer_divisor(const Contest& contest, std::size_t layer) const {
     if (!normalize_) return 1;
-    double sum = whole_row_ ? candidates.pinned_sum[layer] : 0;
-    for (const auto& scores : candidates.scores[layer]) sum = std::accumulate(scores.begin(), scores.end(), sum);
+    double sum = whole_row_ ? contest.pinned_sum[layer] : 0;
+    for (const auto& scores : contest.scores[layer]) sum = std::accumulate(scores.begin(), scores.end(), sum);
     return sum > 0 ? sum : 1;
   }
 
@@ -51,12 +51,11 @@ AllocatorInfo global_allocator_info() {
       .description =
           "The model's budget goes to the best (layer, head, token) entries; pinned tokens are kept first. With "
           "normalize=true each layer's scores are divided by their sum, so that layers are comparable. No layer or "
-          "head is "
-          "guaranteed more than its pinned tokens. Ties: layer, head, token ascending.",
+          "head is guaranteed more than its pinned tokens. Ties: layer, head, token ascending.",
       .scope = "model",
       .options = {OptionSpec::boolean("normalize", true, "divide each layer's scores by their sum"),
                   OptionSpec::choice("norm-domain", "prefix", {"prefix", "full"},
-                                     "sum over the candidates, or over the pinned tokens too")},
+                                     "sum over the contenders, or over the pinned tokens too")},
       .make = [](const Options& options) -> std::unique_ptr<Allocator> { return std::make_unique<Global>(options); },
   };
 }

@@ -6,9 +6,9 @@ namespace {
 
 class Head : public Allocator {
  public:
-  HeadCounts allocate(const Candidates& candidates, const Budget& budget) const override {
+  HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     HeadCounts counts;
-    for (const auto& layer : candidates.scores) counts.emplace_back(layer.size(), budget.tokens_per_head());
+    for (const auto& layer : contest.scores) counts.emplace_back(layer.size(), budget.tokens_per_head());
     return counts;
   }
   bool ignores_scores() const override { return true; }

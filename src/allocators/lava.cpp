@@ -2,8 +2,8 @@
 #include <numeric>
 
 #include "allocators/ada_split.h"
+#include "allocators/rounding.h"
 #include "laprox/allocator.h"
-#include "util/rounding.h"
 
 namespace laprox {
 
@@ -30,29 +30,29 @@ class LavaShares : public Allocator {
 
   bool spends_exactly() const override { return how_.exact; }
 
-  HeadCounts allocate(const Candidates& candidates, const Budget& budget) const override {
-    const Index share = budget.tokens_per_head() - candidates.pinned;
-    const std::vector<Index> totals = layer_totals(candidates, share);
+  HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
+    const Index share = budget.tokens_per_head() - contest.pinned;
+    const std::vector<Index> totals = layer_totals(contest, share);
     HeadCounts counts;
     for (std::size_t l = 0; l < totals.size(); ++l) {
-      const Index tokens = totals[l] / static_cast<Index>(candidates.scores[l].size());
+      const Index tokens = totals[l] / static_cast<Index>(contest.scores[l].size());
       const Index floor_of = variant_ == "code" ? budget.tokens_per_head() : tokens;
-      // As published, a layer whose share exceeds its candidates keeps all, whatever the rounding of heads says.
-      const bool whole = tokens > candidates.per_head();
-      counts.push_back(whole ? std::vector<Index>(candidates.scores[l].size(), candidates.per_head())
-                             : split_over_heads(candidates.scores[l], totals[l], how_.part(floor_of), how_));
-      for (Index& count : counts.back()) count += candidates.pinned;
+      // As published, a layer whose share exceeds its contenders keeps all, whatever the rounding of heads says.
+      const bool whole = tokens > contest.per_head();
+      counts.push_back(whole ? std::vector<Index>(contest.scores[l].size(), contest.per_head())
+                             : split_over_heads(contest.scores[l], totals[l], how_.part(floor_of), how_));
+      for (Index& count : counts.back()) count += contest.pinned;
     }
     return counts;
   }
 
  private:
-  /// Candidates that each layer keeps, all heads together: by entropy.
-  std::vector<Index> layer_totals(const Candidates& candidates, Index share) const {
+  /// Contenders that each layer keeps, all heads together: by entropy.
+  std::vector<Index> layer_totals(const Contest& contest, Index share) const {
     std::vector<double> weights;
     double sum = 0;
     Index heads = 0;
-    for (const auto& layer : candidates.scores) {
+    for (const auto& layer : contest.scores) {
       const double size = static_cast<double>(layer.size());
       weights.push_back(normalized_entropy(layer) * size);
       sum += weights.back();
@@ -61,14 +61,14 @@ class LavaShares : public Allocator {
     std::vector<double> quotas;
     std::vector<Index> caps;
     for (std::size_t l = 0; l < weights.size(); ++l) {
-      const double part = sum > 0 ? weights[l] / sum : static_cast<double>(candidates.scores[l].size()) / heads;
+      const double part = sum > 0 ? weights[l] / sum : static_cast<double>(contest.scores[l].size()) / heads;
       quotas.push_back(part * static_cast<double>(share * heads));
-      caps.push_back(candidates.per_head() * static_cast<Index>(candidates.scores[l].size()));
+      caps.push_back(contest.per_head() * static_cast<Index>(contest.scores[l].size()));
     }
-    if (how_.exact) return whole_shares(quotas, caps, share * heads, candidates);
+    if (how_.exact) return whole_shares(quotas, caps, share * heads, contest);
     std::vector<Index> totals;
     for (std::size_t l = 0; l < quotas.size(); ++l) {
-      const Index size = static_cast<Index>(candidates.scores[l].size());
+      const Index size = static_cast<Index>(contest.scores[l].size());
       totals.push_back(static_cast<Index>(quotas[l] / static_cast<double>(size)) * size);
     }
     return totals;
@@ -76,13 +76,13 @@ class LavaShares : public Allocator {
 
   /// Whole tokens per head for every layer where all have the same number of heads, else whole tokens per layer.
   static std::vector<Index> whole_shares(std::vector<double> quotas, const std::vector<Index>& caps, Index total,
-                                         const Candidates& candidates) {
-    const Index size = static_cast<Index>(candidates.scores[0].size());
+                                         const Contest& contest) {
+    const Index size = static_cast<Index>(contest.scores[0].size());
     bool same = true;
-    for (const auto& layer : candidates.scores) same = same && static_cast<Index>(layer.size()) == size;
+    for (const auto& layer : contest.scores) same = same && static_cast<Index>(layer.size()) == size;
     if (!same) return largest_remainder(quotas, total, caps);
     for (double& quota : quotas) quota /= static_cast<double>(size);
-    std::vector<Index> totals = largest_remainder(quotas, total / size, candidates.per_head());
+    std::vector<Index> totals = largest_remainder(quotas, total / size, contest.per_head());
     for (Index& each : totals) each *= size;
     return totals;
   }
@@ -100,11 +100,9 @@ AllocatorInfo lava_allocator_info() {
       .paper = "LAVa, 2025, arXiv 2509.09754",
       .description =
           "B_l = e_l / sum e * (b - window) * layers with e_l the entropy of the layer's scores over ln of their "
-          "number; "
-          "heads then split H * B_l as in AdaKV with the floor int(B_l * floor). By default largest remainders make "
-          "both "
-          "steps exact. variant=rounded cuts and rounds as published; variant=code takes the floor int(b * floor) "
-          "throughout, as a misspelt name makes the published code do, which overspends.",
+          "number; heads then split H * B_l as in AdaKV with the floor int(B_l * floor). By default largest "
+          "remainders make both steps exact. variant=rounded cuts and rounds as published; variant=code takes the "
+          "floor int(b * floor) throughout, as a misspelt name makes the published code do, which overspends.",
       .scope = "model",
       .nested = false,
       .options = {OptionSpec::real("floor", 0.2, 0, 1, "share of a layer's budget that is split evenly"),

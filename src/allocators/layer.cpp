@@ -1,5 +1,5 @@
+#include "allocators/top_k.h"
 #include "laprox/allocator.h"
-#include "util/top_k.h"
 
 namespace laprox {
 
@@ -7,14 +7,14 @@ namespace {
 
 class Layer : public Allocator {
  public:
-  HeadCounts allocate(const Candidates& candidates, const Budget& budget) const override {
+  HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     HeadCounts counts;
-    for (const auto& layer : candidates.scores) {
+    for (const auto& layer : contest.scores) {
       std::vector<ScoreList> lists;
       for (const auto& scores : layer) lists.push_back({scores});
       const Index heads = static_cast<Index>(layer.size());
-      counts.push_back(top_k_counts(lists, heads * (budget.tokens_per_head() - candidates.pinned)));
-      for (Index& count : counts.back()) count += candidates.pinned;
+      counts.push_back(top_k_counts(lists, heads * (budget.tokens_per_head() - contest.pinned)));
+      for (Index& count : counts.back()) count += contest.pinned;
     }
     return counts;
   }
@@ -29,8 +29,7 @@ AllocatorInfo layer_allocator_info() {
       .paper = "LaProx, layer-wise, 2026, arXiv 2605.07234",
       .description =
           "The layer's budget (tokens per head times its KV heads) goes to the best (head, token) entries of the "
-          "layer; "
-          "pinned tokens are kept first. Ties: head, then token ascending.",
+          "layer; pinned tokens are kept first. Ties: head, then token ascending.",
       .scope = "layer",
       .options = {},
       .make = [](const Options&) -> std::unique_ptr<Allocator> { return std::make_unique<Layer>(); },

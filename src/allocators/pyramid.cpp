@@ -13,15 +13,15 @@ class Pyramid : public Allocator {
   bool ignores_scores() const override { return false; }
   bool spends_exactly() const override { return variant_ == "exact"; }
 
-  HeadCounts allocate(const Candidates& candidates, const Budget& budget) const override {
-    const Index layers = static_cast<Index>(candidates.scores.size());
-    const Index share = budget.tokens_per_head() - candidates.pinned, most = candidates.per_head();
-    if (variant_ == "kvpress") return uniform_within_layers(kvpress(candidates, budget), candidates);
-    if (variant_ != "exact") return uniform_within_layers(whole_steps(share, most, layers, candidates), candidates);
+  HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
+    const Index layers = static_cast<Index>(contest.scores.size());
+    const Index share = budget.tokens_per_head() - contest.pinned, most = contest.per_head();
+    if (variant_ == "kvpress") return uniform_within_layers(kvpress(contest, budget), contest);
+    if (variant_ != "exact") return uniform_within_layers(whole_steps(share, most, layers, contest), contest);
     const Ends ends = ends_of(static_cast<double>(share), static_cast<double>(most));
     std::vector<double> line;
     for (Index l = 0; l < layers; ++l) line.push_back(ends.at(l, layers));
-    if (!same_heads_everywhere(candidates)) return spread_over_heads(line, candidates, budget);
+    if (!same_heads_everywhere(contest)) return spread_over_heads(line, contest, budget);
     std::vector<Index> tokens;
     // Layers l and L-1-l have twice the share together. Rounding one half up and the other half down keeps that.
     for (Index l = 0; l < layers; ++l) {
@@ -30,7 +30,7 @@ class Pyramid : public Allocator {
                                       : 2 * share - tokens[static_cast<std::size_t>(layers - 1 - l)]);
     }
     if (layers % 2 == 1) tokens[static_cast<std::size_t>(layers / 2)] = share;
-    return uniform_within_layers(tokens, candidates);
+    return uniform_within_layers(tokens, contest);
   }
 
  private:
@@ -48,13 +48,13 @@ class Pyramid : public Allocator {
   }
 
   /// KVCache-Factory's and AdaKV's integer steps, which spend more than the budget.
-  std::vector<Index> whole_steps(Index share, Index cap, Index layers, const Candidates& candidates) const {
+  std::vector<Index> whole_steps(Index share, Index cap, Index layers, const Contest& contest) const {
     Index least = static_cast<Index>(std::floor(static_cast<double>(share) / beta_)), most = 2 * share - least;
     if (most >= cap) {
       most = cap;
       least = 2 * share - most;
     }
-    const bool uniform = layers == 1 || (variant_ == "kvcf" && candidates.context_length < 2 * share);
+    const bool uniform = layers == 1 || (variant_ == "kvcf" && contest.context_length < 2 * share);
     const Index step = uniform ? 0 : (most - least) / (layers - 1);
     std::vector<Index> tokens;
     for (Index l = 0; l < layers; ++l) tokens.push_back(uniform ? share : most - l * step);
@@ -63,16 +63,16 @@ class Pyramid : public Allocator {
 
   /// kvpress: the window inside the layer's number, and the same number everywhere where the last layer's would not
   /// hold the window.
-  std::vector<Index> kvpress(const Candidates& candidates, const Budget& budget) const {
-    const Index layers = static_cast<Index>(candidates.scores.size());
+  std::vector<Index> kvpress(const Contest& contest, const Budget& budget) const {
+    const Index layers = static_cast<Index>(contest.scores.size());
     const double share = static_cast<double>(budget.tokens_per_head());
-    const Ends ends = ends_of(share, static_cast<double>(candidates.per_head()));
-    const double window = static_cast<double>(candidates.pinned);
-    const bool line = layers > 1 && static_cast<double>(candidates.context_length) >= ends.most &&
+    const Ends ends = ends_of(share, static_cast<double>(contest.per_head()));
+    const double window = static_cast<double>(contest.pinned);
+    const bool line = layers > 1 && static_cast<double>(contest.context_length) >= ends.most &&
                       ends.most >= ends.least && ends.least >= window;
     std::vector<Index> tokens;
     for (Index l = 0; l < layers; ++l) {
-      tokens.push_back(static_cast<Index>(std::nearbyint(line ? ends.at(l, layers) : share)) - candidates.pinned);
+      tokens.push_back(static_cast<Index>(std::nearbyint(line ? ends.at(l, layers) : share)) - contest.pinned);
     }
     return tokens;
   }
@@ -90,7 +90,7 @@ AllocatorInfo pyramid_allocator_info() {
       .paper = "PyramidKV, 2024, arXiv 2406.02069",
       .description =
           "With B = tokens per head without the pinned ones, the last layer gets B / beta and the first 2B - B / beta "
-          "(at most all candidates; then the last gets what keeps the mean), the others a straight line between. The "
+          "(at most all contenders; then the last gets what keeps the mean), the others a straight line between. The "
           "first half of the layers is rounded half up, and the last half so that mirrored layers add up to 2B: exact "
           "and nested. variant=kvcf and variant=adakv are the published integer steps on top of the window, which "
           "overspend (4.6 % at 128 tokens, 32 layers; kvcf is uniform where the context is below 2B); variant=kvpress "

@@ -4,11 +4,11 @@
 
 #include <algorithm>
 
-#include "io/convert.h"
+#include "base/convert.h"
+#include "base/text.h"
 #include "io/dump_layout.h"
 #include "io/score_layout.h"
 #include "laprox/error.h"
-#include "util/text.h"
 
 namespace laprox::io {
 

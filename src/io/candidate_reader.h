@@ -2,7 +2,7 @@
 
 #include "io/hdf5.h"
 #include "laprox/budget.h"
-#include "laprox/dump.h"
+#include "laprox/dump_reader.h"
 
 namespace laprox::io {
 

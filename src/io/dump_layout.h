@@ -1,7 +1,7 @@
 #pragma once
 
 #include "io/hdf5.h"
-#include "laprox/dump.h"
+#include "laprox/dump_info.h"
 
 namespace laprox::io {
 

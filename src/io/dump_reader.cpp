@@ -1,9 +1,10 @@
+#include "laprox/dump_reader.h"
+
 #include <fmt/format.h>
 
-#include "io/convert.h"
+#include "base/convert.h"
 #include "io/dump_layout.h"
 #include "io/sha256.h"
-#include "laprox/dump.h"
 #include "laprox/error.h"
 
 namespace laprox {

@@ -1,11 +1,12 @@
+#include "laprox/dump_writer.h"
+
 #include <fmt/format.h>
 
 #include <vector>
 
-#include "io/convert.h"
+#include "base/convert.h"
 #include "io/dump_layout.h"
 #include "io/output_file.h"
-#include "laprox/dump.h"
 #include "laprox/error.h"
 
 namespace laprox {

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <array>
 
-#include "io/convert.h"
+#include "base/convert.h"
 #include "laprox/error.h"
 
 namespace laprox::io {

@@ -62,12 +62,11 @@ ScorerInfo cake_info() {
       .summary = "mean attention plus its variance over queries; layers by entropy and variance",
       .paper = "CAKE, 2025, arXiv 2503.12491",
       .description =
-          "s[i] = mean over the group of avg-pooled mean_t A_h[t, i] + gamma * var_t A_h[t, i] (unbiased). The layer's "
-          "preference is H^(1/tau1) * V^(1/tau2), H the entropy of the window's attention on the tokens before it, V "
-          "the "
-          "sum of the variances. The published code has tuned temperatures per model and budget (llama-3.1-8b: 1.6 and "
-          "0.4 "
-          "at 1024 tokens, 1.6 and 0.6 at 128); without an entry both are 1, the default here.",
+          "s[i] = mean over the group of avg-pooled mean_t A_h[t, i] + gamma * var_t A_h[t, i] (unbiased). The "
+          "layer's preference is H^(1/tau1) * V^(1/tau2), H the entropy of the window's attention on the tokens "
+          "before it, V the sum of the variances. The published code has tuned temperatures per model and budget "
+          "(llama-3.1-8b: 1.6 and 0.4 at 1024 tokens, 1.6 and 0.6 at 128); without an entry both are 1, the default "
+          "here.",
       .default_allocator = "cake",
       .needs = "window queries, K",
       .options = std::move(options),

@@ -1,8 +1,8 @@
 #include <Eigen/Cholesky>
 
+#include "base/parallel.h"
 #include "scorers/future_queries.h"
-#include "util/groups.h"
-#include "util/parallel.h"
+#include "scorers/groups.h"
 
 namespace laprox {
 
@@ -57,9 +57,8 @@ ScorerInfo capkv_info() {
       .description =
           "With q the mean of the prompt's queries before RoPE, moved to the next `future` positions: w_i = exp(tau * "
           "cos(q, k_i)), scaled to a maximum of 1; M = I + sum (w_i + 1e-6) v_i v_i^T; s[i] = mean over the group of "
-          "w_i "
-          "v_i^T M^-1 v_i; the sinks are kept. As in kvpress; the paper uses the plain product <q, k_i> instead of the "
-          "cosine, and no averaged rotation.",
+          "w_i v_i^T M^-1 v_i; the sinks are kept. As in kvpress; the paper uses the plain product <q, k_i> instead "
+          "of the cosine, and no averaged rotation.",
       .default_allocator = "head",
       .needs = "all prompt queries before RoPE, K, V",
       .options = std::move(options),

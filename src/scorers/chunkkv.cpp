@@ -58,12 +58,10 @@ ScorerInfo chunkkv_info() {
       .paper = "ChunkKV, 2025, arXiv 2502.00299",
       .description =
           "A chunk's score is the mean over its tokens of the sum over KV heads of SnapKV's score, the window at the "
-          "largest "
-          "score plus one; all KV heads keep the same chunks. By default the window is kept and the last chunk is cut "
-          "so "
-          "that the budget is exact. variant=kvpress keeps max(1, int(chunks * share)) whole chunks, so that the "
-          "tokens kept "
-          "differ from the budget. The paper's reuse of one layer's chunks in the next is not in the published code.",
+          "largest score plus one; all KV heads keep the same chunks. By default the window is kept and the last "
+          "chunk is cut so that the budget is exact. variant=kvpress keeps max(1, int(chunks * share)) whole chunks, "
+          "so that the tokens kept differ from the budget. The paper's reuse of one layer's chunks in the next is not "
+          "in the published code.",
       .default_allocator = "head",
       .needs = "window queries, K",
       .only_allocator = "head",

@@ -1,8 +1,8 @@
 #include <cmath>
 
+#include "allocators/top_k.h"
 #include "scorers/snapkv_score.h"
 #include "scorers/two_stage.h"
-#include "util/top_k.h"
 
 namespace laprox {
 
@@ -29,12 +29,12 @@ class CriticalAdaKV : public Scorer {
     const Matrix base = hard_window_ ? base_.of(layer, kernels) : base_.padded(layer, kernels);
     const CriticalScores scores = critical_scores(base, epsilon_, layer.geometry().group(), kernels);
     const Index pinned = pins().count(layer.context_length());
-    const auto candidates = static_cast<std::size_t>(layer.context_length() - pinned);
+    const auto unpinned = static_cast<std::size_t>(layer.context_length() - pinned);
     std::vector<Ranking> by_base, by_critical;
     std::vector<std::vector<double>> sorted;
     for (Index head = 0; head < base.rows(); ++head) {
-      by_base.push_back(rank_by_score({&scores.base(head, 0), candidates}, {}));
-      by_critical.push_back(rank_by_score({&scores.critical(head, 0), candidates}, {}));
+      by_base.push_back(rank_by_score({&scores.base(head, 0), unpinned}, {}));
+      by_critical.push_back(rank_by_score({&scores.critical(head, 0), unpinned}, {}));
       for (auto& list = sorted.emplace_back(); std::int32_t token : by_base.back()) {
         list.push_back(scores.base(head, token));
       }
@@ -75,12 +75,9 @@ ScorerInfo criticaladakv_info() {
       .paper = "CriticalKV, 2025, arXiv 2502.03805",
       .description =
           "Each head is sure of n = int(b * safeguard) tokens; the layer's other entries go to the best by s. A head "
-          "that "
-          "won c tokens keeps its best max(n, int(c / 2)) by s and fills up by s' = (s + epsilon) * ||v_i W_O^h||_1. "
-          "The "
-          "window competes at the largest score plus one, as published; hard-window=true keeps it outright. A larger "
-          "budget "
-          "need not keep what a smaller one keeps.",
+          "that won c tokens keeps its best max(n, int(c / 2)) by s and fills up by s' = (s + epsilon) * ||v_i "
+          "W_O^h||_1. The window competes at the largest score plus one, as published; hard-window=true keeps it "
+          "outright. A larger budget need not keep what a smaller one keeps.",
       .default_allocator = "layer",
       .needs = "window queries, K, V, W_o",
       .nested = false,

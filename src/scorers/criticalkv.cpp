@@ -25,13 +25,13 @@ class CriticalKV : public Scorer {
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
     const Matrix base = padded_ ? base_.padded(layer, kernels) : base_.of(layer, kernels);
     const CriticalScores scores = critical_scores(base, epsilon_, layer.geometry().group(), kernels);
-    const Index candidates = layer.context_length() - pins().count(layer.context_length());
+    const Index unpinned = layer.context_length() - pins().count(layer.context_length());
     Matrix places = Matrix::Zero(base.rows(), base.cols());
     for (Index head = 0; head < base.rows(); ++head) {
       const auto row = [&](const Matrix& of) {
-        return rank_by_score({&of(head, 0), static_cast<std::size_t>(candidates)}, {});
+        return rank_by_score({&of(head, 0), static_cast<std::size_t>(unpinned)}, {});
       };
-      double place = static_cast<double>(candidates);
+      double place = static_cast<double>(unpinned);
       for (Index token : entry_order(row(scores.base), row(scores.critical))) places(head, token) = place--;
     }
     return places;
@@ -79,12 +79,10 @@ ScorerInfo criticalkv_info() {
       .paper = "CriticalKV, 2025, arXiv 2502.03805",
       .description =
           "s is SnapKV's score and s' = (s + epsilon) * mean over the group of ||v_i W_O^h||_1. Half of the budget "
-          "goes to "
-          "the best tokens by s, the rest to the best others by s'. By default the window is kept and both stages "
-          "share "
-          "what is left. variant=kvpress reproduces the published code: the window competes at the largest score plus "
-          "one "
-          "in the first stage and at that times its value norm in the second, where it can lose.",
+          "goes to the best tokens by s, the rest to the best others by s'. By default the window is kept and both "
+          "stages share what is left. variant=kvpress reproduces the published code: the window competes at the "
+          "largest score plus one in the first stage and at that times its value norm in the second, where it can "
+          "lose.",
       .default_allocator = "head",
       .needs = "window queries, K, V, W_o",
       .only_allocator = "head",

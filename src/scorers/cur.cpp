@@ -53,8 +53,7 @@ ScorerInfo cur_info() {
       .paper = "CurDKV, 2025, arXiv 2509.15038",
       .description =
           "||k_i||^2 and ||v_i||^2, each divided by its sum over the token's block of 16, multiplied, and divided by "
-          "the "
-          "head's total; the first tokens are kept. The code replaces the paper's leverage scores by these norms. "
+          "the head's total; the first tokens are kept. The code replaces the paper's leverage scores by these norms. "
           "leverage=key, value or average read one of them or both. The code's random projection is not offered.",
       .default_allocator = "head",
       .needs = "K, V",

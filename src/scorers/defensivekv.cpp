@@ -111,15 +111,11 @@ ScorerInfo defensivekv_info() {
       .paper = "DefensiveKV, 2025, arXiv 2510.13334",
       .description =
           "Each query's attention row is average-pooled and rescaled to its sum; the maximum over queries and the "
-          "group, at "
-          "least the head's mean, times N_g[i] / sum over heads of N[i], N = mean over the group of ||v_i W_O^h||_1. "
-          "The "
-          "tokens whose mean attention adds up to mass - bias, at most int(P * b / C) - window of them, score the "
-          "layer's "
-          "maximum. bias=code is the attention on the last `window` tokens before the window, as the published code "
-          "measures it; bias=window the one on the window itself. layer-defensivekv compares raw scores over the "
-          "model, "
-          "where, as published, a window competes at its own layer's maximum.",
+          "group, at least the head's mean, times N_g[i] / sum over heads of N[i], N = mean over the group of ||v_i "
+          "W_O^h||_1. The tokens whose mean attention adds up to mass - bias, at most int(P * b / C) - window of "
+          "them, score the layer's maximum. bias=code is the attention on the last `window` tokens before the window, "
+          "as the published code measures it; bias=window the one on the window itself. layer-defensivekv compares "
+          "raw scores over the model, where, as published, a window competes at its own layer's maximum.",
       .default_allocator = "layer",
       .needs = "window queries, K, V, W_o",
       .options = std::move(options),

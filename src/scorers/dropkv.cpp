@@ -88,8 +88,7 @@ ScorerInfo dropkv_info() {
       .paper = "DropKV, 2025 (formula only; no code)",
       .description =
           "s[i] = mean over the group of sum over the window of (p / (1 - p + epsilon))^2 ||o_t - v_i||^2, p = A_h[t, "
-          "i]; "
-          "max-pooled over the tokens before the window. A MAX kernel of 11 makes most cuts ties.",
+          "i]; max-pooled over the tokens before the window. A MAX kernel of 11 makes most cuts ties.",
       .default_allocator = "head",
       .needs = "window queries, K, V",
       .options = std::move(options),

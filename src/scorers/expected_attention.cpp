@@ -1,6 +1,6 @@
+#include "base/parallel.h"
 #include "scorers/future_queries.h"
-#include "util/groups.h"
-#include "util/parallel.h"
+#include "scorers/groups.h"
 
 namespace laprox {
 
@@ -71,14 +71,11 @@ ScorerInfo expected_attention_info() {
       .paper = "ExpectedAttention, 2025, kvpress",
       .description =
           "The prompt's queries behind the sinks, before RoPE, have mean mu and covariance S (divided by their "
-          "number). R "
-          "is the mean of RoPE's rotations over the next `future` positions. s[i] = (p[i] + epsilon) * ||v_i||_2 with "
-          "p = "
-          "softmax over i of scale * <R mu, k_i> + scale^2 / 2 * k_i R S R^T k_i, meaned over the group; the sinks are "
-          "kept. The registry of kvpress wraps it in AdaKV with epsilon 0.01: "
+          "number). R is the mean of RoPE's rotations over the next `future` positions. s[i] = (p[i] + epsilon) * "
+          "||v_i||_2 with p = softmax over i of scale * <R mu, k_i> + scale^2 / 2 * k_i R S R^T k_i, meaned over the "
+          "group; the sinks are kept. The registry of kvpress wraps it in AdaKV with epsilon 0.01: "
           "expected-attention+ada:variant=kvpress,epsilon=0.01. The variant with statistics of other texts needs a "
-          "file "
-          "that a dump does not hold.",
+          "file that a dump does not hold.",
       .default_allocator = "head",
       .needs = "all prompt queries before RoPE, K, V",
       .options = std::move(options),

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "laprox/scorer.h"
-#include "util/rotary.h"
+#include "scorers/rotary.h"
 
 namespace laprox {
 

@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/parallel.h"
 #include "laprox/scorer.h"
-#include "util/parallel.h"
 
 namespace laprox {
 
@@ -47,15 +47,15 @@ class Elimination {
   /// token) for each. Ties: the later head and token go first.
   template <class Gone>
   void evict(Index count, const Gone& gone) {
-    std::vector<Candidate> candidates = costs();
-    const auto middle = candidates.begin() + count;
-    std::partial_sort(candidates.begin(), middle, candidates.end());
+    std::vector<Entry> entries = costs();
+    const auto middle = entries.begin() + count;
+    std::partial_sort(entries.begin(), middle, entries.end());
     std::vector<bool> touched(left_.size());
-    for (auto candidate = candidates.begin(); candidate != middle; ++candidate) {
-      auto& tokens = left_[static_cast<std::size_t>(candidate->head)];
-      tokens.erase(std::lower_bound(tokens.begin(), tokens.end(), candidate->token));
-      touched[static_cast<std::size_t>(candidate->head)] = true;
-      gone(candidate->head, candidate->token);
+    for (auto entry = entries.begin(); entry != middle; ++entry) {
+      auto& tokens = left_[static_cast<std::size_t>(entry->head)];
+      tokens.erase(std::lower_bound(tokens.begin(), tokens.end(), entry->token));
+      touched[static_cast<std::size_t>(entry->head)] = true;
+      gone(entry->head, entry->token);
     }
     for (std::size_t g = 0; g < touched.size(); ++g) {
       if (touched[g]) refresh(static_cast<Index>(g));
@@ -82,10 +82,10 @@ class Elimination {
     std::vector<Pair> pairs;
     Matrix left_values;  ///< [|left|, d_v]
   };
-  struct Candidate {
+  struct Entry {
     double cost;
     Index head, token;
-    bool operator<(const Candidate& other) const {
+    bool operator<(const Entry& other) const {
       if (cost != other.cost) return cost < other.cost;
       return head != other.head ? head > other.head : token > other.token;
     }
@@ -127,10 +127,10 @@ class Elimination {
   }
 
   /// What the layer's squared output error would grow by, for every kept entry.
-  std::vector<Candidate> costs() const {
+  std::vector<Entry> costs() const {
     Matrix error = Matrix::Zero(heads_[0].output.rows(), geometry_.model_size);
     for (const Head& head : heads_) error += (head.output - head.exact) * head.output_block;
-    std::vector<std::vector<Candidate>> found(left_.size());
+    std::vector<std::vector<Entry>> found(left_.size());
     parallel_for(threads_, geometry_.kv_heads, [&](Index g) {
       const Eigen::VectorXd cost = group_costs(g, error);
       const auto& tokens = left_[static_cast<std::size_t>(g)];
@@ -138,7 +138,7 @@ class Elimination {
         found[static_cast<std::size_t>(g)].push_back({cost[static_cast<Index>(n)], g, tokens[n]});
       }
     });
-    std::vector<Candidate> all;
+    std::vector<Entry> all;
     for (const auto& part : found) all.insert(all.end(), part.begin(), part.end());
     return all;
   }
@@ -243,11 +243,9 @@ ScorerInfo greedy_info() {
       .paper = "",
       .description =
           "Starting from the whole context, the entry of the layer whose loss would raise ||O_kept - O||_F^2 least, "
-          "with "
-          "renormalisation and all cross terms, goes first; the order in which they go serves every budget. It reads "
-          "the "
-          "judging queries, so no cache can deploy it. step is the share of what is left that goes between two "
-          "evaluations of all costs, at least one entry; step=0 is one at a time. Contexts up to 4096 tokens; "
+          "with renormalisation and all cross terms, goes first; the order in which they go serves every budget. It "
+          "reads the judging queries, so no cache can deploy it. step is the share of what is left that goes between "
+          "two evaluations of all costs, at least one entry; step=0 is one at a time. Contexts up to 4096 tokens; "
           "'laprox inspect' and --show-plan print the work.",
       .default_allocator = "layer",
       .needs = "judging queries, K, V, W_o",

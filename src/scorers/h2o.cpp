@@ -4,7 +4,7 @@
 
 #include "laprox/error.h"
 #include "laprox/scorer.h"
-#include "util/groups.h"
+#include "scorers/groups.h"
 
 namespace laprox {
 
@@ -72,12 +72,10 @@ ScorerInfo h2o_info() {
       .paper = "H2O, 2023, arXiv 2306.14048",
       .description =
           "s[i] = sum over all prompt queries t >= i of A_h[t, i]: a plain sum, not divided by the number of queries, "
-          "no "
-          "pooling; query heads of a group by `gqa`. A budget b keeps the last b - floor(b * (1 - recent)) tokens and "
-          "the "
-          "best others. recent=0.5 is the official half and half; a whole number of tokens (recent=8) is "
-          "KVCache-Factory's "
-          "fixed window. One eviction after the prompt; the official code also re-evicts at every decoded token.",
+          "no pooling; query heads of a group by `gqa`. A budget b keeps the last b - floor(b * (1 - recent)) tokens "
+          "and the best others. recent=0.5 is the official half and half; a whole number of tokens (recent=8) is "
+          "KVCache-Factory's fixed window. One eviction after the prompt; the official code also re-evicts at every "
+          "decoded token.",
       .default_allocator = "head",
       .needs = "all prompt queries, K",
       .options = {OptionSpec::real("recent", 0.5, 0, 1 << 20,

@@ -7,7 +7,7 @@ namespace laprox {
 
 namespace {
 
-/// -cos(k_i, mean of the candidates' directions) of some tokens, ascending in token.
+/// -cos(k_i, mean of the scored tokens' directions) of some tokens, ascending in token.
 std::vector<double> dissimilarity(const Matrix& keys, const std::vector<Index>& tokens) {
   Eigen::RowVectorXd anchor = Eigen::RowVectorXd::Zero(keys.cols());
   for (Index i : tokens) anchor += keys.row(i) / std::max(keys.row(i).norm(), 1e-12);
@@ -79,12 +79,9 @@ ScorerInfo keydiff_info() {
       .paper = "KeyDiff, 2025, arXiv 2504.15364",
       .description =
           "s[i] = -cos(k_i, m), m = mean of k_i / ||k_i|| over all context tokens. Nothing is protected. block=N "
-          "evicts as "
-          "the paper does, after every N tokens of the prompt, each time scored against the mean of what the cache "
-          "holds "
-          "then; keydiff-block128 is that with N = 128. The kept set then depends on the path, so a larger budget need "
-          "not "
-          "keep what a smaller one keeps.",
+          "evicts as the paper does, after every N tokens of the prompt, each time scored against the mean of what "
+          "the cache holds then; keydiff-block128 is that with N = 128. The kept set then depends on the path, so a "
+          "larger budget need not keep what a smaller one keeps.",
       .default_allocator = "head",
       .needs = "K",
       .options = {OptionSpec::integer("block", 0, 0, 1 << 20,

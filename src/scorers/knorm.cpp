@@ -34,8 +34,7 @@ ScorerInfo knorm_info() {
       .paper = "L2Norm, 2024, arXiv 2406.11430",
       .description =
           "s[i] = -||k_i||_2 (rotary positions do not change it). Nothing is protected. The code of KVCache-Factory "
-          "never "
-          "compresses the first two layers: skip-layers=2, which spends more than the budget.",
+          "never compresses the first two layers: skip-layers=2, which spends more than the budget.",
       .default_allocator = "head",
       .needs = "K",
       .options = {OptionSpec::integer("skip-layers", 0, 0, 1 << 20,

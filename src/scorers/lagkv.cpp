@@ -75,15 +75,11 @@ ScorerInfo lagkv_info() {
       .summary = "spread of a token's channels relative to the tokens that follow; reads no query",
       .paper = "LagKV, 2025, arXiv 2504.04704",
       .description =
-          "The context behind the sinks is cut into partitions of `lag` tokens. A token's channels are measured in the "
-          "range "
-          "that they have in the next partition; the standard deviation over channels, a softmax over the partition, "
-          "the "
-          "mean of the key's and the value's figure, and the rank inside the partition over lag make the score. Sinks, "
-          "the "
-          "last partition and what is left over score 1. Ranks repeat in every partition, so ties are the rule. A "
-          "context "
-          "below sinks + 2 lag keeps sinks and recent tokens.",
+          "The context behind the sinks is cut into partitions of `lag` tokens. A token's channels are measured in "
+          "the range that they have in the next partition; the standard deviation over channels, a softmax over the "
+          "partition, the mean of the key's and the value's figure, and the rank inside the partition over lag make "
+          "the score. Sinks, the last partition and what is left over score 1. Ranks repeat in every partition, so "
+          "ties are the rule. A context below sinks + 2 lag keeps sinks and recent tokens.",
       .default_allocator = "head",
       .needs = "K, V",
       .options = {OptionSpec::integer("lag", 128, 1, 1 << 20, "tokens per partition"),

@@ -3,8 +3,8 @@
 
 #include "laprox/error.h"
 #include "laprox/scorer.h"
-#include "util/groups.h"
-#include "util/pooling.h"
+#include "scorers/groups.h"
+#include "scorers/pooling.h"
 
 namespace laprox {
 
@@ -91,16 +91,12 @@ ScorerInfo laprox_info() {
       .paper = "LaProx (Mai and Kim), 2026, arXiv 2605.07234",
       .description =
           "p_h[i] = ||A_h[:, i]||_2 * ||v_i W_O^h||_2 with A_h the attention of the last `window` prompt queries "
-          "(Algorithm "
-          "1). With the allocator global (the default) each layer's scores are divided by their sum and one top-K "
-          "serves "
-          "the model (Algorithm 2); laprox+layer and laprox+head are the narrower scopes. No code was published; what "
-          "the "
-          "text leaves open is an option: gqa=mean-product averages the query heads' products, mean-norms multiplies "
-          "the "
-          "means of both factors, mean-attn takes the norm of the mean attention, frobenius is the exact norm of the "
-          "group's joint term. Pooling follows SnapKV's place: on the attention factor, over the tokens before the "
-          "window.",
+          "(Algorithm 1). With the allocator global (the default) each layer's scores are divided by their sum and "
+          "one top-K serves the model (Algorithm 2); laprox+layer and laprox+head are the narrower scopes. No code "
+          "was published; what the text leaves open is an option: gqa=mean-product averages the query heads' "
+          "products, mean-norms multiplies the means of both factors, mean-attn takes the norm of the mean attention, "
+          "frobenius is the exact norm of the group's joint term. Pooling follows SnapKV's place: on the attention "
+          "factor, over the tokens before the window.",
       .default_allocator = "global",
       .needs = "window queries, K, V, W_o",
       .options = std::move(options),

@@ -30,8 +30,8 @@ ScorerInfo lava_info() {
       .paper = "LAVa, 2025, arXiv 2509.09754",
       .description =
           "s[i] = max over the group of max-pooled mean_t A_h[t, i], times max over the tokens before the window of "
-          "||v_i||_1. The constant matters where heads compete. With the allocator lava (the default) layers share the "
-          "budget by the entropy of their scores, heads as in AdaKV.",
+          "||v_i||_1. The constant matters where heads compete. With the allocator lava (the default) layers share "
+          "the budget by the entropy of their scores, heads as in AdaKV.",
       .default_allocator = "lava",
       .needs = "window queries, K, V",
       .options = WindowScorer::options(32, "max", 7),

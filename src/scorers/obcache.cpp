@@ -53,9 +53,8 @@ ScorerInfo obcache_info() {
       .paper = "OBCache, 2025, arXiv 2510.07651",
       .description =
           "value: sum_t A^2 ||v||^2; key: sum_t (A z)^2 ||v - o_t||^2; joint: sum_t A^2 ||(1 + z) v - z o_t||^2, with "
-          "z the "
-          "logit and o_t the head's output. Summed over the group and max-pooled over the tokens before the window. "
-          "Published code keeps one set per query head; here the group's scores become one (gqa).",
+          "z the logit and o_t the head's output. Summed over the group and max-pooled over the tokens before the "
+          "window. Published code keeps one set per query head; here the group's scores become one (gqa).",
       .default_allocator = "head",
       .needs = "window queries, K, V",
       .options = std::move(options),

@@ -1,5 +1,5 @@
 #include "laprox/scorer.h"
-#include "util/groups.h"
+#include "scorers/groups.h"
 
 namespace laprox {
 
@@ -26,8 +26,7 @@ ScorerInfo observed_attention_info() {
       .paper = "kvpress ObservedAttentionPress, 2024, after arXiv 2306.14048",
       .description =
           "s[i] = mean over the group of sum over t >= i of A_h[t, i] / (C - i): H2O's column sum divided by the "
-          "number of "
-          "queries that see the token, which favours late tokens. Nothing is protected.",
+          "number of queries that see the token, which favours late tokens. Nothing is protected.",
       .default_allocator = "head",
       .needs = "all prompt queries, K",
       .options = {},

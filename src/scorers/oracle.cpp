@@ -1,5 +1,5 @@
 #include "laprox/scorer.h"
-#include "util/groups.h"
+#include "scorers/groups.h"
 
 namespace laprox {
 
@@ -26,10 +26,8 @@ ScorerInfo oracle_info() {
       .paper = "",
       .description =
           "s[i] = ||sum_h A_h[:, i] (x) v_i W_O^h||_F over the queries that judge, which no deployable policy sees; "
-          "one "
-          "top-K over the model, layers not normalised. It ranks entries one by one, so greedy, and now and then a "
-          "policy "
-          "that is lucky in its cross terms, can do better.",
+          "one top-K over the model, layers not normalised. It ranks entries one by one, so greedy, and now and then "
+          "a policy that is lucky in its cross terms, can do better.",
       .default_allocator = "global:normalize=false",
       .needs = "judging queries, K, V, W_o",
       .options = {},

@@ -26,12 +26,9 @@ ScorerInfo snapkv_info() {
       .paper = "SnapKV, 2024, arXiv 2404.14469",
       .description =
           "s[i] = mean over the window's queries of A_h[t, i], reduced over the group, pooled over the tokens before "
-          "the "
-          "window; the window is kept. Defaults are the paper's LongBench configuration (window 32, max pool 7) at "
-          "KV-head "
-          "granularity; kvpress uses window=64,kernel=5,pool=avg. The original code keeps one set per query head, "
-          "which "
-          "multiplies the memory by the group size.",
+          "the window; the window is kept. Defaults are the paper's LongBench configuration (window 32, max pool 7) "
+          "at KV-head granularity; kvpress uses window=64,kernel=5,pool=avg. The original code keeps one set per "
+          "query head, which multiplies the memory by the group size.",
       .default_allocator = "head",
       .needs = "window queries, K",
       .options = SnapKVScore::options("max", 7),

@@ -3,8 +3,8 @@
 #include <string>
 
 #include "laprox/scorer.h"
-#include "util/groups.h"
-#include "util/pooling.h"
+#include "scorers/groups.h"
+#include "scorers/pooling.h"
 
 namespace laprox {
 

@@ -29,8 +29,8 @@ ScorerInfo streaming_info() {
       .summary = "StreamingLLM: the first tokens and the most recent ones",
       .paper = "StreamingLLM, 2023, arXiv 2309.17453",
       .description =
-          "Positions only: {0 .. sinks-1} and the last b - sinks tokens. The sinks count inside the budget. "
-          "Positions are not re-assigned inside the cache, as the original code does while it decodes.",
+          "Positions only: {0 .. sinks-1} and the last b - sinks tokens. The sinks count inside the budget. Positions "
+          "are not re-assigned inside the cache, as the original code does while it decodes.",
       .default_allocator = "head",
       .needs = "-",
       .options = {OptionSpec::integer("sinks", 4, 0, 1 << 20, "first tokens that are always kept")},

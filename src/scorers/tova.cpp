@@ -29,8 +29,7 @@ ScorerInfo tova_info() {
       .paper = "TOVA, 2024, arXiv 2401.06104",
       .description =
           "s[i] = mean over all query heads of the layer of A_h[C-1, i]; every KV head keeps the same tokens. Nothing "
-          "is "
-          "protected in the official code: the last token competes with its own weight. kvpress always keeps it: "
+          "is protected in the official code: the last token competes with its own weight. kvpress always keeps it: "
           "force-last=true. One eviction after the prompt; the official code also evicts at every decoded token.",
       .default_allocator = "head",
       .needs = "last query, K",

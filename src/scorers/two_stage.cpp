@@ -1,6 +1,6 @@
 #include "scorers/two_stage.h"
 
-#include "util/groups.h"
+#include "scorers/groups.h"
 
 namespace laprox {
 

@@ -15,7 +15,7 @@ struct CriticalScores {
 };
 CriticalScores critical_scores(Matrix base, double epsilon, Index group, ScoringKernels& kernels);
 
-/// The best `first` of the candidates by `base`, then the best others by `critical`, `count` in all: token numbers.
+/// the best `first` of the tokens by `base`, then the best others by `critical`, `count` in all: token numbers.
 std::vector<Index> two_stages(const Ranking& by_base, const Ranking& by_critical, Index first, Index count);
 
 }  // namespace laprox

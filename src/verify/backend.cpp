@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <functional>
 
-#include "laprox/method.h"
-#include "util/layer_stream.h"
+#include "dump/layer_stream.h"
+#include "laprox/methods.h"
 #include "verify/kept.h"
 #include "verify/yardsticks.h"
 
@@ -16,7 +16,7 @@ using namespace verify;
 
 constexpr Index kWindow = 32;  ///< of the primitives that have one
 
-/// A scoring primitive as a matrix whose rows are judged one by one.
+/// A scoring primitive as a matrix whose rows are assessed one by one.
 struct Primitive {
   const char* name;
   const char* rows;
@@ -58,17 +58,17 @@ std::vector<Primitive> primitives(Index window) {
   };
 }
 
-/// A policy under test: the scores that the backend gives, and the plan that they make.
+/// A policy under test: the scores that the backend gives, and the selection that they make.
 struct PolicyTest {
   PolicyTest(Policy tested, std::vector<BudgetRequest> labels, const DumpInfo& dump, const Precision& precision)
       : policy(std::make_unique<Policy>(std::move(tested))),
         requests(std::move(labels)),
-        judge(*policy, requests, dump, precision, KeptJudge::Subject::backend),
+        assessor(*policy, requests, dump, precision, KeptAssessor::Subject::backend),
         check(make_value_check("scores", policy->label, "KV head", "token", precision)) {
     std::vector<Budget> budgets;
     for (const BudgetRequest& request : requests) budgets.push_back(resolve(request, dump));
     for (const Budget& budget : budgets) tokens.push_back(budget.tokens_per_head());
-    planner = std::make_unique<PolicyPlanner>(*policy, budgets, 1);
+    selector = std::make_unique<Selector>(*policy, budgets, 1);
   }
 
   void add_layer(Yardsticks& yardsticks, const LayerView& view, ScoringKernels& kernels, const Precision& precision) {
@@ -78,20 +78,20 @@ struct PolicyTest {
     if (policy->allocator->needs_preference()) found.preference = policy->scorer->preference(view, kernels);
     for (std::size_t order = 0; order < found.scores.size(); ++order) {
       if (!policy->scorer->scores_are_places()) {
-        judge_scores(found.scores[order], expected, plain, order, *policy, precision, yardsticks.layer(), check);
+        assess_scores(found.scores[order], expected, plain, order, *policy, precision, yardsticks.layer(), check);
       }
       jumps = jumps || (policy->scorer->scores_jump() && jumps_elsewhere(expected, plain, order));
       finite = finite && found.scores[order].allFinite();
     }
-    if (finite) planner->add_layer(found);
-    judge.add_layer(std::move(expected), std::move(plain));
+    if (finite) selector->add_layer(found);
+    assessor.add_layer(std::move(expected), std::move(plain));
   }
 
   std::unique_ptr<Policy> policy;  ///< its address stays
   std::vector<BudgetRequest> requests;
   std::vector<Index> tokens;
-  std::unique_ptr<PolicyPlanner> planner;
-  KeptJudge judge;
+  std::unique_ptr<Selector> selector;
+  KeptAssessor assessor;
   ValueCheck check;
   bool finite = true;
   bool jumps = false;  ///< at tokens that depend on roundings
@@ -123,7 +123,7 @@ class BackendVerifier {
     for (Index layer = 0; layer < count; ++layer) {
       score_layer_of(layer, scoring_, false);
       if (oracles()) score_layer_of(layer, judging_rows(info_, {}), true);
-      if (output_.count() > 0) judge_layer_output(layer);
+      if (output_.count() > 0) assess_layer_output(layer);
       if (progress) progress(layer, count, "verify");
     }
     return finish();
@@ -156,14 +156,14 @@ class BackendVerifier {
             fmt::format("the context of {} tokens is longer than the {} that it can score in reasonable time",
                         info_.context_length, policy.scorer->longest_context()));
       }
-      check_plan_request(info_, {.policies = {policy}, .budgets = {}});
+      check_selection_request(info_, {.policies = {policy}, .budgets = {}});
     } catch (const UsageError& error) {
       skip(policy.label, error);
       return;
     }
     for (const BudgetRequest& budget : budgets) {
       try {
-        check_plan_request(info_, {.policies = {policy}, .budgets = {budget}});
+        check_selection_request(info_, {.policies = {policy}, .budgets = {budget}});
         served.push_back(budget);
       } catch (const UsageError& error) {
         skip(fmt::format("{} at {}", policy.label, budget.text), error);
@@ -211,19 +211,20 @@ class BackendVerifier {
     const LayerView view = judged ? LayerView::of_judged(tensors) : LayerView(tensors);
     const auto kernels = backend_.scoring(tensors);
     for (std::size_t i = 0; !judged && i < primitives_.size(); ++i) {
-      yardsticks.judge(primitives_[i].compute(view, *kernels), primitives_[i].compute, precision_, primitive_checks_[i],
-                       primitives_[i].rows_per_head);
+      yardsticks.assess(primitives_[i].compute(view, *kernels), primitives_[i].compute, precision_,
+                        primitive_checks_[i], primitives_[i].rows_per_head);
     }
     for (PolicyTest& test : policies_) {
       if (reads_judged(*test.policy) == judged) test.add_layer(yardsticks, view, *kernels, precision_);
     }
   }
 
-  void judge_layer_output(Index layer) {
+  void assess_layer_output(Index layer) {
     const LayerTensors tensors =
         dump_.read_layer(layer, output_, tensor_type(backend_, info_.layers[static_cast<std::size_t>(layer)]));
-    const Matrix found = backend_.evaluate(tensors, {}, SoftmaxMode::renormalized).exact.output;
-    judge_output(*reference_, dump_.read_layer(layer, output_, ElementType::float64), found, precision_, output_check_);
+    const Matrix found = backend_.layer_errors(tensors, {}, SoftmaxMode::renormalized).exact.output;
+    assess_output(*reference_, dump_.read_layer(layer, output_, ElementType::float64), found, precision_,
+                  output_check_);
   }
 
   Verification finish() {
@@ -241,8 +242,8 @@ class BackendVerifier {
         result_.skipped.push_back({test.policy->label + " kept", "its scores are not all finite"});
         continue;
       }
-      const PolicyPlan plan = test.planner->finish();
-      for (KeptCheck& check : test.judge.judge(masks_of(plan, info_.context_length))) {
+      const Selection selection = test.selector->finish();
+      for (KeptCheck& check : test.assessor.assess(masks_of(selection, info_.context_length))) {
         result_.kept.push_back(std::move(check));
       }
     }

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "dump/queries.h"
 #include "io/candidate_reader.h"
-#include "util/queries.h"
 #include "verify/kept.h"
 #include "verify/yardsticks.h"
 
@@ -20,25 +20,25 @@ class CandidateVerifier {
     result_.subject = path.string();
     choose_policy(path.string());
     choose_rows();
-    if (file_.has("ranking")) result_.skipped.push_back({"ranking", "it follows from the scores and is not judged"});
+    if (file_.has("ranking")) result_.skipped.push_back({"ranking", "it follows from the scores and is not assessed"});
     if (file_.has("scores") && policy_->scorer->scores_are_places()) {
       result_.skipped.push_back({"scores", kPlaces});
     }
     if (file_.has("kept")) {
       kept_precision_.emplace(precision_of_kept());
-      kept_.emplace(*policy_, file_.budgets(), info_, *kept_precision_, KeptJudge::Subject::candidate);
+      kept_.emplace(*policy_, file_.budgets(), info_, *kept_precision_, KeptAssessor::Subject::candidate);
     }
   }
 
   Verification run(const Progress& progress) {
     const Index count = static_cast<Index>(info_.layers.size());
     for (Index layer = 0; layer < count; ++layer) {
-      judge_scoring(layer);
-      if (file_.has(layer, "output")) judge_candidate_output(layer);
+      assess_scoring(layer);
+      if (file_.has(layer, "output")) assess_candidate_output(layer);
       if (progress) progress(layer, count, "verify");
     }
     for (auto& [name, check] : checks_) result_.values.push_back(std::move(check));
-    if (kept_) result_.kept = kept_->judge(masks_);
+    if (kept_) result_.kept = kept_->assess(masks_);
     return std::move(result_);
   }
 
@@ -67,16 +67,16 @@ class CandidateVerifier {
     const std::optional<Policy> asked = asked_policy(path), stated = stated_policy(path);
     if (asked && stated && !(*asked == *stated)) {
       throw UsageError(
-          fmt::format("{} holds results of the policy {}, but --policy asks for {}; leave --policy out, or "
-                      "correct the file's attribute 'policy'",
+          fmt::format("{} holds results of the policy {}, but --policy asks for {}; leave --policy out, or correct "
+                      "the file's attribute 'policy'",
                       path, to_string(*stated), to_string(*asked)));
     }
     policy_ = asked ? asked : stated;
     if (policy_) return check_policy();
     if (!file_.has("scores") && !file_.has("kept") && !file_.has("column_norms") && !file_.has("column_sums")) return;
     throw UsageError(
-        fmt::format("{}: --policy: of which policy are these the results? Give --policy, or write it into the "
-                    "file's root attribute 'policy'",
+        fmt::format("{}: --policy: of which policy are these the results? Give --policy, or write it into the file's "
+                    "root attribute 'policy'",
                     path));
   }
 
@@ -84,8 +84,8 @@ class CandidateVerifier {
   void check_policy() {
     result_.policy = to_string(*policy_);
     const bool kept = file_.has("kept");
-    check_plan_request(info_,
-                       {.policies = {*policy_}, .budgets = kept ? file_.budgets() : std::vector<BudgetRequest>{}});
+    check_selection_request(info_,
+                            {.policies = {*policy_}, .budgets = kept ? file_.budgets() : std::vector<BudgetRequest>{}});
     if (policy_->scorer->depends_on_budget() && file_.has("scores") && file_.budgets().size() != 1) {
       file_.refuse("scores", "one budget in the root attribute budgets, because the scores of this policy depend on it",
                    fmt::format("{} budgets", file_.budgets().size()));
@@ -126,7 +126,7 @@ class CandidateVerifier {
   Precision precision_of(Index layer, const std::string& dataset) const {
     const Precision stored(file_.type(layer, dataset)), precision = stated_precision().value_or(stored);
     if (stored.unit_roundoff() > precision.unit_roundoff()) {
-      file_.refuse(dataset, fmt::format("numbers that can be judged in {}", to_string(precision.type())),
+      file_.refuse(dataset, fmt::format("numbers that can be assessed in {}", to_string(precision.type())),
                    fmt::format("{}, which is coarser", to_string(stored.type())));
     }
     return precision;
@@ -159,32 +159,32 @@ class CandidateVerifier {
     return entry->second;
   }
 
-  void judge_scoring(Index layer) {
+  void assess_scoring(Index layer) {
     const bool any = file_.has(layer, "scores") || file_.has(layer, "column_norms") ||
                      file_.has(layer, "column_sums") || file_.has(layer, "value_norms");
     if (!any && !kept_) return;
     Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows_, ElementType::float64), judged_);
     const Index window = yardsticks.tensors().queries();
     const bool all = policy_ && policy_->scorer->queries().kind == QueryNeed::Kind::all;
-    judge_dataset(yardsticks, "column_norms", [=](const LayerView&, ScoringKernels& kernels) -> Matrix {
+    assess_dataset(yardsticks, "column_norms", [=](const LayerView&, ScoringKernels& kernels) -> Matrix {
       return kernels.window_statistics(window).squares.cwiseSqrt();
     });
-    judge_dataset(yardsticks, "column_sums", [=](const LayerView&, ScoringKernels& kernels) -> Matrix {
+    assess_dataset(yardsticks, "column_sums", [=](const LayerView&, ScoringKernels& kernels) -> Matrix {
       return all ? kernels.column_sums() : kernels.window_statistics(window).sum;
     });
-    judge_dataset(yardsticks, "value_norms",
-                  [](const LayerView&, ScoringKernels& kernels) -> Matrix { return kernels.value_norms(); });
-    judge_policy(yardsticks);
+    assess_dataset(yardsticks, "value_norms",
+                   [](const LayerView&, ScoringKernels& kernels) -> Matrix { return kernels.value_norms(); });
+    assess_policy(yardsticks);
   }
 
   template <class Compute>
-  void judge_dataset(Yardsticks& yardsticks, const std::string& name, const Compute& compute) {
+  void assess_dataset(Yardsticks& yardsticks, const std::string& name, const Compute& compute) {
     if (!file_.has(yardsticks.layer(), name)) return;
     const Precision precision = precision_of(yardsticks.layer(), name);
-    yardsticks.judge(file_.read(yardsticks.layer(), name), compute, precision, check_of(name, precision));
+    yardsticks.assess(file_.read(yardsticks.layer(), name), compute, precision, check_of(name, precision));
   }
 
-  void judge_policy(Yardsticks& yardsticks) {
+  void assess_policy(Yardsticks& yardsticks) {
     const Index layer = yardsticks.layer();
     const bool scores = file_.has(layer, "scores");
     if (!scores && !kept_) return;
@@ -193,7 +193,7 @@ class CandidateVerifier {
       const Precision precision = precision_of(layer, "scores");
       const auto plain = yardsticks.plain_scores(*policy_, budgets_, precision);
       const Matrix found = file_.read(layer, "scores");
-      judge_scores(found, expected, plain, 0, *policy_, precision, layer, check_of("scores", precision));
+      assess_scores(found, expected, plain, 0, *policy_, precision, layer, check_of("scores", precision));
     }
     if (!kept_) return;
     kept_->add_layer(std::move(expected), yardsticks.plain_scores(*policy_, budgets_, *kept_precision_));
@@ -201,14 +201,14 @@ class CandidateVerifier {
   }
 
   /// The queries at the file's output positions lie anywhere among the stored ones.
-  void judge_candidate_output(Index layer) {
+  void assess_candidate_output(Index layer) {
     const auto& positions = file_.output_positions();
     if (positions.empty()) return;
     const DumpInfo::Rows rows = info_.rows_between(positions.front(), positions.back() + 1);
     LayerTensors tensors = dump_.read_layer(layer, rows, ElementType::float64);
     const Precision precision = precision_of(layer, "output");
     set_queries(tensors, copy_queries_at(tensors, positions));
-    judge_output(*reference_, tensors, file_.read(layer, "output"), precision, check_of("output", precision));
+    assess_output(*reference_, tensors, file_.read(layer, "output"), precision, check_of("output", precision));
   }
 
   const DumpReader& dump_;
@@ -223,7 +223,7 @@ class CandidateVerifier {
   std::vector<Index> budgets_;  ///< tokens per KV head
   std::map<std::string, ValueCheck> checks_;
   std::optional<Precision> kept_precision_;
-  std::optional<KeptJudge> kept_;
+  std::optional<KeptAssessor> kept_;
   KeptMasks masks_;
 };
 

@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "laprox/error.h"
-#include "verify/judge.h"
+#include "verify/assess.h"
 
 namespace laprox::verify {
 
@@ -20,7 +20,7 @@ enum PartIndex : std::size_t { kTokens, kCounts, kBudget };
 }  // namespace
 
 /// One KV head at one budget: what the reference and the candidate keep of it.
-struct KeptJudge::Head {
+struct KeptAssessor::Head {
   Index layer, kv_head;
   std::size_t order;                       ///< which of the scores serves the budget
   const Ranking& ranking;                  ///< the reference's
@@ -30,15 +30,15 @@ struct KeptJudge::Head {
   double cut, tolerance;                   ///< at `count` tokens
 };
 
-KeptMasks masks_of(const PolicyPlan& plan, Index context_length) {
+KeptMasks masks_of(const Selection& selection, Index context_length) {
   KeptMasks masks;
-  for (std::size_t b = 0; b < plan.counts.size(); ++b) {
-    for (std::size_t layer = 0; layer < plan.counts[b].size(); ++layer) {
+  for (std::size_t b = 0; b < selection.counts.size(); ++b) {
+    for (std::size_t layer = 0; layer < selection.counts[b].size(); ++layer) {
       auto& heads = masks[static_cast<Index>(layer)].emplace_back();
-      for (std::size_t head = 0; head < plan.counts[b][layer].size(); ++head) {
+      for (std::size_t head = 0; head < selection.counts[b][layer].size(); ++head) {
         auto& mask = heads.emplace_back(static_cast<std::size_t>(context_length), std::uint8_t{0});
-        const Ranking& ranking = plan.rankings(b)[layer][head];
-        for (Index n = 0; n < plan.counts[b][layer][head]; ++n) {
+        const Ranking& ranking = selection.rankings(b)[layer][head];
+        for (Index n = 0; n < selection.counts[b][layer][head]; ++n) {
           mask[static_cast<std::size_t>(ranking[static_cast<std::size_t>(n)])] = 1;
         }
       }
@@ -47,8 +47,8 @@ KeptMasks masks_of(const PolicyPlan& plan, Index context_length) {
   return masks;
 }
 
-KeptJudge::KeptJudge(const Policy& policy, const std::vector<BudgetRequest>& budgets, const DumpInfo& dump,
-                     const Precision& precision, Subject subject)
+KeptAssessor::KeptAssessor(const Policy& policy, const std::vector<BudgetRequest>& budgets, const DumpInfo& dump,
+                           const Precision& precision, Subject subject)
     : policy_(policy), precision_(precision), subject_(subject), context_(dump.context_length) {
   for (const BudgetRequest& budget : budgets) {
     labels_.push_back(budget.text);
@@ -56,60 +56,60 @@ KeptJudge::KeptJudge(const Policy& policy, const std::vector<BudgetRequest>& bud
   }
 }
 
-void KeptJudge::add_layer(LayerScores expected, std::vector<std::optional<LayerScores>> plain) {
+void KeptAssessor::add_layer(LayerScores expected, std::vector<std::optional<LayerScores>> plain) {
   expected_.push_back(std::move(expected));
   plain_.push_back(std::move(plain));
 }
 
-PolicyPlan KeptJudge::plan(const std::vector<LayerScores>& layers) const {
-  PolicyPlanner planner(policy_, budgets_, 1);
-  for (const LayerScores& layer : layers) planner.add_layer(layer);
-  return planner.finish();
+Selection KeptAssessor::select(const std::vector<LayerScores>& layers) const {
+  Selector selector(policy_, budgets_, 1);
+  for (const LayerScores& layer : layers) selector.add_layer(layer);
+  return selector.finish();
 }
 
-/// The plans of those programs that stay in range in every layer.
-std::vector<PolicyPlan> KeptJudge::plain_plans() const {
-  std::vector<PolicyPlan> plans;
+/// The selections of those programs that stay in range in every layer.
+std::vector<Selection> KeptAssessor::plain_selections() const {
+  std::vector<Selection> selections;
   for (std::size_t program = 0; !plain_.empty() && program < plain_[0].size(); ++program) {
     std::vector<LayerScores> layers;
     for (const auto& layer : plain_) {
       if (layer[program]) layers.push_back(*layer[program]);
     }
-    if (layers.size() == plain_.size()) plans.push_back(plan(layers));
+    if (layers.size() == plain_.size()) selections.push_back(select(layers));
   }
-  return plans;
+  return selections;
 }
 
 /// See the class: what a backend is excused, at any budget.
-bool KeptJudge::excuses(const PolicyPlan& plan, const std::vector<PolicyPlan>& plain) const {
+bool KeptAssessor::excuses(const Selection& selection, const std::vector<Selection>& plain) const {
   const Scorer& scorer = *policy_.scorer;
   if (subject_ != Subject::backend || (!scorer.scores_are_places() && !scorer.scores_jump())) return false;
-  const KeptMasks expected = masks_of(plan, context_);
+  const KeptMasks expected = masks_of(selection, context_);
   return std::any_of(plain.begin(), plain.end(),
-                     [&](const PolicyPlan& each) { return masks_of(each, context_) != expected; });
+                     [&](const Selection& each) { return masks_of(each, context_) != expected; });
 }
 
-std::vector<KeptCheck> KeptJudge::judge(const KeptMasks& found) const {
-  const PolicyPlan expected = plan(expected_);
-  const std::vector<PolicyPlan> plain = plain_plans();
+std::vector<KeptCheck> KeptAssessor::assess(const KeptMasks& found) const {
+  const Selection expected = select(expected_);
+  const std::vector<Selection> plain = plain_selections();
   std::vector<KeptCheck> checks;
   const bool excused = excuses(expected, plain);
   for (std::size_t b = 0; b < budgets_.size(); ++b) {
-    checks.push_back(judge_budget(b, expected, plain, excused, found));
+    checks.push_back(assess_budget(b, expected, plain, excused, found));
   }
   return checks;
 }
 
-KeptCheck KeptJudge::judge_budget(std::size_t budget, const PolicyPlan& plan, const std::vector<PolicyPlan>& plain,
-                                  bool excused, const KeptMasks& found) const {
+KeptCheck KeptAssessor::assess_budget(std::size_t budget, const Selection& selection,
+                                      const std::vector<Selection>& plain, bool excused, const KeptMasks& found) const {
   KeptCheck check{policy_.label, labels_[budget], precision_.type(), 0, 0, {}};
   for (const char* part : {"tokens", "counts", "budget"}) check.parts.push_back({.name = part});
   std::vector<Head> heads;
   Index kept = 0;
   for (const auto& [layer, masks] : found) {
     for (std::size_t head = 0; head < masks[budget].size(); ++head) {
-      heads.push_back(head_of(budget, plan, layer, static_cast<Index>(head), masks[budget][head]));
-      judge_tokens(heads.back(), check);
+      heads.push_back(head_of(budget, selection, layer, static_cast<Index>(head), masks[budget][head]));
+      assess_tokens(heads.back(), check);
       kept += heads.back().count;
     }
   }
@@ -119,22 +119,22 @@ KeptCheck KeptJudge::judge_budget(std::size_t budget, const PolicyPlan& plan, co
     check.ties += static_cast<Index>(tokens.measured);
     tokens = {.name = tokens.name};
   }
-  judge_counts(budget, heads, plan, plain, check);
+  assess_counts(budget, heads, selection, plain, check);
   if (found.size() == expected_.size()) {
     VerdictPart& part = check.parts[kBudget];
     part.measured = static_cast<double>(kept);
-    part.allowed = static_cast<double>(total(plan.counts[budget]));
+    part.allowed = static_cast<double>(total(selection.counts[budget]));
     part.excess = part.measured == part.allowed ? 0 : std::numeric_limits<double>::infinity();
     part.passed = part.measured == part.allowed;
   }
   return check;
 }
 
-KeptJudge::Head KeptJudge::head_of(std::size_t budget, const PolicyPlan& plan, Index layer, Index kv_head,
-                                   const std::vector<std::uint8_t>& mask) const {
+KeptAssessor::Head KeptAssessor::head_of(std::size_t budget, const Selection& selection, Index layer, Index kv_head,
+                                         const std::vector<std::uint8_t>& mask) const {
   const auto l = static_cast<std::size_t>(layer), h = static_cast<std::size_t>(kv_head);
-  const std::size_t order = plan.orders.size() == 1 ? 0 : budget;
-  Head head{layer, kv_head, order, plan.orders[order][l][h], plan.counts[budget][l][h], mask, 0, 0, 0};
+  const std::size_t order = selection.orders.size() == 1 ? 0 : budget;
+  Head head{layer, kv_head, order, selection.orders[order][l][h], selection.counts[budget][l][h], mask, 0, 0, 0};
   head.count = static_cast<Index>(std::count(mask.begin(), mask.end(), std::uint8_t{1}));
 
   const auto scores = expected_[l].scores[order].row(kv_head);
@@ -157,7 +157,7 @@ KeptJudge::Head KeptJudge::head_of(std::size_t budget, const PolicyPlan& plan, I
 }
 
 /// The largest error of a plain evaluation at a token; infinite where there is none.
-double KeptJudge::plain_error(const Head& head, Index token) const {
+double KeptAssessor::plain_error(const Head& head, Index token) const {
   const auto layer = static_cast<std::size_t>(head.layer);
   const double expected = expected_[layer].scores[head.order](head.kv_head, token);
   double error = -1;
@@ -167,13 +167,13 @@ double KeptJudge::plain_error(const Head& head, Index token) const {
   return error < 0 ? std::numeric_limits<double>::infinity() : error;
 }
 
-double KeptJudge::tolerance(double plain_error, double size) const {
+double KeptAssessor::tolerance(double plain_error, double size) const {
   if (policy_.scorer->scores_are_places()) return std::isfinite(plain_error) ? 2 * plain_error : 0;
   return std::min(kCap * size, 2 * plain_error + precision_.ulp(size)) + kFloor * size;
 }
 
 /// The tokens that the policy would keep if every score were off by the tolerance in the found set's favour.
-void KeptJudge::judge_tokens(const Head& head, KeptCheck& check) const {
+void KeptAssessor::assess_tokens(const Head& head, KeptCheck& check) const {
   const auto context = static_cast<std::size_t>(context_);
   const auto scores = expected_[static_cast<std::size_t>(head.layer)].scores[head.order].row(head.kv_head);
   const bool places = policy_.scorer->scores_are_places();
@@ -214,8 +214,8 @@ void KeptJudge::judge_tokens(const Head& head, KeptCheck& check) const {
   }
 }
 
-void KeptJudge::judge_counts(std::size_t budget, const std::vector<Head>& heads, const PolicyPlan& plan,
-                             const std::vector<PolicyPlan>& plain, KeptCheck& check) const {
+void KeptAssessor::assess_counts(std::size_t budget, const std::vector<Head>& heads, const Selection& selection,
+                                 const std::vector<Selection>& plain, KeptCheck& check) const {
   const bool differ = std::any_of(heads.begin(), heads.end(), [](const Head& h) { return h.count != h.expected; });
   if (!differ) return;
   const HeadCounts favourable = favourable_counts(budget, heads);
@@ -223,8 +223,8 @@ void KeptJudge::judge_counts(std::size_t budget, const std::vector<Head>& heads,
     const auto l = static_cast<std::size_t>(head.layer), h = static_cast<std::size_t>(head.kv_head);
     const Index more = head.count - head.expected, reach = favourable[l][h] - head.expected;
     Index plain_more = 0;
-    for (const PolicyPlan& each : plain) {
-      plain_more = std::max(plain_more, std::abs(each.counts[budget][l][h] - plan.counts[budget][l][h]));
+    for (const Selection& each : plain) {
+      plain_more = std::max(plain_more, std::abs(each.counts[budget][l][h] - selection.counts[budget][l][h]));
     }
     const bool reached = more >= 0 ? more <= reach : more >= reach;
     if (more == 0 || reached || std::abs(more) <= 2 * plain_more) continue;
@@ -240,7 +240,7 @@ void KeptJudge::judge_counts(std::size_t budget, const std::vector<Head>& heads,
 
 /// How many tokens each head keeps if the scores around its cut are off by the tolerance towards the count that was
 /// found.
-HeadCounts KeptJudge::favourable_counts(std::size_t budget, const std::vector<Head>& heads) const {
+HeadCounts KeptAssessor::favourable_counts(std::size_t budget, const std::vector<Head>& heads) const {
   std::vector<LayerScores> moved = expected_;
   for (const Head& head : heads) {
     if (head.count == head.expected) continue;
@@ -251,7 +251,7 @@ HeadCounts KeptJudge::favourable_counts(std::size_t budget, const std::vector<He
       scores[head.ranking[static_cast<std::size_t>(rank)]] += shift;
     }
   }
-  return plan(moved).counts[budget];
+  return select(moved).counts[budget];
 }
 
 }  // namespace laprox::verify

@@ -3,7 +3,7 @@
 #include <map>
 
 #include "laprox/verify.h"
-#include "planning.h"
+#include "replay/selection.h"
 #include "verify/precision.h"
 
 namespace laprox::verify {
@@ -11,46 +11,46 @@ namespace laprox::verify {
 /// Kept tokens of some layers, 1 or 0: by layer, [budget][kv_head][token].
 using KeptMasks = std::map<Index, std::vector<std::vector<std::vector<std::uint8_t>>>>;
 
-KeptMasks masks_of(const PolicyPlan& plan, Index context_length);
+KeptMasks masks_of(const Selection& selection, Index context_length);
 
-/// Judges kept sets of one policy by the float64 reference's scores.
+/// Assesses kept sets of one policy by the float64 reference's scores.
 ///
 /// Near the cut of a head, two scores may be confused by an evaluation whose errors there are at most the tolerance:
 /// twice the largest plain error among the 32 tokens on either side of the cut, plus one ulp and 1e-5 of the score at
 /// the cut, and never more than a fifth of it. (Where scores are places in an order: twice the plain error of each
 /// token.) A kept set is right if scores within that tolerance of the reference's make the policy keep exactly it.
 /// Those in its favour decide: what it keeps is raised by the tolerance, all else lowered. The number of tokens that
-/// each head keeps is judged the same way through the policy's own allocator.
+/// each head keeps is assessed the same way through the policy's own allocator.
 ///
 /// Where one choice moves others (scores that are places or that jump), one rounding may move many tokens. A backend,
-/// whose primitives are judged beside, is therefore excused up to a fifth of what it keeps if plain evaluations differ
-/// from the reference at any budget; a candidate is not.
-class KeptJudge {
+/// whose primitives are assessed beside, is therefore excused up to a fifth of what it keeps if plain evaluations
+/// differ from the reference at any budget; a candidate is not.
+class KeptAssessor {
  public:
   enum class Subject { backend, candidate };
 
-  /// The policy and the precision must outlive the judge.
-  KeptJudge(const Policy& policy, const std::vector<BudgetRequest>& budgets, const DumpInfo& dump,
-            const Precision& precision, Subject subject);
+  /// The policy and the precision must outlive the assessor.
+  KeptAssessor(const Policy& policy, const std::vector<BudgetRequest>& budgets, const DumpInfo& dump,
+               const Precision& precision, Subject subject);
 
   /// Layers in order; `plain` holds nothing for a program that leaves the range of its numbers.
   void add_layer(LayerScores expected, std::vector<std::optional<LayerScores>> plain);
 
-  /// One check per budget. Layers that `found` lacks are not judged.
-  std::vector<KeptCheck> judge(const KeptMasks& found) const;
+  /// One check per budget. Layers that `found` lacks are not assessed.
+  std::vector<KeptCheck> assess(const KeptMasks& found) const;
 
  private:
   struct Head;
-  PolicyPlan plan(const std::vector<LayerScores>& layers) const;
-  std::vector<PolicyPlan> plain_plans() const;
-  bool excuses(const PolicyPlan& plan, const std::vector<PolicyPlan>& plain) const;
-  KeptCheck judge_budget(std::size_t budget, const PolicyPlan& plan, const std::vector<PolicyPlan>& plain, bool excused,
-                         const KeptMasks& found) const;
-  void judge_tokens(const Head& head, KeptCheck& check) const;
-  void judge_counts(std::size_t budget, const std::vector<Head>& heads, const PolicyPlan& plan,
-                    const std::vector<PolicyPlan>& plain, KeptCheck& check) const;
+  Selection select(const std::vector<LayerScores>& layers) const;
+  std::vector<Selection> plain_selections() const;
+  bool excuses(const Selection& selection, const std::vector<Selection>& plain) const;
+  KeptCheck assess_budget(std::size_t budget, const Selection& selection, const std::vector<Selection>& plain,
+                          bool excused, const KeptMasks& found) const;
+  void assess_tokens(const Head& head, KeptCheck& check) const;
+  void assess_counts(std::size_t budget, const std::vector<Head>& heads, const Selection& selection,
+                     const std::vector<Selection>& plain, KeptCheck& check) const;
   HeadCounts favourable_counts(std::size_t budget, const std::vector<Head>& heads) const;
-  Head head_of(std::size_t budget, const PolicyPlan& plan, Index layer, Index kv_head,
+  Head head_of(std::size_t budget, const Selection& selection, Index layer, Index kv_head,
                const std::vector<std::uint8_t>& mask) const;
   double plain_error(const Head& head, Index token) const;
   double tolerance(double plain_error, double size) const;

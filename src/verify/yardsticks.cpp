@@ -24,9 +24,9 @@ std::vector<std::optional<LayerScores>> Yardsticks::plain_scores(const Policy& p
   });
 }
 
-void judge_scores(const Matrix& found, const LayerScores& expected,
-                  const std::vector<std::optional<LayerScores>>& plain, std::size_t order, const Policy& policy,
-                  const Precision& precision, Index layer, ValueCheck& check) {
+void assess_scores(const Matrix& found, const LayerScores& expected,
+                   const std::vector<std::optional<LayerScores>>& plain, std::size_t order, const Policy& policy,
+                   const Precision& precision, Index layer, ValueCheck& check) {
   const Pins pins = policy.scorer->pins();
   const Index context = found.cols(), first = std::min(pins.first, context);
   Values values{.found = found, .expected = expected.scores[order], .plain = {}, .first = first};
@@ -34,7 +34,7 @@ void judge_scores(const Matrix& found, const LayerScores& expected,
   for (const auto& each : plain) {
     if (each) values.plain.push_back(&each->scores[order]);
   }
-  judge_values(values, precision, layer, check);
+  assess_values(values, precision, layer, check);
 }
 
 bool jumps_elsewhere(const LayerScores& expected, const std::vector<std::optional<LayerScores>>& plain,
@@ -47,9 +47,9 @@ bool jumps_elsewhere(const LayerScores& expected, const std::vector<std::optiona
   });
 }
 
-void judge_output(const Backend& reference, const LayerTensors& layer, const Matrix& found, const Precision& precision,
-                  ValueCheck& check) {
-  const Matrix expected = reference.evaluate(layer, {}, SoftmaxMode::renormalized).exact.output;
+void assess_output(const Backend& reference, const LayerTensors& layer, const Matrix& found, const Precision& precision,
+                   ValueCheck& check) {
+  const Matrix expected = reference.layer_errors(layer, {}, SoftmaxMode::renormalized).exact.output;
   const LayerTensors rounded = round_layer(layer, precision);
   std::vector<Matrix> plain;
   for (const Program& program : kPrograms) plain.push_back(plain_output(rounded, precision, program));
@@ -58,7 +58,7 @@ void judge_output(const Backend& reference, const LayerTensors& layer, const Mat
   for (const Matrix& each : plain) {
     if (each.allFinite()) values.plain.push_back(&each);
   }
-  judge_values(values, precision, layer.layer, check);
+  assess_values(values, precision, layer.layer, check);
 }
 
 }  // namespace laprox::verify

@@ -5,8 +5,8 @@
 #include <optional>
 
 #include "laprox/error.h"
-#include "planning.h"
-#include "verify/judge.h"
+#include "replay/selection.h"
+#include "verify/assess.h"
 #include "verify/plain.h"
 
 namespace laprox::verify {
@@ -44,17 +44,17 @@ class Yardsticks {
     return results;
   }
 
-  /// Judges `found` by compute(view, kernels), a matrix.
+  /// Assesses `found` by compute(view, kernels), a matrix.
   template <class Compute>
-  void judge(const Matrix& found, const Compute& compute, const Precision& precision, ValueCheck& check,
-             Index rows_per_head = 1) {
+  void assess(const Matrix& found, const Compute& compute, const Precision& precision, ValueCheck& check,
+              Index rows_per_head = 1) {
     const Matrix expected = this->expected(compute);
     const auto plain = this->plain(precision, compute);
     Values values{.found = found, .expected = expected, .plain = {}, .rows_per_head = rows_per_head};
     for (const auto& each : plain) {
       if (each) values.plain.push_back(&*each);
     }
-    judge_values(values, precision, layer(), check);
+    assess_values(values, precision, layer(), check);
   }
 
   /// A policy's scores, the plain ones rounded as a program would store them.
@@ -78,24 +78,24 @@ class Yardsticks {
   std::map<ElementType, std::unique_ptr<Plain>> plain_;
 };
 
-/// Why some scores are not judged.
-inline constexpr const char* kPlaces = "its scores only say an order; its kept tokens are judged";
+/// Why some scores are not assessed.
+inline constexpr const char* kPlaces = "its scores only say an order; its kept tokens are assessed";
 
-/// Judges a policy's scores of one order; nothing reads those of pinned tokens.
-void judge_scores(const Matrix& found, const LayerScores& expected,
-                  const std::vector<std::optional<LayerScores>>& plain, std::size_t order, const Policy& policy,
-                  const Precision& precision, Index layer, ValueCheck& check);
+/// Assesses a policy's scores of one order; nothing reads those of pinned tokens.
+void assess_scores(const Matrix& found, const LayerScores& expected,
+                   const std::vector<std::optional<LayerScores>>& plain, std::size_t order, const Policy& policy,
+                   const Precision& precision, Index layer, ValueCheck& check);
 
 /// Whether a plain evaluation's scores are beyond the cap: of scores that jump, that it jumps at other tokens.
 bool jumps_elsewhere(const LayerScores& expected, const std::vector<std::optional<LayerScores>>& plain,
                      std::size_t order);
-/// Why such scores are not judged.
+/// Why such scores are not assessed.
 inline constexpr const char* kJumps =
     "its scores jump where attention crosses a threshold, which a plain evaluation crosses at other tokens here; its "
-    "kept tokens are judged";
+    "kept tokens are assessed";
 
-/// Judges the exact output of the layer's queries, [queries, D].
-void judge_output(const Backend& reference, const LayerTensors& layer, const Matrix& found, const Precision& precision,
-                  ValueCheck& check);
+/// Assesses the exact output of the layer's queries, [queries, D].
+void assess_output(const Backend& reference, const LayerTensors& layer, const Matrix& found, const Precision& precision,
+                   ValueCheck& check);
 
 }  // namespace laprox::verify

@@ -6,7 +6,7 @@
 
 #include <numeric>
 
-#include "planning.h"
+#include "replay/selection.h"
 #include "support/golden.h"
 
 namespace laprox::testing {
@@ -22,21 +22,21 @@ void on_both(const Check& check) {
   }
 }
 
-/// Candidates of `layers` equal layers with one KV head each, whose scores do not matter.
-Candidates plain_candidates(Index layers, Index context, Index window) {
-  Candidates candidates;
-  candidates.context_length = context;
-  candidates.pinned = window;
+/// A contest of `layers` equal layers with one KV head each, whose scores do not matter.
+Contest plain_contest(Index layers, Index context, Index window) {
+  Contest contest;
+  contest.context_length = context;
+  contest.pinned = window;
   const std::vector<double> scores(static_cast<std::size_t>(context - window), 1.0);
-  candidates.scores.assign(static_cast<std::size_t>(layers), {scores});
-  candidates.pinned_sum.assign(static_cast<std::size_t>(layers), 0.0);
-  return candidates;
+  contest.scores.assign(static_cast<std::size_t>(layers), {scores});
+  contest.pinned_sum.assign(static_cast<std::size_t>(layers), 0.0);
+  return contest;
 }
 
 /// Kept tokens of each layer's one head.
 std::vector<Index> layer_counts(const std::string& policy, Index layers, Index context, Index window, Index budget) {
   const HeadCounts counts =
-      parse_policy(policy).allocator->allocate(plain_candidates(layers, context, window), Budget(budget, layers));
+      parse_policy(policy).allocator->allocate(plain_contest(layers, context, window), Budget(budget, layers));
   std::vector<Index> found;
   for (const auto& layer : counts) found.push_back(layer[0]);
   return found;
@@ -219,9 +219,9 @@ TEST_CASE("ExpectedAttention and CapKV guess the coming queries from the prompt'
       const Matrix scores = policy.scorer->score(LayerView(layer), *backend.scoring(layer));
       check_row(scores.rightCols(5), 0, head0);  // the first token is pinned
       check_row(scores.rightCols(5), 1, head1);
-      PolicyPlanner planner(policy, {Budget(4, 2)}, backend.threads());
-      planner.add_layer(LayerView(layer), *backend.scoring(layer));
-      const Kept kept{planner.finish()};
+      Selector selector(policy, {Budget(4, 2)}, backend.threads());
+      selector.add_layer(LayerView(layer), *backend.scoring(layer));
+      const Kept kept{selector.finish()};
       CHECK(kept.tokens(0, 0, 0) == kept0);
       CHECK(kept.tokens(0, 0, 1) == kept1);
     };

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "io/convert.h"
+#include "base/convert.h"
 #include "support/layers.h"
 
 namespace laprox::testing {

@@ -83,8 +83,8 @@ TEST_CASE("judging in half types gives the reference's errors of the same number
       std::vector<Ranking> rankings;
       const LayerKeep keep = random_keep(shape, rankings, seed);
       for (SoftmaxMode mode : {SoftmaxMode::renormalized, SoftmaxMode::truncated}) {
-        const LayerEvaluation exact = both[0]->evaluate(judged.exact, {keep}, mode);
-        const LayerEvaluation found = both[1]->evaluate(judged.half, {keep}, mode);
+        const LayerErrors exact = both[0]->layer_errors(judged.exact, {keep}, mode);
+        const LayerErrors found = both[1]->layer_errors(judged.half, {keep}, mode);
         CHECK(difference(found.exact.output, exact.exact.output) <= kScore);
         for (std::size_t b = 0; b < keep.counts.size(); ++b) {
           const OutputError &e = exact.errors[0][b], &f = found.errors[0][b];

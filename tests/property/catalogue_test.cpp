@@ -7,7 +7,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "planning.h"
+#include "replay/selection.h"
 #include "support/layers.h"
 #include "support/tolerances.h"
 
@@ -51,9 +51,9 @@ Kept keep_judged(const std::string& policy, const LayerTensors& judged, const st
   std::vector<Budget> requests;
   for (Index budget : budgets) requests.emplace_back(budget, judged.geometry.kv_heads);
   const auto backend = make_reference_backend();
-  PolicyPlanner planner(parsed, requests, 1);
-  planner.add_layer(LayerView::of_judged(judged), *backend->scoring(judged));
-  return {planner.finish()};
+  Selector selector(parsed, requests, 1);
+  selector.add_layer(LayerView::of_judged(judged), *backend->scoring(judged));
+  return {selector.finish()};
 }
 
 /// Budgets at which some head lost a token that it kept at the budget before.
@@ -85,7 +85,8 @@ bool keep_alike(const Kept& a, const Kept& b, const std::vector<LayerTensors>& l
 
 double squared_error(const LayerTensors& judged, const Kept& kept, std::size_t budget) {
   const LayerKeep keep{kept.rankings(budget)[0], {kept.counts[budget][0]}};
-  const OutputError error = make_reference_backend()->evaluate(judged, {keep}, SoftmaxMode::renormalized).errors[0][0];
+  const OutputError error =
+      make_reference_backend()->layer_errors(judged, {keep}, SoftmaxMode::renormalized).errors[0][0];
   return std::accumulate(error.query_error.begin(), error.query_error.end(), 0.0);
 }
 
@@ -228,9 +229,9 @@ TEST_CASE("the oracle evicts the smallest sum of terms: no other split of a laye
   const std::vector<Index> budgets{8, 16, 30};
   const auto bounds = [&](const Kept& kept) {
     const LayerKeep all{kept.rankings(0)[0], {kept.counts[0][0], kept.counts[1][0], kept.counts[2][0]}};
-    const LayerEvaluation evaluation = backend->evaluate(judged, {all}, SoftmaxMode::truncated);
+    const LayerErrors replayed = backend->layer_errors(judged, {all}, SoftmaxMode::truncated);
     std::vector<double> found;
-    for (const OutputError& error : evaluation.errors[0]) found.push_back(error.bound);
+    for (const OutputError& error : replayed.errors[0]) found.push_back(error.bound);
     return found;
   };
   const std::vector<double> best = bounds(keep_judged("oracle+layer", judged, budgets));

@@ -65,12 +65,12 @@ TEST_CASE("every faulty output falls outside the tolerance of the exact output")
   const auto reference = make_reference_backend();
   const LayerTensors whole = random_layer(kShape, 31);
   const LayerTensors right = with_queries(whole, 40, 46, ElementType::float64);
-  const Matrix output = reference->evaluate(right, {}, SoftmaxMode::renormalized).exact.output;
+  const Matrix output = reference->layer_errors(right, {}, SoftmaxMode::renormalized).exact.output;
   for (const Mutant& mutant : kMutants) {
     CAPTURE(mutant.fault);
     LayerTensors wrong = with_queries(whole, 40, 46, ElementType::float64);
     mutant.apply(wrong);
-    CHECK(difference(reference->evaluate(wrong, {}, SoftmaxMode::renormalized).exact.output, output) > 10 * kScore);
+    CHECK(difference(reference->layer_errors(wrong, {}, SoftmaxMode::renormalized).exact.output, output) > 10 * kScore);
   }
 }
 
@@ -97,9 +97,9 @@ TEST_CASE("every faulty error falls outside the tolerance of errors") {
   const std::vector<Ranking> rankings(2, newest_first);
   const LayerKeep kept{rankings, {{10, 10}}};
   const auto error = [&](const LayerTensors& layer) {
-    const LayerEvaluation evaluation = reference->evaluate(layer, {kept}, SoftmaxMode::renormalized);
+    const LayerErrors replayed = reference->layer_errors(layer, {kept}, SoftmaxMode::renormalized);
     double sum = 0;
-    for (double square : evaluation.errors[0][0].query_error) sum += square;
+    for (double square : replayed.errors[0][0].query_error) sum += square;
     return std::sqrt(sum);
   };
   const double right = error(with_queries(whole, 40, 46, ElementType::float64));

@@ -8,9 +8,9 @@
 #include <set>
 
 #include "laprox/error.h"
-#include "laprox/method.h"
+#include "laprox/methods.h"
 #include "laprox/scores.h"
-#include "planning.h"
+#include "replay/selection.h"
 #include "support/layers.h"
 #include "support/tolerances.h"
 

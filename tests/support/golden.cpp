@@ -2,7 +2,7 @@
 
 #include <doctest/doctest.h>
 
-#include "planning.h"
+#include "replay/selection.h"
 
 namespace laprox::testing {
 

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <random>
 
-#include "planning.h"
+#include "replay/selection.h"
 
 namespace laprox::testing {
 
@@ -166,12 +166,12 @@ Kept keep(const Policy& policy, const std::vector<LayerTensors>& prompts, const 
   for (const LayerTensors& layer : prompts) heads += layer.geometry.kv_heads;
   std::vector<Budget> requests;
   for (Index budget : budgets) requests.emplace_back(budget, heads);
-  PolicyPlanner planner(policy, requests, backend.threads());
+  Selector selector(policy, requests, backend.threads());
   const bool judged = policy.scorer->queries().kind == QueryNeed::Kind::judged;
   for (const LayerTensors& layer : prompts) {
-    planner.add_layer(judged ? LayerView::of_judged(layer) : LayerView(layer), *backend.scoring(layer));
+    selector.add_layer(judged ? LayerView::of_judged(layer) : LayerView(layer), *backend.scoring(layer));
   }
-  return {planner.finish()};
+  return {selector.finish()};
 }
 
 }  // namespace laprox::testing

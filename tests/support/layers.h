@@ -36,7 +36,7 @@ LayerTensors fixture_layer(Index layer, ElementType type);
 LayerTensors rotated_fixture_layer(Index layer, ElementType type);
 
 /// What a policy keeps on some layers at tokens-per-head budgets.
-struct Kept : PolicyPlan {
+struct Kept : Selection {
   /// Ascending kept tokens of one head.
   std::vector<int> tokens(std::size_t budget, std::size_t layer, std::size_t head) const;
 };

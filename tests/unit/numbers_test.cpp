@@ -11,8 +11,9 @@
 
 #include "backends/cpu/lanes.h"
 #include "backends/cpu/product.h"
-#include "io/convert.h"
-#include "laprox/dump.h"
+#include "base/convert.h"
+#include "laprox/dump_reader.h"
+#include "laprox/dump_writer.h"
 #include "laprox/error.h"
 #include "support/layers.h"
 

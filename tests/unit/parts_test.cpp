@@ -7,14 +7,14 @@
 #include <random>
 #include <set>
 
+#include "allocators/rounding.h"
+#include "allocators/top_k.h"
+#include "base/text.h"
 #include "laprox/error.h"
-#include "laprox/evaluate.h"
+#include "laprox/metrics.h"
 #include "laprox/policy.h"
-#include "util/groups.h"
-#include "util/pooling.h"
-#include "util/rounding.h"
-#include "util/text.h"
-#include "util/top_k.h"
+#include "scorers/groups.h"
+#include "scorers/pooling.h"
 
 namespace laprox {
 
@@ -156,9 +156,9 @@ TEST_CASE("budgets are tokens, percentages or bytes") {
 
 TEST_CASE("policies parse into parts with their options spelled out") {
   const Policy policy = parse_policy(" SnapKV+ada:floor=0.50 , window=16,pool=avg ");
-  CHECK(to_string(policy) ==
-        "snapkv+ada:window=16,pool=avg,kernel=7,gqa=mean,order=reduce-first,floor=0.5,variant=official,normalize=false,"
-        "rounding=exact");
+  CHECK(
+      to_string(policy) ==
+      "snapkv+ada:window=16,pool=avg,kernel=7,gqa=mean,order=reduce-first,floor=0.5,variant=official,normalize=false,rounding=exact");
   CHECK(parse_policy("laprox").allocator_name == "global");
   CHECK(parse_policy("snapkv").allocator_name == "head");
   CHECK(parse_policy("laprox:gqa=frobenius").scorer_options.text("pool-stage") == "final");

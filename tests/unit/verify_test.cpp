@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "support/layers.h"
-#include "verify/judge.h"
+#include "verify/assess.h"
 #include "verify/plain.h"
 
 namespace laprox::verify {
@@ -27,7 +27,7 @@ Matrix row_of(std::initializer_list<double> values) {
 ValueCheck judged(const Matrix& found, const Matrix& expected, const std::vector<const Matrix*>& plain,
                   ElementType type = ElementType::bfloat16) {
   ValueCheck check = make_value_check("x", "", "head", "token", Precision(type));
-  judge_values({.found = found, .expected = expected, .plain = plain}, Precision(type), 0, check);
+  assess_values({.found = found, .expected = expected, .plain = plain}, Precision(type), 0, check);
   return check;
 }
 
@@ -66,7 +66,7 @@ TEST_CASE("an element may have twice the plain error of elements of its size, an
   CHECK(wrong.worst.ulps == doctest::Approx(1.01 * allowed_at_1 / 0x1p-7));
 }
 
-TEST_CASE("a plain evaluation that is off by more than a fifth, or not finite, is no yardstick") {
+TEST_CASE("a plain replayed that is off by more than a fifth, or not finite, is no yardstick") {
   const Matrix expected = row_of({1, 2, 3, 4}), wild = row_of({4, 3, 2, 1});
   const Matrix close = row_of({1, 2, 3, 4.1}), far = row_of({4, 3, 2, 1});
   for (const auto& plain : {std::vector<const Matrix*>{&wild}, std::vector<const Matrix*>{}}) {

@@ -2,7 +2,7 @@
 
 #include <filesystem>
 
-#include "laprox/dump.h"
+#include "laprox/dump_info.h"
 
 namespace laprox::bench {
 

@@ -4,8 +4,8 @@
 
 #include "backends/cpu/logits.h"
 #include "backends/cpu/scoring.h"
+#include "base/parallel.h"
 #include "laprox/error.h"
-#include "util/parallel.h"
 
 namespace laprox::cpu {
 

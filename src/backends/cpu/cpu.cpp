@@ -2,7 +2,7 @@
 
 #include <thread>
 
-#include "backends/cpu/evaluation.h"
+#include "backends/cpu/errors.h"
 #include "backends/cpu/lanes.h"
 #include "backends/cpu/scoring.h"
 #include "laprox/error.h"
@@ -24,9 +24,9 @@ class CpuBackend : public Backend {
   std::unique_ptr<ScoringKernels> scoring(const LayerTensors& layer) const override {
     return std::make_unique<cpu::Scoring>(layer, threads_);
   }
-  LayerEvaluation evaluate(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
+  LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
                            SoftmaxMode mode) const override {
-    return cpu::evaluate(layer, policies, mode, threads_);
+    return cpu::layer_errors(layer, policies, mode, threads_);
   }
 
  private:

@@ -1,8 +1,8 @@
 #pragma once
 
 #include "backends/cpu/lanes.h"
+#include "base/buffer.h"
 #include "laprox/tensor.h"
-#include "util/buffer.h"
 
 namespace laprox::cpu {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "backends/cpu/product.h"
-#include "util/parallel.h"
+#include "base/parallel.h"
 
 namespace laprox::cpu {
 

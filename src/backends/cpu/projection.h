@@ -1,7 +1,7 @@
 #pragma once
 
+#include "base/buffer.h"
 #include "laprox/layer.h"
-#include "util/buffer.h"
 
 namespace laprox::cpu {
 

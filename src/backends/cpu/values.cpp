@@ -2,7 +2,7 @@
 
 #include "backends/cpu/product.h"
 #include "backends/cpu/scoring.h"
-#include "util/parallel.h"
+#include "base/parallel.h"
 
 namespace laprox::cpu {
 

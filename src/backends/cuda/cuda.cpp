@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <thread>
 
-#include "backends/cuda/evaluation.h"
+#include "backends/cuda/errors.h"
 #include "backends/cuda/scoring.h"
 #include "laprox/error.h"
 
@@ -26,10 +26,10 @@ class CudaBackend : public Backend {
     cuda::check(cudaSetDevice(device_), "choosing the GPU");
     return std::make_unique<cuda::Scoring>(layer, device_, threads_);
   }
-  LayerEvaluation evaluate(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
+  LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
                            SoftmaxMode mode) const override {
     cuda::check(cudaSetDevice(device_), "choosing the GPU");
-    return cuda::evaluate(layer, policies, mode);
+    return cuda::layer_errors(layer, policies, mode);
   }
 
  private:

@@ -36,8 +36,8 @@ const char* advice(cudaError_t status) {
   std::size_t free = 0, total = 0;
   cudaMemGetInfo(&free, &total);
   throw BackendError(fmt::format(
-      "CUDA: {} has no {:.2f} GB left ({:.2f} of {:.2f} GB of the GPU are free); use fewer policies at a "
-      "time, or --backend cpu",
+      "CUDA: {} has no {:.2f} GB left ({:.2f} of {:.2f} GB of the GPU are free); use fewer policies at a time, or "
+      "--backend cpu",
       where, static_cast<double>(bytes) / 1e9, static_cast<double>(free) / 1e9, static_cast<double>(total) / 1e9));
 }
 

@@ -4,9 +4,9 @@
 #include <cmath>
 
 #include "backends/cuda/pieces.h"
+#include "base/buffer.h"
+#include "base/parallel.h"
 #include "laprox/error.h"
-#include "util/buffer.h"
-#include "util/parallel.h"
 
 namespace laprox::cuda {
 

@@ -130,7 +130,7 @@ __global__ void exact_outputs_kernel(TableShape table, PieceSums pieces, int cou
 
 /// Block per query row, thread per element of the values. The evicted sums of every cell are formed from the back, the
 /// kept ones from the front; see walk.h.
-__global__ void deltas_kernel(TableShape table, PieceSums pieces, WalkPlan plan, bool truncated, OutputRows out,
+__global__ void deltas_kernel(TableShape table, PieceSums pieces, WalkRoute route, bool truncated, OutputRows out,
                               ShareRows shares) {
   extern __shared__ double2 evicted_scalars[];
   const int row_index = static_cast<int>(blockIdx.x), element = static_cast<int>(threadIdx.x);
@@ -141,17 +141,17 @@ __global__ void deltas_kernel(TableShape table, PieceSums pieces, WalkPlan plan,
   const int value = real ? element : 0;
 
   Running evicted;
-  for (int cell = plan.cells; cell-- > 0;) {
-    for (int piece = plan.segments[cell + 1]; piece < plan.segments[cell + 2]; ++piece) {
+  for (int cell = route.cells; cell-- > 0;) {
+    for (int piece = route.segments[cell + 1]; piece < route.segments[cell + 2]; ++piece) {
       evicted.join(pieces, piece, table.rows, row_index, table.value_size, value);
     }
     if (element == 0) evicted_scalars[cell] = make_double2(evicted.maximum, evicted.sum);
-    if (real) target[plan.slots[cell] * out.cell_stride] = evicted.value;
+    if (real) target[route.slots[cell] * out.cell_stride] = evicted.value;
   }
   __syncthreads();
   Running kept = sink_of(table, row);
-  for (int cell = 0; cell < plan.cells; ++cell) {
-    for (int piece = plan.segments[cell]; piece < plan.segments[cell + 1]; ++piece) {
+  for (int cell = 0; cell < route.cells; ++cell) {
+    for (int piece = route.segments[cell]; piece < route.segments[cell + 1]; ++piece) {
       kept.join(pieces, piece, table.rows, row_index, table.value_size, value);
     }
     Running gone;
@@ -160,10 +160,10 @@ __global__ void deltas_kernel(TableShape table, PieceSums pieces, WalkPlan plan,
     const double weight = share(gone, kept);
     const float of_kept = !truncated && kept.sum > 0 ? static_cast<float>(weight / kept.sum) : 0.0F;
     const float of_evicted = weight > 0 ? static_cast<float>(-weight / gone.sum) : 0.0F;
-    float& delta = target[plan.slots[cell] * out.cell_stride];
+    float& delta = target[route.slots[cell] * out.cell_stride];
     if (real) delta = of_evicted * delta + of_kept * kept.value;
     if (element == 0) {
-      shares.first[plan.slots[cell] * shares.cell_stride + row.head * shares.head_stride + row.query] = weight;
+      shares.first[route.slots[cell] * shares.cell_stride + row.head * shares.head_stride + row.query] = weight;
     }
   }
 }
@@ -207,12 +207,12 @@ void exact_outputs(const TableShape& table, PieceSums sums, int pieces, OutputRo
   check_launch("exact outputs");
 }
 
-void deltas(const TableShape& table, PieceSums sums, const WalkPlan& plan, bool truncated, OutputRows out,
+void deltas(const TableShape& table, PieceSums sums, const WalkRoute& route, bool truncated, OutputRows out,
             ShareRows shares, cudaStream_t stream) {
-  if (plan.cells == 0) return;
-  const int shared_bytes = plan.cells * static_cast<int>(sizeof(double2));
+  if (route.cells == 0) return;
+  const int shared_bytes = route.cells * static_cast<int>(sizeof(double2));
   allow_shared_memory(deltas_kernel, shared_bytes);
-  deltas_kernel<<<table.rows, value_threads(table), shared_bytes, stream>>>(table, sums, plan, truncated, out, shares);
+  deltas_kernel<<<table.rows, value_threads(table), shared_bytes, stream>>>(table, sums, route, truncated, out, shares);
   check_launch("differences of outputs");
 }
 

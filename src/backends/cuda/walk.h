@@ -37,7 +37,7 @@ struct ShareRows {
 
 /// The cells of a walk in ascending order of their counts. Segment 0 is what every cell keeps, segment s + 1 what cell
 /// s is the last one not to keep; segment s has the pieces [segments[s], segments[s + 1]). In device memory.
-struct WalkPlan {
+struct WalkRoute {
   int cells;
   const int* segments;  ///< [cells + 2]
   const int* slots;     ///< [cells] the output cell of each
@@ -50,7 +50,7 @@ void piece_sums(const Layer& layer, int kv_head, const TableShape& table, const 
 /// The attention outputs over all pieces together, written to cell 0.
 void exact_outputs(const TableShape& table, PieceSums sums, int pieces, OutputRows out, cudaStream_t stream);
 /// Kept minus exact outputs of every cell, and the evicted share of each row's softmax denominator.
-void deltas(const TableShape& table, PieceSums sums, const WalkPlan& plan, bool truncated, OutputRows out,
+void deltas(const TableShape& table, PieceSums sums, const WalkRoute& route, bool truncated, OutputRows out,
             ShareRows shares, cudaStream_t stream);
 /// Squared norms over all queries of each head's part of outputs [cells, queries, H_q * value_size]: [cells, H_q].
 void head_squares(const Layer& layer, const float* outputs, int cells, int queries, double* squares,

@@ -1,4 +1,4 @@
-#include "backends/reference/evaluation.h"
+#include "backends/reference/errors.h"
 #include "backends/reference/scoring.h"
 
 namespace laprox {
@@ -14,11 +14,11 @@ class ReferenceBackend : public Backend {
   std::unique_ptr<ScoringKernels> scoring(const LayerTensors& layer) const override {
     return std::make_unique<reference::Scoring>(layer);
   }
-  LayerEvaluation evaluate(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
+  LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
                            SoftmaxMode mode) const override {
-    const reference::Evaluation evaluation(layer);
-    LayerEvaluation result{evaluation.exact_output(), {}};
-    for (const LayerKeep& keep : policies) result.errors.push_back(evaluation.output_errors(keep, mode));
+    const reference::LayerReplay replayed(layer);
+    LayerErrors result{replayed.exact_output(), {}};
+    for (const LayerKeep& keep : policies) result.errors.push_back(replayed.output_errors(keep, mode));
     return result;
   }
 };

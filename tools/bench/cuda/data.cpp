@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <numeric>
 
-#include "io/convert.h"
+#include "base/convert.h"
 
 namespace laprox::bench {
 

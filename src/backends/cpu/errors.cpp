@@ -1,0 +1,178 @@
+#include "backends/cpu/errors.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "backends/batches.h"
+#include "backends/cpu/projection.h"
+#include "backends/cpu/scoring.h"
+#include "backends/cpu/walk.h"
+#include "base/parallel.h"
+#include "laprox/error.h"
+
+namespace laprox::cpu {
+
+namespace {
+
+/// Query rows of one task: the logits of all tokens against them are one buffer.
+constexpr Index kRowsPerTask = 256;
+/// Head outputs and differences that are held at once; more policies than fit are taken in turns.
+constexpr Index kHeldElements = Index{1} << 26;
+
+std::vector<double> sinks_of(const LayerTensors& layer, Index kv_head) {
+  const auto& sinks = layer.attention.sinks;
+  if (sinks.empty()) return {};
+  const auto first = sinks.begin() + kv_head * layer.geometry.group();
+  return {first, first + layer.geometry.group()};
+}
+
+/// The head outputs of some policies' cells, and the exact ones, for all judged queries of a layer.
+class HeadOutputs {
+ public:
+  HeadOutputs(const LayerTensors& layer, std::span<const LayerKeep> policies, SoftmaxMode mode)
+      : layer_(layer), policies_(policies), mode_(mode), cells_(1) {
+    for (const LayerKeep& keep : policies) cells_ += static_cast<Index>(keep.counts.size());
+    width_ = layer.geometry.query_heads * layer.geometry.value_size;
+    values_ = Buffer<float>(cells_ * layer.queries() * width_);
+  }
+
+  Index cells() const { return cells_; }
+  const float* values() const { return values_.data(); }
+  double evicted_mass(Index cell) const { return evicted_mass_.col(cell).sum(); }
+
+  void compute(int threads) {
+    const Index queries_per_task = std::clamp<Index>(kRowsPerTask / layer_.geometry.group(), 1, layer_.queries());
+    const Index blocks = (layer_.queries() + queries_per_task - 1) / queries_per_task;
+    evicted_mass_ = Matrix::Zero(layer_.geometry.kv_heads * blocks, cells_);
+    std::vector<Buffer<float>> logits(static_cast<std::size_t>(threads));
+    parallel_for(threads, layer_.geometry.kv_heads * blocks, [&](Index task, std::size_t worker) {
+      const Index first = task % blocks * queries_per_task;
+      compute_task(task, task / blocks, first, std::min(queries_per_task, layer_.queries() - first), logits[worker]);
+    });
+  }
+
+  /// Squared norms of the query heads' parts of every cell, over all queries: [cells, query_heads].
+  Matrix head_squares(int threads) const {
+    Matrix squares(cells_, layer_.geometry.query_heads);
+    parallel_for(threads, cells_, [&](Index cell) {
+      for (Index head = 0; head < squares.cols(); ++head) squares(cell, head) = head_square(cell, head);
+    });
+    return squares;
+  }
+
+ private:
+  double head_square(Index cell, Index head) const {
+    double square = 0;
+    for (Index query = 0; query < layer_.queries(); ++query) {
+      const float* part =
+          values_.data() + (cell * layer_.queries() + query) * width_ + head * layer_.geometry.value_size;
+      for (Index c = 0; c < layer_.geometry.value_size; ++c) square += static_cast<double>(part[c]) * part[c];
+    }
+    return square;
+  }
+
+  void compute_task(Index task, Index kv_head, Index first_query, Index queries, Buffer<float>& scratch) {
+    const Index group = layer_.geometry.group(), value_size = layer_.geometry.value_size;
+    const QueryRows rows(layer_, kv_head * group, group, first_query, queries, queries);
+    float* logits = scratch.at_least(layer_.tokens * rows.stride());
+    rows.logits(0, layer_.tokens, logits);
+    const LogitTable table{rows, logits, layer_.v.data<float>() + kv_head * layer_.tokens * value_size, value_size};
+    const std::vector<double> sinks = sinks_of(layer_, kv_head);
+    float* first = values_.data() + first_query * width_ + kv_head * group * value_size;
+    write_exact(table, sinks, first);
+
+    Index cell = 1;
+    for (const LayerKeep& keep : policies_) {
+      std::vector<Index> counts;
+      for (const auto& of_budget : keep.counts) counts.push_back(of_budget[static_cast<std::size_t>(kv_head)]);
+      const Index cell_stride = layer_.queries() * width_;
+      walk(table, layer_.context_length, layer_.tokens, keep.rankings[static_cast<std::size_t>(kv_head)], counts, sinks,
+           mode_, {first + cell * cell_stride, cell_stride, width_}, &evicted_mass_(task, cell));
+      cell += static_cast<Index>(counts.size());
+    }
+  }
+
+  /// The output of plain attention over all tokens, in their natural order: no policy has a say in it.
+  void write_exact(const LogitTable& table, const std::vector<double>& sinks, float* first) {
+    std::vector<std::int32_t> all(static_cast<std::size_t>(layer_.tokens));
+    std::iota(all.begin(), all.end(), 0);
+    const PartialSoftmax sums = sum_over(table, all);
+    for (Index head = 0; head < table.rows.heads(); ++head) {
+      for (Index query = 0; query < table.rows.queries(); ++query) {
+        const Index row = head * table.rows.head_stride() + query;
+        const double sink = sinks.empty() ? 0 : std::exp(sinks[static_cast<std::size_t>(head)] - sums.maximum[row]);
+        const float factor = static_cast<float>(1 / (sums.sum[row] + sink));
+        for (Index c = 0; c < table.value_size; ++c) {
+          first[query * width_ + head * table.value_size + c] =
+              factor * sums.values[row * padded(table.value_size) + c];
+        }
+      }
+    }
+  }
+
+  const LayerTensors& layer_;
+  std::span<const LayerKeep> policies_;
+  SoftmaxMode mode_;
+  Index cells_, width_ = 0;
+  Buffer<float> values_;
+  Matrix evicted_mass_;  ///< [task, cell]
+};
+
+/// ||A_h[:, i]|| ||v_i W_O^h|| over the judged queries: what evicting i adds to the bound. [query_heads, C]
+Matrix bound_terms(const LayerTensors& layer, int threads) {
+  const Matrix norms = column_statistics(layer, 0, layer.queries(), threads).squares.cwiseSqrt();
+  return norms.cwiseProduct(value_norms(layer, threads));
+}
+
+void check_finite(const Matrix& exact, const LayerTensors& layer) {
+  if (exact.allFinite()) return;
+  throw BackendError(
+      fmt::format("layer {}: the exact output is not finite: the tensors leave the range of float32; --backend "
+                  "reference computes in float64",
+                  layer.layer));
+}
+
+void add_batch_errors(const LayerTensors& layer, std::span<const LayerKeep> policies, SoftmaxMode mode, int threads,
+                      LayerErrors& result) {
+  HeadOutputs heads(layer, policies, mode);
+  heads.compute(threads);
+  const Projected projected = project(layer, heads.values(), heads.cells(), layer.queries(), threads);
+  check_finite(projected.exact, layer);
+  result.exact.output = projected.exact;
+  const Matrix head_squares = heads.head_squares(threads);
+  result.exact.head_norm.assign(head_squares.row(0).begin(), head_squares.row(0).end());
+  const double rows = static_cast<double>(layer.geometry.query_heads * layer.queries());
+  Index cell = 1;
+  for (const LayerKeep& keep : policies) {
+    auto& errors = result.errors.emplace_back(keep.counts.size());
+    for (OutputError& error : errors) {
+      const auto squares = projected.squares.row(cell), products = projected.products.row(cell);
+      error.query_error.assign(squares.begin(), squares.end());
+      error.query_product.assign(products.begin(), products.end());
+      error.head_error.assign(head_squares.row(cell).begin(), head_squares.row(cell).end());
+      error.retained_mass = 1 - heads.evicted_mass(cell) / rows;
+      ++cell;
+    }
+  }
+}
+
+}  // namespace
+
+LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies, SoftmaxMode mode,
+                         int threads) {
+  LayerErrors result;
+  const Index cell_elements = layer.queries() * layer.geometry.query_heads * layer.geometry.value_size;
+  const Index cells_per_batch = std::max<Index>(1, kHeldElements / cell_elements);
+  for_each_batch(policies, cells_per_batch,
+                 [&](std::span<const LayerKeep> batch) { add_batch_errors(layer, batch, mode, threads, result); });
+
+  if (mode == SoftmaxMode::truncated) {
+    set_bounds(bound_terms(layer, threads), layer.geometry.group(), policies, result);
+  }
+  return result;
+}
+
+}  // namespace laprox::cpu

@@ -1,0 +1,137 @@
+#include "backends/reference/errors.h"
+
+#include <cmath>
+
+#include "backends/reference/attention.h"
+
+namespace laprox::reference {
+
+namespace {
+
+/// Which keys of one KV head are in the cache: the first `count` context tokens of its ranking, and all decoded ones.
+std::vector<bool> kept_keys(const LayerTensors& layer, const Ranking& ranking, Index count) {
+  std::vector<bool> kept(static_cast<std::size_t>(layer.tokens), false);
+  for (Index i = layer.context_length; i < layer.tokens; ++i) kept[static_cast<std::size_t>(i)] = true;
+  for (Index n = 0; n < count; ++n) kept[static_cast<std::size_t>(ranking[static_cast<std::size_t>(n)])] = true;
+  return kept;
+}
+
+}  // namespace
+
+LayerReplay::LayerReplay(const LayerTensors& layer) : layer_(layer) {
+  const std::vector<bool> all(static_cast<std::size_t>(layer.tokens), true);
+  exact_heads_ = heads(std::vector(static_cast<std::size_t>(layer.geometry.kv_heads), all));
+  exact_.output = layer_output(exact_heads_);
+  for (const Matrix& output : exact_heads_.outputs) exact_.head_norm.push_back(output.squaredNorm());
+}
+
+/// o_h = A_h V_g of every query head, with the attention over the kept keys of its KV head.
+LayerReplay::Heads LayerReplay::heads(const std::vector<std::vector<bool>>& kept) const {
+  Heads heads;
+  for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+    Matrix weights(layer_.queries(), layer_.tokens);
+    for (Index t = 0; t < layer_.queries(); ++t) {
+      const auto row = attention_row(layer_, head, t, kept[static_cast<std::size_t>(head / layer_.geometry.group())]);
+      for (Index i = 0; i < layer_.tokens; ++i) weights(t, i) = row[static_cast<std::size_t>(i)];
+    }
+    heads.outputs.push_back(weighted_values(head, weights));
+    heads.weights.push_back(std::move(weights));
+  }
+  return heads;
+}
+
+Matrix LayerReplay::weighted_values(Index head, const Matrix& weights) const {
+  const auto v = layer_.v.matrix<double>(head / layer_.geometry.group());
+  Matrix output = Matrix::Zero(weights.rows(), v.cols());
+  for (Index t = 0; t < weights.rows(); ++t) {
+    for (Index i = 0; i < weights.cols(); ++i) {
+      // An evicted key is never read: its value may be anything.
+      if (weights(t, i) == 0) continue;
+      for (Index c = 0; c < v.cols(); ++c) output(t, c) += weights(t, i) * v(i, c);
+    }
+  }
+  return output;
+}
+
+/// Truncated mode: the exact weights with the evicted columns set to 0, not rescaled.
+void LayerReplay::drop_evicted(Heads& exact, const std::vector<std::vector<bool>>& kept) const {
+  for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+    const auto& kept_of_head = kept[static_cast<std::size_t>(head / layer_.geometry.group())];
+    Matrix& weights = exact.weights[static_cast<std::size_t>(head)];
+    for (Index i = 0; i < layer_.tokens; ++i) {
+      if (!kept_of_head[static_cast<std::size_t>(i)]) weights.col(i).setZero();
+    }
+    exact.outputs[static_cast<std::size_t>(head)] = weighted_values(head, weights);
+  }
+}
+
+/// O = sum_h o_h W_O^h + b_o: [n, D].
+Matrix LayerReplay::layer_output(const Heads& heads) const {
+  Matrix output = Matrix::Zero(layer_.queries(), layer_.geometry.model_size);
+  for (Index t = 0; t < layer_.queries(); ++t) {
+    for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+      const std::vector<double> term = project(layer_, head, &heads.outputs[static_cast<std::size_t>(head)](t, 0));
+      for (Index c = 0; c < output.cols(); ++c) output(t, c) += term[static_cast<std::size_t>(c)];
+    }
+    for (std::size_t c = 0; c < layer_.bias.size(); ++c) output(t, static_cast<Index>(c)) += layer_.bias[c];
+  }
+  return output;
+}
+
+std::vector<OutputError> LayerReplay::output_errors(const LayerKeep& keep, SoftmaxMode mode) const {
+  std::vector<OutputError> errors;
+  for (const std::vector<Index>& counts : keep.counts) {
+    std::vector<std::vector<bool>> kept;
+    for (std::size_t head = 0; head < counts.size(); ++head) {
+      kept.push_back(kept_keys(layer_, keep.rankings[head], counts[head]));
+    }
+    Heads kept_heads;
+    if (mode == SoftmaxMode::renormalized) {
+      kept_heads = heads(kept);
+    } else {
+      kept_heads = exact_heads_;
+      drop_evicted(kept_heads, kept);
+    }
+    errors.push_back(compare(kept_heads, kept));
+    if (mode == SoftmaxMode::truncated) errors.back().bound = bound(kept);
+  }
+  return errors;
+}
+
+OutputError LayerReplay::compare(const Heads& kept_heads, const std::vector<std::vector<bool>>& kept) const {
+  OutputError error;
+  const Matrix delta = layer_output(kept_heads) - exact_.output;
+  for (Index t = 0; t < delta.rows(); ++t) {
+    error.query_error.push_back(delta.row(t).squaredNorm());
+    error.query_product.push_back(delta.row(t).dot(exact_.output.row(t)));
+  }
+  double evicted_mass = 0;
+  for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+    const auto at = static_cast<std::size_t>(head);
+    error.head_error.push_back((kept_heads.outputs[at] - exact_heads_.outputs[at]).squaredNorm());
+    const auto& kept_of_head = kept[static_cast<std::size_t>(head / layer_.geometry.group())];
+    for (Index i = 0; i < layer_.tokens; ++i) {
+      if (!kept_of_head[static_cast<std::size_t>(i)]) evicted_mass += exact_heads_.weights[at].col(i).sum();
+    }
+  }
+  error.retained_mass = 1 - evicted_mass / static_cast<double>(layer_.geometry.query_heads * layer_.queries());
+  return error;
+}
+
+/// sum over evicted (g, i) of sum_{h in g} ||A_h[:, i]|| ||v_i W_O^h||, a triangle inequality on the truncated product.
+double LayerReplay::bound(const std::vector<std::vector<bool>>& kept) const {
+  double sum = 0;
+  for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+    const Index kv_head = head / layer_.geometry.group();
+    const auto v = layer_.v.matrix<double>(kv_head);
+    for (Index i = 0; i < layer_.context_length; ++i) {
+      if (kept[static_cast<std::size_t>(kv_head)][static_cast<std::size_t>(i)]) continue;
+      double square = 0;
+      for (double x : project(layer_, head, v.row(i).data())) square += x * x;
+      sum += exact_heads_.weights[static_cast<std::size_t>(head)].col(i).norm() * std::sqrt(square);
+    }
+  }
+  return sum;
+}
+
+}  // namespace laprox::reference

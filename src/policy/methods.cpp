@@ -1,0 +1,26 @@
+#include "laprox/methods.h"
+
+#include <algorithm>
+
+namespace laprox {
+
+const std::vector<Method>& methods() {
+  static const std::vector<Method> all{
+      {"adakv", "snapkv+ada", "SnapKV's scores, a layer's budget split over its heads by one top-K and a floor",
+       "AdaKV, 2024, arXiv 2407.11550", false},
+      {"pyramidkv", "snapkv+pyramid", "SnapKV's scores, more budget for the lower layers",
+       "PyramidKV, 2024, arXiv 2406.02069", true},
+      {"layer-defensivekv", "defensivekv+global:normalize=false,hard-window=false",
+       "DefensiveKV's scores, one top-K over the whole model", "DefensiveKV, 2025, arXiv 2510.13334", true},
+      {"keydiff-block128", "keydiff:block=128", "KeyDiff as a cache that evicts after every block of 128 tokens",
+       "KeyDiff, 2025, arXiv 2504.15364", false},
+  };
+  return all;
+}
+
+const Method* find_method(std::string_view name) {
+  const auto found = std::find_if(methods().begin(), methods().end(), [&](const Method& m) { return m.name == name; });
+  return found == methods().end() ? nullptr : &*found;
+}
+
+}  // namespace laprox

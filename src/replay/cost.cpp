@@ -1,0 +1,101 @@
+#include "laprox/cost.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "laprox/error.h"
+
+namespace laprox {
+
+namespace {
+
+double product(std::initializer_list<Index> factors) {
+  double result = 1;
+  for (Index factor : factors) result *= static_cast<double>(factor);
+  return result;
+}
+
+struct Queries {
+  Index scoring = 0;  ///< prompt queries that are read
+  Index window = 0;   ///< of these, the longest window
+  Index judging = 0;
+  bool all = false;
+};
+
+Queries count_queries(const DumpInfo& dump, const SweepOptions& options) {
+  Queries queries;
+  const Index first =
+      options.queries == JudgedQueries::decoded ? dump.context_length : dump.context_length - options.window;
+  const Index last = options.queries == JudgedQueries::decoded ? dump.tokens : dump.context_length;
+  queries.judging = std::max<Index>(1, dump.rows_between(first, last).count());
+  bool judged = false;
+  for (const Policy& policy : options.policies) {
+    const QueryNeed need = policy.scorer->queries();
+    if (need.kind == QueryNeed::Kind::all) queries.all = true;
+    if (need.kind == QueryNeed::Kind::window) queries.window = std::max(queries.window, need.window);
+    judged = judged || need.kind == QueryNeed::Kind::judged;
+  }
+  queries.window = std::min(queries.window, dump.context_length);
+  queries.scoring = (queries.all ? dump.context_length : queries.window) + (judged ? queries.judging : 0);
+  if (judged) queries.window = std::max(queries.window, queries.judging);
+  return queries;
+}
+
+void add_layer(Cost& cost, const LayerSummary& layer, const DumpInfo& dump, const SweepOptions& options,
+               const Queries& queries, const Backend& backend) {
+  const LayerGeometry& g = layer.geometry;
+  const Index tokens = dump.tokens, context = dump.context_length, element = size_of(backend.element_type());
+  const Index policies = static_cast<Index>(options.policies.size()),
+              cells = policies * static_cast<Index>(options.budgets.size());
+  const double q = product({g.query_heads, std::max(queries.scoring, queries.judging), g.head_size});
+  const double k = product({g.kv_heads, tokens, g.head_size}), v = product({g.kv_heads, tokens, g.value_size});
+  const double w_o = product({g.query_heads, g.value_size, g.model_size});
+  cost.layer_bytes = std::max(cost.layer_bytes, (q + k + v + w_o) * static_cast<double>(element));
+  cost.reading_bytes =
+      std::max(cost.reading_bytes, std::max({q, k, v, w_o}) * static_cast<double>(size_of(layer.k_type)));
+  // One task holds the logits of at most 256 query rows, and of 128 while it scores a window.
+  const Index rows = std::max<Index>(256, g.group());
+  const Index tasks =
+      std::min<Index>(backend.threads(), g.kv_heads * ((g.group() * queries.judging + rows - 1) / rows));
+  cost.logit_bytes =
+      std::max(cost.logit_bytes, product({tasks, std::min(rows, g.group() * queries.judging), tokens, element}));
+  cost.output_bytes =
+      std::max(cost.output_bytes, std::min(product({1 + cells, queries.judging, g.query_heads, g.value_size}), 0x1p26) *
+                                      static_cast<double>(element));
+  cost.ranking_bytes += product({policies, g.kv_heads, context, 12});
+
+  cost.scoring_flops += 2 * product({g.query_heads, queries.window, context, g.head_size});
+  if (queries.all) cost.column_sum_flops += product({g.query_heads, context, context, g.head_size});
+  cost.value_norm_flops += 2 * product({g.query_heads, context, g.value_size, g.value_size});
+  for (const Policy& policy : options.policies) {
+    cost.oracle_flops += policy.scorer->flops(g, context, queries.judging);
+  }
+  const double logits = 2 * product({g.query_heads, queries.judging, tokens, g.head_size});
+  const double values = 2 * product({g.query_heads, queries.judging, tokens, g.value_size});
+  const double projection = 2 * product({queries.judging, g.query_heads, g.value_size, g.model_size});
+  cost.judging_flops +=
+      logits + static_cast<double>(1 + policies) * values + static_cast<double>(1 + cells) * projection;
+}
+
+}  // namespace
+
+Cost estimate_cost(const DumpInfo& dump, const SweepOptions& options, const Backend& backend) {
+  Cost cost;
+  const Queries queries = count_queries(dump, options);
+  for (const LayerSummary& layer : dump.layers) add_layer(cost, layer, dump, options, queries, backend);
+  return cost;
+}
+
+void check_memory(const DumpInfo& dump, const SweepOptions& options, const Backend& backend) {
+  const double needed = estimate_cost(dump, options, backend).total_bytes();
+  const double memory = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
+  if (needed <= memory) return;
+  throw BackendError(
+      fmt::format("{}: needs about {:.1f} GB of memory, this machine has {:.1f} GB; use fewer threads, fewer policies "
+                  "at a time, or a dump with fewer queries ('laprox inspect' prints the plan)",
+                  dump.path.string(), needed / 1e9, memory / 1e9));
+}
+
+}  // namespace laprox

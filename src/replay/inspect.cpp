@@ -1,0 +1,67 @@
+#include "laprox/inspect.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "dump/layer_stream.h"
+#include "laprox/error.h"
+
+namespace laprox {
+
+namespace {
+
+/// The smallest range of stored queries that covers the output positions.
+DumpInfo::Rows output_rows(const DumpInfo& dump) {
+  if (dump.output_positions.empty()) return {0, 0};
+  return dump.rows_between(dump.output_positions.front(), dump.output_positions.back() + 1);
+}
+
+/// Rows of `exact`, whose positions are the layer's queries, at the output positions.
+Matrix at_output_positions(const Matrix& exact, const LayerTensors& layer, const std::vector<Index>& positions) {
+  Matrix rows(static_cast<Index>(positions.size()), exact.cols());
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    const auto found = std::lower_bound(layer.query_positions.begin(), layer.query_positions.end(), positions[i]);
+    require(found != layer.query_positions.end() && *found == positions[i], "outputs are stored for stored queries");
+    rows.row(static_cast<Index>(i)) = exact.row(found - layer.query_positions.begin());
+  }
+  return rows;
+}
+
+double relative_difference(const Matrix& found, const Matrix& expected) {
+  const double difference = (found - expected).norm(), norm = expected.norm();
+  if (difference == 0) return 0;
+  return norm > 0 ? difference / norm : std::numeric_limits<double>::infinity();
+}
+
+}  // namespace
+
+double self_check_tolerance(const LayerSummary& layer) {
+  double tolerance = 1e-3;
+  for (const ElementType type : {layer.q_type, layer.k_type, layer.v_type, layer.w_o_type}) {
+    if (type == ElementType::float16) tolerance = std::max(tolerance, 1e-2);
+    if (type == ElementType::bfloat16) tolerance = std::max(tolerance, 5e-2);
+  }
+  return tolerance;
+}
+
+std::vector<LayerCheck> check_dump(const DumpReader& dump, const Backend& backend, const Progress& progress) {
+  const DumpInfo& info = dump.info();
+  std::vector<LayerCheck> checks(info.layers.size());
+  // The stored outputs are read first: the file has one reader at a time, and the stream reads ahead.
+  std::vector<std::optional<Matrix>> outputs;
+  for (std::size_t n = 0; n < info.layers.size(); ++n) outputs.push_back(dump.read_output(static_cast<Index>(n)));
+  LayerStream layers(dump, output_rows(info), backend, true);
+  for (std::size_t n = 0; n < info.layers.size(); ++n) {
+    const LayerTensors layer = layers.next();
+    checks[n].tolerance = self_check_tolerance(info.layers[n]);
+    if (outputs[n] && layer.queries() > 0) {
+      const ExactOutput exact = backend.layer_errors(layer, {}, SoftmaxMode::renormalized).exact;
+      checks[n].output_error =
+          relative_difference(at_output_positions(exact.output, layer, info.output_positions), *outputs[n]);
+    }
+    if (progress) progress(layer.layer, static_cast<Index>(info.layers.size()), "check");
+  }
+  return checks;
+}
+
+}  // namespace laprox

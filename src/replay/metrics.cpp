@@ -1,0 +1,86 @@
+#include "laprox/metrics.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "laprox/error.h"
+
+namespace laprox {
+
+namespace {
+
+/// ||error|| / ||norm|| from squares; an error of 0 is 0 whatever it is relative to.
+double relative(double error_square, double norm_square) {
+  if (error_square == 0) return 0;
+  return norm_square > 0 ? std::sqrt(error_square / norm_square) : std::numeric_limits<double>::infinity();
+}
+
+/// Cosine between x and x + delta.
+double cosine(double norm_square, double product, double error_square) {
+  if (error_square == 0) return 1;
+  const double moved_square = norm_square + 2 * product + error_square;
+  if (norm_square <= 0 || moved_square <= 0) return 0;
+  return std::clamp((norm_square + product) / std::sqrt(norm_square * moved_square), -1.0, 1.0);
+}
+
+double mean(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+}  // namespace
+
+double quantile(std::vector<double> values, double q) {
+  require(!values.empty() && q >= 0 && q <= 1, "a quantile of something");
+  std::sort(values.begin(), values.end());
+  const double rank = q * static_cast<double>(values.size() - 1);
+  const auto below = static_cast<std::size_t>(rank);
+  const std::size_t above = std::min(below + 1, values.size() - 1);
+  if (values[below] == values[above]) return values[below];  // also where both are infinite
+  return values[below] + (rank - static_cast<double>(below)) * (values[above] - values[below]);
+}
+
+LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, SoftmaxMode mode) {
+  LayerMetrics metrics;
+  std::vector<double> query_errors, cosines;
+  for (std::size_t t = 0; t < error.query_error.size(); ++t) {
+    const double norm_square = exact.output.row(static_cast<Index>(t)).squaredNorm();
+    query_errors.push_back(relative(error.query_error[t], norm_square));
+    cosines.push_back(cosine(norm_square, error.query_product[t], error.query_error[t]));
+    metrics.error_square += error.query_error[t];
+    metrics.norm_square += norm_square;
+  }
+  metrics.relative_error = relative(metrics.error_square, metrics.norm_square);
+  metrics.query_error_mean = mean(query_errors);
+  metrics.query_error_p95 = quantile(query_errors, 0.95);
+  metrics.query_error_p99 = quantile(query_errors, 0.99);
+  metrics.query_error_max = quantile(query_errors, 1);
+  metrics.cosine_mean = mean(cosines);
+  metrics.cosine_min = quantile(cosines, 0);
+  metrics.retained_mass = error.retained_mass;
+  for (std::size_t head = 0; head < error.head_error.size(); ++head) {
+    metrics.head_relative_error.push_back(relative(error.head_error[head], exact.head_norm[head]));
+  }
+  if (mode == SoftmaxMode::truncated) {
+    metrics.bound = relative(error.bound * error.bound, metrics.norm_square);
+    metrics.bound_ratio = metrics.error_square > 0 ? error.bound / std::sqrt(metrics.error_square) : 1;
+  }
+  return metrics;
+}
+
+ModelMetrics model_metrics(const std::vector<LayerMetrics>& layers) {
+  ModelMetrics model;
+  double error_square = 0, norm_square = 0;
+  for (const LayerMetrics& layer : layers) {
+    error_square += layer.error_square;
+    norm_square += layer.norm_square;
+    model.mean_error += layer.relative_error / static_cast<double>(layers.size());
+    model.retained_mass += layer.retained_mass / static_cast<double>(layers.size());
+    model.cosine_mean += layer.cosine_mean / static_cast<double>(layers.size());
+  }
+  model.relative_error = relative(error_square, norm_square);
+  return model;
+}
+
+}  // namespace laprox

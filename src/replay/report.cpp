@@ -1,0 +1,270 @@
+#include "laprox/report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <thread>
+
+#include "laprox/error.h"
+#include "laprox/version.h"
+
+namespace laprox {
+
+namespace {
+
+using Dimensions = std::vector<std::string>;
+const Dimensions kCell{"dump", "policy", "budget"};
+
+/// A figure of one layer: its name, its place in LayerMetrics and its meaning.
+struct LayerFigure {
+  const char* name;
+  double LayerMetrics::*member;
+  const char* meaning;
+  bool truncated_only = false;
+};
+
+const LayerFigure kLayerFigures[] = {
+    {"relative_error", &LayerMetrics::relative_error,
+     "||O_kept - O||_F / ||O||_F of the layer output over the judged queries"},
+    {"query_error_mean", &LayerMetrics::query_error_mean, "mean over queries of ||o_kept - o|| / ||o||"},
+    {"query_error_p95", &LayerMetrics::query_error_p95, "95th percentile over queries of ||o_kept - o|| / ||o||"},
+    {"query_error_p99", &LayerMetrics::query_error_p99, "99th percentile over queries of ||o_kept - o|| / ||o||"},
+    {"query_error_max", &LayerMetrics::query_error_max, "largest ||o_kept - o|| / ||o|| of any query"},
+    {"cosine_mean", &LayerMetrics::cosine_mean, "mean over queries of the cosine between kept and exact output"},
+    {"cosine_min", &LayerMetrics::cosine_min, "smallest cosine of any query"},
+    {"retained_mass", &LayerMetrics::retained_mass, "mean of 1 - the exact attention weight on evicted keys"},
+    {"bound", &LayerMetrics::bound, "sum of evicted ||A[:, i]|| ||v_i W_O|| over ||O||_F; bounds relative_error", true},
+    {"bound_ratio", &LayerMetrics::bound_ratio, "bound / relative_error", true},
+};
+
+struct ModelFigure {
+  const char* name;
+  double ModelMetrics::*member;
+  const char* meaning;
+};
+
+const ModelFigure kModelFigures[] = {
+    {"model_relative_error", &ModelMetrics::relative_error, "sqrt(sum over layers of squared errors / squared norms)"},
+    {"model_mean_error", &ModelMetrics::mean_error, "mean over layers of relative_error"},
+    {"model_retained_mass", &ModelMetrics::retained_mass, "mean over layers of retained_mass"},
+    {"model_cosine_mean", &ModelMetrics::cosine_mean, "mean over layers of cosine_mean"},
+};
+
+Dimensions with(Dimensions dimensions, std::initializer_list<const char*> more) {
+  dimensions.insert(dimensions.end(), more.begin(), more.end());
+  return dimensions;
+}
+
+/// The policies between which regret is measured: the first oracle and the first random one of the sweep.
+struct RegretScale {
+  explicit RegretScale(const std::vector<Policy>& policies) {
+    for (std::size_t p = 0; p < policies.size(); ++p) {
+      if (policies[p].scorer_name == "oracle" && !oracle) oracle = p;
+      if (policies[p].scorer_name == "random" && !random) random = p;
+    }
+  }
+  bool known() const { return oracle && random; }
+  std::optional<std::size_t> oracle, random;
+};
+
+class ReportBuilder {
+ public:
+  ReportBuilder(const std::vector<DumpResult>& results, const SweepOptions& options)
+      : results_(results), options_(options), regret_(options.policies) {}
+
+  Report build() {
+    add_labels();
+    add_figures();
+    for (std::size_t d = 0; d < results_.size(); ++d) {
+      for (std::size_t b = 0; b < options_.budgets.size(); ++b) {
+        put("budget_tokens", {d, b}, static_cast<double>(results_[d].budgets[b].tokens_per_head()));
+      }
+      put("context_length", {d}, static_cast<double>(results_[d].info.context_length));
+      for (std::size_t p = 0; p < options_.policies.size(); ++p) {
+        for (std::size_t b = 0; b < options_.budgets.size(); ++b) add_cell(d, p, b);
+      }
+    }
+    for (std::size_t p = 0; p < options_.policies.size(); ++p) {
+      put("is_oracle", {p}, options_.policies[p].scorer->queries().kind == QueryNeed::Kind::judged ? 1 : 0);
+    }
+    if (options_.save_kept) add_kept();
+    return std::move(report_);
+  }
+
+ private:
+  void add_labels() {
+    for (const DumpResult& result : results_) {
+      report_.dumps.push_back(result.info.path.string());
+      report_.dump_hashes.push_back(result.content_hash);
+      report_.dump_models.push_back(result.info.model);
+      report_.layers = std::max(report_.layers, static_cast<Index>(result.info.layers.size()));
+      for (const LayerSummary& layer : result.info.layers) {
+        report_.kv_heads = std::max(report_.kv_heads, layer.geometry.kv_heads);
+        report_.query_heads = std::max(report_.query_heads, layer.geometry.query_heads);
+      }
+    }
+    for (const Policy& policy : options_.policies) {
+      report_.policies.push_back(policy.label);
+      report_.policy_specs.push_back(to_string(policy));
+    }
+    for (const BudgetRequest& budget : options_.budgets) report_.budgets.push_back(budget.text);
+  }
+
+  void add_array(const std::string& name, Dimensions dimensions, const std::string& meaning, bool counts = false) {
+    Index size = 1;
+    for (const std::string& dimension : dimensions) size *= report_.extent(dimension);
+    const double missing = counts ? -1 : std::numeric_limits<double>::quiet_NaN();
+    report_.arrays[name] = {std::move(dimensions), counts, meaning,
+                            std::vector<double>(static_cast<std::size_t>(size), missing)};
+  }
+
+  void add_figures() {
+    const bool truncated = options_.mode == SoftmaxMode::truncated;
+    for (const LayerFigure& figure : kLayerFigures) {
+      if (truncated || !figure.truncated_only) add_array(figure.name, with(kCell, {"layer"}), figure.meaning);
+    }
+    for (const ModelFigure& figure : kModelFigures) add_array(figure.name, kCell, figure.meaning);
+    if (regret_.known()) {
+      const char* meaning = "(error - the oracle's) / (random's - the oracle's): 0 as good as the oracle, 1 as random";
+      add_array("regret", with(kCell, {"layer"}), meaning);
+      add_array("model_regret", kCell, meaning);
+    }
+    add_array("head_relative_error", with(kCell, {"layer", "query_head"}),
+              "relative error of a head's output, before W_o");
+    add_array("kept_count", with(kCell, {"layer", "kv_head"}), "kept context tokens, pinned ones included", true);
+    add_array("kept_pairs", kCell, "kept (layer, KV head, token) entries of the whole model", true);
+    add_array("identical_to", kCell,
+              "index of the first earlier policy that keeps exactly the same entries at this budget, or -1", true);
+    add_array("budget_tokens", {"dump", "budget"}, "tokens per KV head that the budget stands for", true);
+    add_array("context_length", {"dump"}, "tokens of the prompt", true);
+    add_array("is_oracle", {"policy"}, "1: the policy reads the judging queries, which no cache can", true);
+  }
+
+  std::size_t offset(const ReportArray& array, std::initializer_list<std::size_t> indices) const {
+    std::size_t at = 0, dimension = 0;
+    for (std::size_t index : indices) {
+      at = at * static_cast<std::size_t>(report_.extent(array.dimensions[dimension++])) + index;
+    }
+    return at;
+  }
+
+  void put(const std::string& name, std::initializer_list<std::size_t> indices, double value) {
+    ReportArray& array = report_.arrays.at(name);
+    array.values[offset(array, indices)] = value;
+  }
+
+  void add_cell(std::size_t d, std::size_t p, std::size_t b) {
+    const Cell& cell = results_[d].policies[p].cells[b];
+    if (regret_.known()) add_regret(d, p, b);
+    for (const ModelFigure& figure : kModelFigures) put(figure.name, {d, p, b}, cell.model.*figure.member);
+    put("kept_pairs", {d, p, b}, static_cast<double>(total(cell.counts)));
+    put("identical_to", {d, p, b}, static_cast<double>(cell.identical_to));
+    for (std::size_t layer = 0; layer < cell.layers.size(); ++layer) {
+      const LayerMetrics& metrics = cell.layers[layer];
+      for (const LayerFigure& figure : kLayerFigures) {
+        if (report_.arrays.contains(figure.name)) put(figure.name, {d, p, b, layer}, metrics.*figure.member);
+      }
+      for (std::size_t head = 0; head < metrics.head_relative_error.size(); ++head) {
+        put("head_relative_error", {d, p, b, layer, head}, metrics.head_relative_error[head]);
+      }
+      for (std::size_t head = 0; head < cell.counts[layer].size(); ++head) {
+        put("kept_count", {d, p, b, layer, head}, static_cast<double>(cell.counts[layer][head]));
+      }
+    }
+  }
+
+  void add_regret(std::size_t d, std::size_t p, std::size_t b) {
+    const auto cell = [&](std::size_t policy) -> const Cell& { return results_[d].policies[policy].cells[b]; };
+    const Cell &oracle = cell(*regret_.oracle), &random = cell(*regret_.random);
+    const auto regret = [](double error, double best, double worst) {
+      return worst > best ? (error - best) / (worst - best) : std::numeric_limits<double>::quiet_NaN();
+    };
+    put("model_regret", {d, p, b},
+        regret(cell(p).model.relative_error, oracle.model.relative_error, random.model.relative_error));
+    for (std::size_t layer = 0; layer < cell(p).layers.size(); ++layer) {
+      put("regret", {d, p, b, layer},
+          regret(cell(p).layers[layer].relative_error, oracle.layers[layer].relative_error,
+                 random.layers[layer].relative_error));
+    }
+  }
+
+  void add_kept() {
+    const ReportArray& counts = report_.array("kept_count");
+    report_.kept.starts.assign(counts.values.size(), -1);
+    for (std::size_t d = 0; d < results_.size(); ++d) {
+      for (std::size_t p = 0; p < options_.policies.size(); ++p) {
+        const PolicyResult& policy = results_[d].policies[p];
+        for (std::size_t b = 0; b < policy.cells.size(); ++b) {
+          const HeadCounts& kept = policy.cells[b].counts;
+          for (std::size_t layer = 0; layer < kept.size(); ++layer) {
+            for (std::size_t head = 0; head < kept[layer].size(); ++head) {
+              report_.kept.starts[offset(counts, {d, p, b, layer, head})] =
+                  static_cast<std::int64_t>(report_.kept.tokens.size());
+              append_sorted(policy.selection.rankings(b)[layer][head], kept[layer][head]);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  void append_sorted(const Ranking& ranking, Index count) {
+    const auto first = report_.kept.tokens.insert(report_.kept.tokens.end(), ranking.begin(), ranking.begin() + count);
+    std::sort(first, report_.kept.tokens.end());
+  }
+
+  const std::vector<DumpResult>& results_;
+  const SweepOptions& options_;
+  const RegretScale regret_;
+  Report report_;
+};
+
+}  // namespace
+
+Index Report::extent(const std::string& dimension) const {
+  const auto size = [](const auto& labels) { return static_cast<Index>(labels.size()); };
+  if (dimension == "dump") return size(dumps);
+  if (dimension == "policy") return size(policies);
+  if (dimension == "budget") return size(budgets);
+  if (dimension == "layer") return layers;
+  if (dimension == "kv_head") return kv_heads;
+  require(dimension == "query_head", "a known dimension");
+  return query_heads;
+}
+
+const ReportArray& Report::array(const std::string& name) const {
+  const auto found = arrays.find(name);
+  require(found != arrays.end(), fmt::format("the report has {}", name));
+  return found->second;
+}
+
+double Report::at(const std::string& name, std::initializer_list<std::size_t> indices) const {
+  const ReportArray& figure = array(name);
+  require(indices.size() == figure.dimensions.size(), "one index per dimension");
+  std::size_t offset = 0, dimension = 0;
+  for (std::size_t index : indices) {
+    offset = offset * static_cast<std::size_t>(extent(figure.dimensions[dimension++])) + index;
+  }
+  return figure.values.at(offset);
+}
+
+Report make_report(const std::vector<DumpResult>& results, const SweepOptions& options, const Backend& backend) {
+  Report report = ReportBuilder(results, options).build();
+  report.provenance = {
+      {"tool_version", version()},
+      {"git_commit", commit()},
+      {"backend", std::string(backend.name())},
+      {"device", backend.device()},
+      {"threads", std::to_string(backend.threads())},
+      {"softmax", std::string(to_string(options.mode))},
+      {"queries", options.queries == JudgedQueries::decoded
+                      ? "decoded (held out)"
+                      : fmt::format("window (the last {} prompt queries; in-sample)", options.window)},
+  };
+  return report;
+}
+
+}  // namespace laprox

@@ -1,0 +1,178 @@
+#include "replay/selection.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/parallel.h"
+#include "laprox/error.h"
+#include "laprox/scores.h"
+
+namespace laprox {
+
+namespace {
+
+std::vector<std::int32_t> kept_tokens(const Selection& selection, std::size_t budget, std::size_t layer,
+                                      std::size_t head) {
+  const Ranking& ranking = selection.rankings(budget)[layer][head];
+  std::vector<std::int32_t> kept(ranking.begin(), ranking.begin() + selection.counts[budget][layer][head]);
+  std::sort(kept.begin(), kept.end());
+  return kept;
+}
+
+}  // namespace
+
+bool reads_judged(const Policy& policy) { return policy.scorer->queries().kind == QueryNeed::Kind::judged; }
+
+DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& policies) {
+  DumpInfo::Rows rows = dump.rows_between(dump.context_length, dump.context_length);
+  for (const Policy& policy : policies) {
+    const QueryNeed need = policy.scorer->queries();
+    if (need.kind == QueryNeed::Kind::none || reads_judged(policy)) continue;
+    const std::string who = "policy '" + policy.label + "'";
+    const DumpInfo::Rows needed =
+        need.kind == QueryNeed::Kind::all ? dump.prompt_rows(who) : dump.window_rows(need.window, who);
+    rows.first = std::min(rows.first, needed.first);
+  }
+  return rows;
+}
+
+DumpInfo::Rows judging_rows(const DumpInfo& dump, const SweepOptions& options) {
+  if (options.queries == JudgedQueries::window) return dump.window_rows(options.window, "judging on the window");
+  const DumpInfo::Rows rows = dump.rows_between(dump.context_length, dump.tokens);
+  if (rows.count() == 0) {
+    throw UsageError(
+        fmt::format("{}: no query at a position >= context_length = {} is stored, so nothing held out can judge a "
+                    "policy; --queries window judges on the last prompt queries (in-sample)",
+                    dump.path.string(), dump.context_length));
+  }
+  return rows;
+}
+
+std::vector<Matrix> unchecked_scores(const Scorer& scorer, std::span<const Index> budgets, const LayerView& layer,
+                                     ScoringKernels& kernels) {
+  if (scorer.depends_on_budget()) return scorer.score_each(budgets, layer, kernels);
+  std::vector<Matrix> scores;
+  scores.push_back(scorer.score(layer, kernels));
+  return scores;
+}
+
+std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, std::span<const Index> budgets,
+                                 const LayerView& layer, ScoringKernels& kernels) {
+  std::vector<Matrix> scores = unchecked_scores(scorer, budgets, layer, kernels);
+  for (const Matrix& each : scores) check_finite(each, layer.layer(), who);
+  return scores;
+}
+
+LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
+                        ScoringKernels& kernels) {
+  LayerScores result{layer_scores(*policy.scorer, policy.label, budgets, layer, kernels)};
+  if (policy.allocator->needs_preference()) result.preference = policy.scorer->preference(layer, kernels);
+  return result;
+}
+
+Selector::Selector(const Policy& policy, std::vector<Budget> budgets, int threads)
+    : policy_(policy), budgets_(std::move(budgets)), threads_(threads) {
+  selection_.orders.resize(policy.scorer->depends_on_budget() ? budgets_.size() : 1);
+  contests_.resize(selection_.orders.size());
+}
+
+void Selector::add_layer(const LayerView& layer, ScoringKernels& kernels) {
+  std::vector<Index> tokens;
+  for (const Budget& budget : budgets_) tokens.push_back(budget.tokens_per_head());
+  add_layer(score_layer(policy_, tokens, layer, kernels));
+}
+
+void Selector::add_layer(const LayerScores& layer) {
+  for (std::size_t order = 0; order < layer.scores.size(); ++order) rank_layer(order, layer.scores[order]);
+  if (!policy_.allocator->needs_preference()) return;
+  for (Contest& contest : contests_) contest.preference.push_back(layer.preference);
+}
+
+/// Scores become rankings and, for an allocator that reads them, contenders in descending order.
+void Selector::rank_layer(std::size_t order, const Matrix& scores) {
+  const Index context = scores.cols(), pinned = policy_.scorer->pins().count(context);
+  std::vector<Ranking> rankings(static_cast<std::size_t>(scores.rows()));
+  std::vector<std::vector<double>> sorted(rankings.size());
+  std::vector<double> pinned_sums(rankings.size(), 0.0);
+  parallel_for(threads_, scores.rows(), [&](Index head) {
+    const auto at = static_cast<std::size_t>(head);
+    rankings[at] = policy_.scorer->rank(std::span(&scores(head, 0), static_cast<std::size_t>(context)));
+    if (policy_.allocator->ignores_scores()) return;
+    for (Index n = 0; n < context; ++n) {
+      const double score = scores(head, rankings[at][static_cast<std::size_t>(n)]);
+      if (n < pinned)
+        pinned_sums[at] += score;
+      else
+        sorted[at].push_back(score);
+    }
+  });
+  selection_.orders[order].push_back(std::move(rankings));
+  contests_[order].context_length = context;
+  contests_[order].pinned = pinned;
+  contests_[order].scores.push_back(std::move(sorted));
+  contests_[order].pinned_sum.push_back(std::accumulate(pinned_sums.begin(), pinned_sums.end(), 0.0));
+}
+
+Selection Selector::finish() {
+  for (std::size_t b = 0; b < budgets_.size(); ++b) {
+    selection_.counts.push_back(split(contests_.size() == 1 ? 0 : b, budgets_[b]));
+  }
+  return std::move(selection_);
+}
+
+HeadCounts Selector::split(std::size_t order, const Budget& asked) const {
+  const Index context = contests_[order].context_length, pinned = contests_[order].pinned;
+  const Budget budget = policy_.scorer->keeps_everything() ? Budget(context, asked.heads()) : asked;
+  const HeadCounts counts =
+      policy_.scorer->spends_exactly() ? policy_.allocator->allocate(contests_[order], budget) : spend(order, budget);
+  const bool exact = policy_.scorer->spends_exactly() && policy_.allocator->spends_exactly();
+  require(!exact || total(counts) == budget.pairs(), "an allocation adds up to its budget");
+  for (const auto& layer : counts) {
+    for (Index count : layer) require(count >= pinned && count <= context, "pinned <= count <= context_length");
+  }
+  return counts;
+}
+
+/// The counts of published code that does not keep the budget.
+HeadCounts Selector::spend(std::size_t order, const Budget& budget) const {
+  HeadCounts counts;
+  for (const auto& rankings : selection_.orders[order]) {
+    const Index layer = static_cast<Index>(counts.size());
+    auto& heads = counts.emplace_back();
+    for (const Ranking& ranking : rankings) {
+      heads.push_back(policy_.scorer->spends(budget.tokens_per_head(), layer, ranking));
+    }
+  }
+  return counts;
+}
+
+std::uint64_t fingerprint(const Selection& selection, std::size_t budget) {
+  // A sum of well-mixed tokens (the finaliser of splitmix64) does not depend on the order of a head's tokens.
+  std::uint64_t print = 0, place = 0;
+  for (std::size_t layer = 0; layer < selection.counts[budget].size(); ++layer) {
+    for (std::size_t head = 0; head < selection.counts[budget][layer].size(); ++head, ++place) {
+      const Ranking& ranking = selection.rankings(budget)[layer][head];
+      for (Index n = 0; n < selection.counts[budget][layer][head]; ++n) {
+        std::uint64_t x = (place << 32 | static_cast<std::uint32_t>(ranking[static_cast<std::size_t>(n)])) + 1;
+        x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+        x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+        print += x ^ (x >> 31);
+      }
+    }
+  }
+  return print;
+}
+
+bool keep_the_same(const Selection& a, const Selection& b, std::size_t budget) {
+  if (a.counts[budget] != b.counts[budget]) return false;
+  for (std::size_t layer = 0; layer < a.counts[budget].size(); ++layer) {
+    for (std::size_t head = 0; head < a.counts[budget][layer].size(); ++head) {
+      if (kept_tokens(a, budget, layer, head) != kept_tokens(b, budget, layer, head)) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace laprox

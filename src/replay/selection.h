@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "laprox/sweep.h"
+
+namespace laprox {
+
+/// True for an oracle, which reads the very queries that judge.
+bool reads_judged(const Policy& policy);
+/// Rows of the prompt queries that these policies read. Throws UsageError where some are not stored.
+DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& policies);
+/// Rows of the queries that judge. Throws UsageError where none are stored.
+DumpInfo::Rows judging_rows(const DumpInfo& dump, const SweepOptions& options);
+
+/// The scorer's scores of a layer: one for all budgets (tokens per KV head), or one each where they depend on the
+/// budget.
+std::vector<Matrix> unchecked_scores(const Scorer& scorer, std::span<const Index> budgets, const LayerView& layer,
+                                     ScoringKernels& kernels);
+/// The same, finite: throws BackendError, naming `who`, where one is not.
+std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, std::span<const Index> budgets,
+                                 const LayerView& layer, ScoringKernels& kernels);
+
+/// What a policy makes of one layer: the scores of each order, and the layer's preference where its allocator asks for
+/// it.
+struct LayerScores {
+  std::vector<Matrix> scores;
+  double preference = 0;
+};
+LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
+                        ScoringKernels& kernels);
+
+/// Turns one policy's scores into rankings, layer by layer, and then splits its budgets.
+class Selector {
+ public:
+  /// `policy` must outlive the selector.
+  Selector(const Policy& policy, std::vector<Budget> budgets, int threads);
+
+  const Policy& policy() const { return policy_; }
+  /// Layers in order. Throws BackendError where a score is not finite.
+  void add_layer(const LayerView& layer, ScoringKernels& kernels);
+  void add_layer(const LayerScores& layer);
+  /// The selection, with the laws of HeadCounts checked.
+  Selection finish();
+
+ private:
+  void rank_layer(std::size_t order, const Matrix& scores);
+  HeadCounts split(std::size_t order, const Budget& budget) const;
+  HeadCounts spend(std::size_t order, const Budget& budget) const;
+
+  const Policy& policy_;
+  std::vector<Budget> budgets_;
+  int threads_;
+  Selection selection_;
+  std::vector<Contest> contests_;  ///< [order]
+};
+
+/// A hash of what a selection keeps at one budget, and whether two selections keep exactly the same there.
+std::uint64_t fingerprint(const Selection& selection, std::size_t budget);
+bool keep_the_same(const Selection& a, const Selection& b, std::size_t budget);
+
+}  // namespace laprox

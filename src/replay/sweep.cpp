@@ -1,0 +1,206 @@
+#include "laprox/sweep.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <future>
+
+#include "dump/layer_stream.h"
+#include "dump/queries.h"
+#include "laprox/error.h"
+#include "replay/selection.h"
+
+namespace laprox {
+
+namespace {
+
+void check_pins(const DumpInfo& dump, const Policy& policy, const BudgetRequest& request) {
+  const Index tokens = resolve(request, dump).tokens_per_head();
+  const Index pinned = policy.scorer->pins().count(dump.context_length);
+  if (tokens < pinned && !policy.scorer->keeps_everything()) {
+    throw UsageError(
+        fmt::format("{}: budget {} is {} tokens per KV head, but policy '{}' always keeps {} (its window or sinks, "
+                    "which count inside the budget); give it a larger budget or a smaller window",
+                    dump.path.string(), request.text, tokens, policy.label, pinned));
+  }
+}
+
+void check_context(const DumpInfo& dump, const Policy& policy) {
+  if (dump.context_length <= policy.scorer->longest_context()) return;
+  throw UsageError(
+      fmt::format("{}: the context has {} tokens, and policy '{}' takes at most {}, because its work grows with their "
+                  "square; leave it out, or make a dump of a shorter prompt",
+                  dump.path.string(), dump.context_length, policy.label, policy.scorer->longest_context()));
+}
+
+void check_rope(const DumpInfo& dump, const Policy& policy) {
+  if (!policy.scorer->undoes_rope()) return;
+  for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
+    if (!dump.layers[layer].attention.rope_inv_freq.empty()) continue;
+    throw UsageError(
+        fmt::format("{}: policy '{}' reads queries as they were before RoPE, but /layers/{}/rope_inv_freq is not "
+                    "stored; add it (data/README.md says how), or leave this policy out",
+                    dump.path.string(), policy.label, layer));
+  }
+}
+
+/// which rows of q the selection reads: those of the prompt, and, for oracles, those that judge.
+struct SelectionRows {
+  SelectionRows(const DumpInfo& dump, const SweepOptions& options)
+      : oracles(std::any_of(options.policies.begin(), options.policies.end(), reads_judged)),
+        scoring(scoring_rows(dump, options.policies)),
+        read(scoring) {
+    if (!oracles) return;
+    judging = judging_rows(dump, options);
+    read = {std::min(scoring.first, judging.first), std::max(scoring.last, judging.last)};
+  }
+  bool oracles;
+  DumpInfo::Rows scoring, judging, read;
+};
+
+void add_layer(std::vector<Selector>& selectors, const LayerView& layer, ScoringKernels& kernels, bool judged) {
+  for (Selector& selector : selectors) {
+    if (reads_judged(selector.policy()) == judged) selector.add_layer(layer, kernels);
+  }
+}
+
+/// One layer's kept sets of every order of every policy, and which budgets of which policy each order serves.
+struct LayerKeeps {
+  explicit LayerKeeps(const std::vector<Selection>& selections, std::size_t layer) {
+    for (std::size_t p = 0; p < selections.size(); ++p) {
+      const Selection& selection = selections[p];
+      for (std::size_t order = 0; order < selection.orders.size(); ++order) {
+        keeps.push_back({selection.orders[order][layer], {}});
+        cells.emplace_back();
+        for (std::size_t b = 0; b < selection.counts.size(); ++b) {
+          if (selection.orders.size() > 1 && b != order) continue;
+          keeps.back().counts.push_back(selection.counts[b][layer]);
+          cells.back().emplace_back(p, b);
+        }
+      }
+    }
+  }
+  std::vector<LayerKeep> keeps;
+  std::vector<std::vector<std::pair<std::size_t, std::size_t>>> cells;  ///< [keep][count]: policy, budget
+};
+
+}  // namespace
+
+void check_selection_request(const DumpInfo& dump, const SweepOptions& options) {
+  if (options.policies.empty()) throw UsageError("no policy given; 'laprox policies' lists all");
+  for (const Policy& policy : options.policies) {
+    check_context(dump, policy);
+    check_rope(dump, policy);
+    for (const BudgetRequest& request : options.budgets) check_pins(dump, policy, request);
+  }
+  scoring_rows(dump, options.policies);
+  if (std::any_of(options.policies.begin(), options.policies.end(), reads_judged)) judging_rows(dump, options);
+}
+
+void check_request(const DumpInfo& dump, const SweepOptions& options) {
+  if (options.budgets.empty()) throw UsageError("no budget given, for example --budget 5%,10%,128");
+  check_selection_request(dump, options);
+  judging_rows(dump, options);
+}
+
+std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selections) {
+  std::vector<std::vector<Index>> twins;
+  std::vector<std::vector<std::uint64_t>> prints;
+  for (const Selection& selection : selections) {
+    auto& print = prints.emplace_back();
+    for (std::size_t b = 0; b < selection.counts.size(); ++b) print.push_back(fingerprint(selection, b));
+    auto& twin = twins.emplace_back(selection.counts.size(), -1);
+    for (std::size_t b = 0; b < selection.counts.size(); ++b) {
+      for (std::size_t other = 0; other + 1 < twins.size() && twin[b] < 0; ++other) {
+        if (prints[other][b] == print[b] && keep_the_same(selections[other], selection, b))
+          twin[b] = static_cast<Index>(other);
+      }
+    }
+  }
+  return twins;
+}
+
+std::vector<Selection> select_kept(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+                                   const Progress& progress) {
+  const DumpInfo& info = dump.info();
+  std::vector<Budget> budgets;
+  for (const BudgetRequest& request : options.budgets) budgets.push_back(resolve(request, info));
+  std::vector<Selector> selectors;
+  for (const Policy& policy : options.policies) selectors.emplace_back(policy, budgets, backend.threads());
+  const SelectionRows rows(info, options);
+  LayerStream layers(dump, rows.read, backend, true);
+  for (std::size_t n = 0; n < info.layers.size(); ++n) {
+    LayerTensors layer = layers.next();
+    QueryBlock judged;
+    if (rows.oracles) judged = copy_queries(layer, rows.judging.first - rows.read.first, rows.judging.count());
+    if (rows.oracles)
+      set_queries(layer, copy_queries(layer, rows.scoring.first - rows.read.first, rows.scoring.count()));
+    add_layer(selectors, LayerView(layer), *backend.scoring(layer), false);
+    if (rows.oracles) {
+      set_queries(layer, std::move(judged));
+      add_layer(selectors, LayerView::of_judged(layer), *backend.scoring(layer), true);
+    }
+    if (progress) progress(layer.layer, static_cast<Index>(info.layers.size()), "scores");
+  }
+  std::vector<Selection> selections;
+  for (Selector& selector : selectors) selections.push_back(selector.finish());
+  return selections;
+}
+
+DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+                      const Progress& progress) {
+  const DumpInfo& info = dump.info();
+  check_request(info, options);
+  DumpResult result{info, {}, {}, std::vector<PolicyResult>(options.policies.size())};
+  // The file is hashed while its first layers are worked on.
+  auto hash = std::async(std::launch::async, [&dump] { return dump.content_hash(); });
+  for (const BudgetRequest& request : options.budgets) result.budgets.push_back(resolve(request, info));
+
+  std::vector<Selection> selections = select_kept(dump, options, backend, progress);
+  const auto twins = find_twins(selections);
+  for (std::size_t p = 0; p < selections.size(); ++p) {
+    for (std::size_t b = 0; b < selections[p].counts.size(); ++b) {
+      result.policies[p].cells.push_back({selections[p].counts[b], {}, {}, twins[p][b]});
+    }
+  }
+
+  LayerStream layers(dump, judging_rows(info, options), backend, false);
+  for (std::size_t n = 0; n < info.layers.size(); ++n) {
+    const LayerTensors layer = layers.next();
+    const LayerKeeps kept(selections, n);
+    const LayerErrors replayed = backend.layer_errors(layer, kept.keeps, options.mode);
+    for (std::size_t keep = 0; keep < kept.keeps.size(); ++keep) {
+      for (std::size_t i = 0; i < kept.cells[keep].size(); ++i) {
+        const auto [p, b] = kept.cells[keep][i];
+        result.policies[p].cells[b].layers.push_back(
+            layer_metrics(replayed.exact, replayed.errors[keep][i], options.mode));
+      }
+    }
+    if (progress) progress(layer.layer, static_cast<Index>(info.layers.size()), "errors");
+  }
+  result.content_hash = hash.get();
+  for (std::size_t p = 0; p < selections.size(); ++p) {
+    for (Cell& cell : result.policies[p].cells) cell.model = model_metrics(cell.layers);
+    if (options.save_kept) result.policies[p].selection = std::move(selections[p]);
+  }
+  return result;
+}
+
+void visit_scores(const DumpReader& dump, const Policy& policy, const std::optional<BudgetRequest>& budget,
+                  const Backend& backend, const ScoreVisitor& visit, const Progress& progress) {
+  const DumpInfo& info = dump.info();
+  const Index count = static_cast<Index>(info.layers.size());
+  const Index tokens = budget ? resolve(*budget, info).tokens_per_head() : 0;
+  const bool judged = reads_judged(policy);
+  const DumpInfo::Rows rows = judged ? judging_rows(info, {}) : scoring_rows(info, {policy});
+  for (Index n = 0; n < count; ++n) {
+    // No reading ahead here: the visitor may write to another HDF5 file, and the library serves one thread at a time.
+    const LayerTensors layer = dump.read_layer(n, rows, tensor_type(backend, info.layers[static_cast<std::size_t>(n)]));
+    const LayerView view = judged ? LayerView::of_judged(layer) : LayerView(layer);
+    const auto kernels = backend.scoring(layer);
+    visit(layer, layer_scores(*policy.scorer, policy.label, {&tokens, 1}, view, *kernels).at(0), *kernels);
+    if (progress) progress(n, count, "scores");
+  }
+}
+
+}  // namespace laprox

@@ -1,0 +1,133 @@
+#include "laprox/sweep.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "arguments.h"
+#include "commands.h"
+#include "laprox/cost.h"
+#include "laprox/error.h"
+#include "laprox/report.h"
+#include "progress.h"
+#include "render.h"
+
+namespace laprox::cli {
+
+namespace {
+
+struct SweepArguments {
+  std::vector<std::string> dumps, policies, budgets;
+  std::string output, format, metric, queries = "decoded", softmax = "renormalized";
+  Index window = 32;
+  bool force = false, save_kept = false, show_plan = false, quiet = false;
+  BackendArguments backend;
+};
+
+constexpr const char* kFooter = R"(
+Budgets count KV pairs per KV head on average, pinned tokens (window, sinks) included: 128 tokens, 5% of the context, or 64MiB
+for the whole model. Policies are scorer[+allocator][:option=value,...]; 'laprox policies' lists them.
+
+Examples:
+  laprox sweep dump.h5 --policy h2o,snapkv,laprox+layer,laprox --budget 5%,10%,20%,40% -o report.h5
+  laprox sweep a.h5 b.h5 --policy snapkv --policy snapkv+ada:floor=0.5 --budget 128,256
+  laprox sweep dump.h5 --policy laprox --budget 10% --queries window --softmax truncated   (with the paper's bound)
+  laprox sweep dump.h5 --policy all --budget 5%,10%,20% -o report.h5
+  laprox sweep --config sweep.toml      with a section [sweep]: dumps = ["dump.h5"], policy = ["h2o", "laprox"], budget = ["5%"])";
+
+/// The work, and the kept entries: one line a layer, one number a head.
+void print_selection(const DumpReader& dump, const SweepOptions& options, const Backend& backend) {
+  const std::vector<Selection> selections = select_kept(dump, options, backend);
+  const auto twins = find_twins(selections);
+  const Cost work = estimate_cost(dump.info(), options, backend);
+  fmt::print(stderr, "{}: {:.3g} GB of memory, {:.3g} GFLOP ({:.3g} of them by greedy elimination)\n",
+             dump.info().path.string(), work.total_bytes() / 1e9, work.total_flops() / 1e9, work.oracle_flops / 1e9);
+  for (std::size_t p = 0; p < selections.size(); ++p) {
+    for (std::size_t b = 0; b < options.budgets.size(); ++b) {
+      const HeadCounts& counts = selections[p].counts[b];
+      fmt::print(stderr, "{}: {} at {}: {} pairs; kept per KV head{}\n", dump.info().path.string(),
+                 options.policies[p].label, options.budgets[b].text, total(counts),
+                 twins[p][b] < 0 ? ""
+                                 : fmt::format(" (exactly what {} keeps)",
+                                               options.policies[static_cast<std::size_t>(twins[p][b])].label));
+      for (std::size_t layer = 0; layer < counts.size(); ++layer) {
+        std::string heads;
+        for (Index count : counts[layer]) heads += fmt::format(" {:6}", count);
+        fmt::print(stderr, "  layer {:3}{}\n", layer, heads);
+      }
+    }
+  }
+}
+
+void run_sweep(const SweepArguments& arguments) {
+  SweepOptions options;
+  options.policies = parse_policies(arguments.policies);
+  options.budgets = parse_budgets(arguments.budgets);
+  options.queries = arguments.queries == "decoded" ? JudgedQueries::decoded : JudgedQueries::window;
+  options.mode = arguments.softmax == "truncated" ? SoftmaxMode::truncated : SoftmaxMode::renormalized;
+  options.window = arguments.window;
+  options.save_kept = arguments.save_kept;
+  const auto backend = arguments.backend.make();
+  if (!arguments.output.empty()) check_writable(arguments.output, arguments.force);
+
+  // Every dump is opened and every request checked before the first one is worked on.
+  std::vector<DumpReader> dumps;
+  Index steps = 0;
+  for (const std::string& path : arguments.dumps) {
+    dumps.emplace_back(path);
+    check_request(dumps.back().info(), options);
+    check_memory(dumps.back().info(), options, *backend);
+    steps += 2 * static_cast<Index>(dumps.back().info().layers.size());
+  }
+  if (arguments.show_plan) {
+    for (const DumpReader& dump : dumps) print_selection(dump, options, *backend);
+  }
+  std::vector<DumpResult> results;
+  {
+    ProgressBar bar(steps, arguments.quiet);
+    for (const DumpReader& dump : dumps) {
+      results.push_back(sweep_dump(dump, options, *backend, [&](Index layer, Index, const std::string& what) {
+        bar.step(fmt::format("{}: {} of layer {}", dump.info().path.filename().string(), what, layer));
+      }));
+    }
+  }
+  const Report report = make_report(results, options, *backend);
+  if (!arguments.output.empty()) write_report(arguments.output, report, arguments.force);
+  fmt::print("{}", render(report, arguments.format, arguments.metric));
+  if (!arguments.output.empty()) fmt::print(stderr, "report: {}\n", arguments.output);
+}
+
+}  // namespace
+
+void add_sweep(CLI::App& app) {
+  auto arguments = std::make_shared<SweepArguments>();
+  CLI::App* command = app.add_subcommand("sweep", "Compare policies over budgets on dumps; write a report");
+  command->add_option("dumps,--dumps", arguments->dumps, "dumps (HDF5); each is one sample")->required();
+  command
+      ->add_option("--policy", arguments->policies, "policies, separated by commas or spaces; all: the whole catalogue")
+      ->required();
+  command->add_option("--budget", arguments->budgets, "budgets, separated by commas or spaces")->required();
+  command->add_option("-o,--output", arguments->output, "report to write (HDF5)");
+  command
+      ->add_option("--queries", arguments->queries,
+                   "who judges: decoded queries (held out), or the prompt's last (in-sample)")
+      ->check(CLI::IsMember({"decoded", "window"}))
+      ->capture_default_str();
+  command->add_option("--window", arguments->window, "prompt queries that --queries window judges by")
+      ->check(CLI::Range(Index{1}, Index{1} << 20))
+      ->capture_default_str();
+  command->add_option("--softmax", arguments->softmax, "over the kept keys, or the exact weights without rescaling")
+      ->check(CLI::IsMember({"renormalized", "truncated"}))
+      ->capture_default_str();
+  command->add_flag("--save-kept", arguments->save_kept, "store the kept tokens of every cell in the report");
+  command->add_flag("--show-plan", arguments->show_plan, "print what each layer and head keeps before judging");
+  command->add_flag("--force", arguments->force, "replace an existing report");
+  command->add_flag("--quiet", arguments->quiet, "no progress");
+  arguments->backend.add_to(*command);
+  add_format(*command, arguments->format, {"table", "csv", "json"});
+  add_metric(*command, arguments->metric);
+  command->footer(kFooter);
+  command->callback([arguments] { run_sweep(*arguments); });
+}
+
+}  // namespace laprox::cli
