@@ -31,6 +31,8 @@ def test_cosines_have_digits_where_little_output_remains(laprox, bundled, softma
     agree(laprox.sweep(bundled, ["recent", "h2o"], [10, 50], *options), exact)
     alone = laprox.sweep(bundled, ["recent"], [10], *options)
     for key, row in alone.items():
+        if key[2] == "model":
+            continue
         assert float(row["cosine_min"]) == pytest.approx(float(exact[key]["cosine_min"]), rel=1e-5, abs=1e-7)
 
 
