@@ -47,7 +47,7 @@ TEST_CASE("a paired difference has the interval of its test") {
 }
 
 TEST_CASE("fewer than six pairs say nothing") {
-  const PairedDifference found = compare_pairs(std::vector{1.0, 2, 3, 4, 5}, std::vector{0.0, 0, 0, 0, 0});
+  const PairedDifference found = compare_pairs(std::vector{1.0, 2.0, 3.0, 4.0, 5.0}, std::vector(5, 0.0));
   CHECK_FALSE(found.enough());
   CHECK(std::isinf(found.interval_low));
   CHECK(found.p > kSignificance);

@@ -40,8 +40,12 @@ std::vector<std::pair<std::string, double>> row_figures(const Report& report, st
     if (model && of_model) value = report.at(figure.model_array(), {d, p, b});
     if (!model && of_layer) value = report.at(figure.layer_array(), {d, p, b, layer});
     values.emplace_back(figure.name, value);
+    // Where it has stood since the first version of the format, which programs may read by position.
+    if (figure.name == std::string("cosine_mean")) {
+      values.emplace_back("kept_pairs",
+                          model ? report.at("kept_pairs", {d, p, b}) : kept_pairs(report, d, p, b, layer));
+    }
   }
-  values.emplace_back("kept_pairs", model ? report.at("kept_pairs", {d, p, b}) : kept_pairs(report, d, p, b, layer));
   return values;
 }
 
