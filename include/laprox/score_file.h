@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "laprox/dump_reader.h"
 #include "laprox/sweep.h"
 
 namespace laprox {
