@@ -18,8 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def arrays(seed=0, *, query_heads=4, kv_heads=2, tokens=96, head_size=8, value_size=6, model_size=10, queries=None):
     """q, k, v and w_o of one layer, float32."""
     rng = np.random.default_rng(seed)
-    shapes = {"q": (query_heads, queries or tokens, head_size), "k": (kv_heads, tokens, head_size),
-              "v": (kv_heads, tokens, value_size), "w_o": (query_heads * value_size, model_size)}
+    shapes = {
+        "q": (query_heads, queries or tokens, head_size),
+        "k": (kv_heads, tokens, head_size),
+        "v": (kv_heads, tokens, value_size),
+        "w_o": (query_heads * value_size, model_size),
+    }
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 

@@ -22,7 +22,9 @@ def test_a_policy_of_primitives_equals_the_built_in_one(layers):
         return layer.scores("snapkv:window=16")
 
     for split in ("", "+ada:floor=0.3", "+global", "+layer"):
-        report = laprox.sweep(layers, [f"mine{split}", "snapkv" + (split or "+head") + (",window=16" if ":" in split else ":window=16")], [20, 30])
+        report = laprox.sweep(
+            layers, [f"mine{split}", "snapkv" + (split or "+head") + (",window=16" if ":" in split else ":window=16")], [20, 30]
+        )
         np.testing.assert_array_equal(report.kept_count[:, 0], report.kept_count[:, 1])
         np.testing.assert_array_equal(report.relative_error[:, 0], report.relative_error[:, 1])
         assert (report.identical_to[:, 1] == 0).all()
@@ -33,17 +35,37 @@ def test_every_primitive_has_its_shape(layers):
 
     @laprox.policy("look", queries="all")
     def look(layer):
-        seen.update(k=layer.k, v=layer.v, q=layer.q, w_o=layer.w_o, positions=layer.query_positions, sums=layer.attention_sums(8),
-                    squares=layer.attention_squares(8), columns=layer.column_sums(), norms=layer.value_norms(),
-                    l1=layer.value_l1_norms(), index=layer.index)
+        seen.update(
+            k=layer.k,
+            v=layer.v,
+            q=layer.q,
+            w_o=layer.w_o,
+            positions=layer.query_positions,
+            sums=layer.attention_sums(8),
+            squares=layer.attention_squares(8),
+            columns=layer.column_sums(),
+            norms=layer.value_norms(),
+            l1=layer.value_l1_norms(),
+            index=layer.index,
+        )
         assert (layer.kv_heads, layer.query_heads, layer.group, layer.tokens) == (2, 4, 2, 80)
         return -np.linalg.norm(layer.k, axis=-1)
 
     kept = laprox.kept(layers, look, 20)
     np.testing.assert_array_equal(kept.masks[1], laprox.kept(layers, "knorm", 20).masks[1])
     shapes = {name: value.shape for name, value in seen.items() if name != "index"}
-    assert shapes == {"k": (2, 80, 8), "v": (2, 80, 6), "q": (4, 80, 8), "w_o": (4, 6, 10), "positions": (80,), "sums": (4, 80),
-                      "squares": (4, 80), "columns": (4, 80), "norms": (4, 80), "l1": (4, 80)}
+    assert shapes == {
+        "k": (2, 80, 8),
+        "v": (2, 80, 6),
+        "q": (4, 80, 8),
+        "w_o": (4, 6, 10),
+        "positions": (80,),
+        "sums": (4, 80),
+        "squares": (4, 80),
+        "columns": (4, 80),
+        "norms": (4, 80),
+        "l1": (4, 80),
+    }
     head = 3
     np.testing.assert_allclose(seen["norms"][head], np.linalg.norm(seen["v"][head // 2] @ seen["w_o"][head], axis=-1), rtol=1e-4)
 
@@ -107,35 +129,47 @@ def test_torch_scores_are_taken(layers):
     np.testing.assert_array_equal(laprox.kept(layers, norm, 20).masks[0], laprox.kept(layers, "knorm", 20).masks[0])
 
 
-@pytest.mark.parametrize("answer, error, message", [
-    (lambda layer: np.zeros((3, 80)), laprox.UsageError, r"expected scores \[kv_heads, tokens\] = \[2, 80\] of layer 0"),
-    (lambda layer: np.zeros(80), laprox.UsageError, "expected 2 dimensions"),
-    (lambda layer: None, laprox.UsageError, "policy 'bad'"),
-    (lambda layer: np.full((2, 80), np.nan), laprox.BackendError, "bad"),
-    (lambda layer: np.zeros((2, 80), bool), laprox.UsageError, "take the budget as a second argument"),
-    (lambda layer: layer.attention_sums(8), laprox.UsageError, "say queries=8"),
-    (lambda layer: layer.scores("h2o"), laprox.UsageError, "queries=\"all\""),
-    (lambda layer: layer.scores("oracle"), laprox.UsageError, "held-out"),
-    (lambda layer: 1 / 0, ZeroDivisionError, "division"),
-])
+@pytest.mark.parametrize(
+    "answer, error, message",
+    [
+        (lambda layer: np.zeros((3, 80)), laprox.UsageError, r"expected scores \[kv_heads, tokens\] = \[2, 80\] of layer 0"),
+        (lambda layer: np.zeros(80), laprox.UsageError, "expected 2 dimensions"),
+        (lambda layer: None, laprox.UsageError, "policy 'bad'"),
+        (lambda layer: np.full((2, 80), np.nan), laprox.BackendError, "bad"),
+        (lambda layer: np.zeros((2, 80), bool), laprox.UsageError, "take the budget as a second argument"),
+        (lambda layer: layer.attention_sums(8), laprox.UsageError, "say queries=8"),
+        (lambda layer: layer.scores("h2o"), laprox.UsageError, 'queries="all"'),
+        (lambda layer: layer.scores("oracle"), laprox.UsageError, "held-out"),
+        (lambda layer: 1 / 0, ZeroDivisionError, "division"),
+    ],
+)
 def test_bad_answers_are_refused(layers, answer, error, message):
     laprox.policy("bad")(answer)
     with pytest.raises(error, match=message):
         laprox.sweep(layers, "bad", 20)
 
 
-@pytest.mark.parametrize("mask, message", [((2, 79), "expected a mask"), ((2, 80), "keeps 20 tokens for each of 2 KV heads, 40 in all, found 0")])
+@pytest.mark.parametrize(
+    "mask, message", [((2, 79), "expected a mask"), ((2, 80), "keeps 20 tokens for each of 2 KV heads, 40 in all, found 0")]
+)
 def test_bad_masks_are_refused(layers, mask, message):
     laprox.policy("bad", allocator="layer")(lambda layer, tokens: np.zeros(mask, bool))
     with pytest.raises(laprox.UsageError, match=message):
         laprox.kept(layers, "bad", 20)
 
 
-@pytest.mark.parametrize("name, options, message", [
-    ("snapkv", {}, "built-in"), ("all", {}, "built-in"), ("a+b", {}, "expected a name"), ("x", {"pins": -1}, "pins"),
-    ("x", {"queries": "some"}, "queries"), ("x", {"allocator": "heads"}, "did you mean 'head'"),
-    ("x", {"allocator": "cake"}, "asks the scorer"),
-])
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("snapkv", {}, "built-in"),
+        ("all", {}, "built-in"),
+        ("a+b", {}, "expected a name"),
+        ("x", {"pins": -1}, "pins"),
+        ("x", {"queries": "some"}, "queries"),
+        ("x", {"allocator": "heads"}, "did you mean 'head'"),
+        ("x", {"allocator": "cake"}, "asks the scorer"),
+    ],
+)
 def test_bad_declarations_are_refused(name, options, message):
     with pytest.raises(laprox.UsageError, match=message):
         laprox.policy(name, **options)(lambda layer: None)

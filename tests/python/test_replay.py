@@ -91,8 +91,18 @@ def test_a_dump_and_its_layers_give_the_same(dump, layers):
 
 def test_the_command_line_agrees(needle_dump, command_line, tmp_path):
     policies, budgets = ["snapkv", "h2o", "laprox", "laprox+layer", "random"], ["5%", "10%"]
-    command_line("sweep", needle_dump, "--policy", ",".join(policies), "--budget", ",".join(budgets), "--save-kept", "--quiet",
-                 "-o", tmp_path / "cli.h5")
+    command_line(
+        "sweep",
+        needle_dump,
+        "--policy",
+        ",".join(policies),
+        "--budget",
+        ",".join(budgets),
+        "--save-kept",
+        "--quiet",
+        "-o",
+        tmp_path / "cli.h5",
+    )
     theirs = laprox.open_report(tmp_path / "cli.h5")
     ours = laprox.sweep(needle_dump, policies, budgets, save_kept=True)
     assert set(theirs.variables) == set(ours.variables)
@@ -119,11 +129,19 @@ def test_reports_survive_the_disk(layers, tmp_path):
         laprox.open_report(tmp_path / "none.h5")
 
 
-@pytest.mark.parametrize("policies, budgets, message", [
-    ("snapvk", 40, "did you mean 'snapkv'"), ("snapkv:windw=3", 40, "did you mean 'window'"), ("h2o,h2o", 40, "given twice"),
-    ("h2o", "10%,10%", "given twice"), ("h2o", 0, "budget"), ("h2o", "many", "budget"), (3, 40, "expected a policy"),
-    ("snapkv", 4, "always keeps 32"),
-])
+@pytest.mark.parametrize(
+    "policies, budgets, message",
+    [
+        ("snapvk", 40, "did you mean 'snapkv'"),
+        ("snapkv:windw=3", 40, "did you mean 'window'"),
+        ("h2o,h2o", 40, "given twice"),
+        ("h2o", "10%,10%", "given twice"),
+        ("h2o", 0, "budget"),
+        ("h2o", "many", "budget"),
+        (3, 40, "expected a policy"),
+        ("snapkv", 4, "always keeps 32"),
+    ],
+)
 def test_requests_that_make_no_sense_are_refused(layers, policies, budgets, message):
     with pytest.raises(laprox.UsageError, match=message):
         laprox.sweep(layers, [policies] if isinstance(policies, int) else policies, budgets)

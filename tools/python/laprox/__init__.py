@@ -30,9 +30,34 @@ __version__ = _version()
 #: Names whose modules take long to import, with the modules.
 _LAZY = {"kept_tokens": "_report", "open_report": "_report", "save_report": "_report", "plot": "plot"}
 
-__all__ = ["ArrayError", "BackendError", "Bug", "Dump", "DumpError", "Error", "FileError", "Kept", "Layer", "Policy", "PolicyInfo",
-           "PolicyLayer", "UsageError", "VerificationError", "allocators", "kept", "kept_tokens", "open_dump", "open_report", "plot",
-           "policies", "policy", "save_report", "scores", "sweep", "verify"]
+__all__ = [
+    "ArrayError",
+    "BackendError",
+    "Bug",
+    "Dump",
+    "DumpError",
+    "Error",
+    "FileError",
+    "Kept",
+    "Layer",
+    "Policy",
+    "PolicyInfo",
+    "PolicyLayer",
+    "UsageError",
+    "VerificationError",
+    "allocators",
+    "kept",
+    "kept_tokens",
+    "open_dump",
+    "open_report",
+    "plot",
+    "policies",
+    "policy",
+    "save_report",
+    "scores",
+    "sweep",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> object:

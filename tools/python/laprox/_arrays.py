@@ -102,6 +102,8 @@ def _torch_on_host(value: Any, name: str) -> Any:
     if tensor.device.type == "cuda" and _core.has_cuda:
         return tensor.cpu()
     if tensor.device.type == "cuda":
-        raise BackendError(f"{name}: is a CUDA tensor, and this laprox was built without its CUDA backend; pass {name}.cpu(), or "
-                           "install with 'pip install . -C cmake.define.LAPROX_CUDA=ON'")
+        raise BackendError(
+            f"{name}: is a CUDA tensor, and this laprox was built without its CUDA backend; pass {name}.cpu(), or "
+            "install with 'pip install . -C cmake.define.LAPROX_CUDA=ON'"
+        )
     raise BackendError(f"{name}: is a tensor on the device '{tensor.device}'; pass {name}.cpu()")

@@ -73,10 +73,18 @@ class Dump:
         number = range(len(self))[index]
         group, summary = self._group(number), self._summaries[number]
         arrays = {name: _typed(group[name][...], summary[f"{name}_type"]) for name in _TENSORS}
-        return Layer(**arrays, scale=summary["scale"], softcap=summary["softcap"], window=summary["sliding_window"],
-                     sinks=summary["sinks"] or None, positions=self.query_positions, context_length=self.context_length,
-                     residual_norms=summary["residual_norms"] or None, bias=group["b_o"][...] if "b_o" in group else None,
-                     rope_inv_freq=summary["rope_inv_freq"] or None)
+        return Layer(
+            **arrays,
+            scale=summary["scale"],
+            softcap=summary["softcap"],
+            window=summary["sliding_window"],
+            sinks=summary["sinks"] or None,
+            positions=self.query_positions,
+            context_length=self.context_length,
+            residual_norms=summary["residual_norms"] or None,
+            bias=group["b_o"][...] if "b_o" in group else None,
+            rope_inv_freq=summary["rope_inv_freq"] or None,
+        )
 
     def _source(self) -> _core.Source:
         def fetch(layer: int, name: str, begin: int, end: int) -> tuple[np.ndarray, str]:
@@ -84,8 +92,14 @@ class Dump:
             values = stored[:, begin:end] if name == "q" else stored[...]
             return np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False)), _element_type(stored)
 
-        info = {"name": self.path, "model": self.model, "context_length": self.context_length, "tokens": self.tokens,
-                "query_positions": self.query_positions, "output_positions": self._output_positions}
+        info = {
+            "name": self.path,
+            "model": self.model,
+            "context_length": self.context_length,
+            "tokens": self.tokens,
+            "query_positions": self.query_positions,
+            "output_positions": self._output_positions,
+        }
         return _core.make_source(info, self._summaries, fetch, self._sha256)
 
     def _sha256(self) -> str:
@@ -148,22 +162,34 @@ class Dump:
         sizes = _shapes.geometry(*(group[name].shape for name in _TENSORS), refuse)
         if layer == 0:
             self.tokens, self._model_size = sizes.tokens, sizes.model_size
-        for name, what, found, expected in (("q", "N", sizes.queries, len(self.query_positions)),
-                                            ("k", "T", sizes.tokens, self.tokens),
-                                            ("w_o", "D", sizes.model_size, self._model_size)):
+        for name, what, found, expected in (
+            ("q", "N", sizes.queries, len(self.query_positions)),
+            ("k", "T", sizes.tokens, self.tokens),
+            ("w_o", "D", sizes.model_size, self._model_size),
+        ):
             if found != expected:
                 refuse(name, f"{what} = {expected}", f"{what} = {found}")
         vectors = {"sinks": sizes.query_heads, "residual_norms": sizes.tokens, "b_o": sizes.model_size, "rope_inv_freq": None}
         for name, size in vectors.items():
             if name in group and (group[name].ndim != 1 or (size and group[name].shape[0] != size)):
                 refuse(name, f"shape [{size or 'r / 2'}]", f"shape {list(group[name].shape)}")
-        return {"query_heads": sizes.query_heads, "kv_heads": sizes.kv_heads, "head_size": sizes.head_size,
-                "value_size": sizes.value_size, "model_size": sizes.model_size,
-                "scale": float(group.attrs.get("scale", sizes.head_size**-0.5)), "softcap": float(group.attrs.get("softcap", 0)),
-                "sliding_window": int(group.attrs.get("sliding_window", 0)), "has_bias": "b_o" in group,
-                "has_output": "output" in group, **{f"{name}_type": _element_type(group[name]) for name in _TENSORS},
-                **{name: [float(x) for x in group[name][...]] if name in group else []
-                   for name in ("sinks", "residual_norms", "rope_inv_freq")}}
+        return {
+            "query_heads": sizes.query_heads,
+            "kv_heads": sizes.kv_heads,
+            "head_size": sizes.head_size,
+            "value_size": sizes.value_size,
+            "model_size": sizes.model_size,
+            "scale": float(group.attrs.get("scale", sizes.head_size**-0.5)),
+            "softcap": float(group.attrs.get("softcap", 0)),
+            "sliding_window": int(group.attrs.get("sliding_window", 0)),
+            "has_bias": "b_o" in group,
+            "has_output": "output" in group,
+            **{f"{name}_type": _element_type(group[name]) for name in _TENSORS},
+            **{
+                name: [float(x) for x in group[name][...]] if name in group else []
+                for name in ("sinks", "residual_norms", "rope_inv_freq")
+            },
+        }
 
 
 def open_dump(path: str | Path) -> Dump:

@@ -61,9 +61,23 @@ class Layer:
         A tensor on a GPU where laprox was built without its CUDA backend.
     """
 
-    def __init__(self, q: Any, k: Any, v: Any, w_o: Any, *, scale: float | None = None, softcap: float = 0.0, window: int = 0,
-                 sinks: Any = None, positions: Any = None, residual_norms: Any = None, context_length: int | None = None,
-                 bias: Any = None, rope_inv_freq: Any = None) -> None:
+    def __init__(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        w_o: Any,
+        *,
+        scale: float | None = None,
+        softcap: float = 0.0,
+        window: int = 0,
+        sinks: Any = None,
+        positions: Any = None,
+        residual_norms: Any = None,
+        context_length: int | None = None,
+        bias: Any = None,
+        rope_inv_freq: Any = None,
+    ) -> None:
         self._arrays: dict[str, tuple[np.ndarray, str]] = {}
         for name, value in {"q": q, "k": k, "v": v, "w_o": w_o}.items():
             self._arrays[name] = as_array(value, name, *_MEANINGS[name])
@@ -102,16 +116,30 @@ class Layer:
 
     def __repr__(self) -> str:
         s = self._sizes
-        return (f"<laprox.Layer: {s.query_heads} query heads over {s.kv_heads} KV heads, head size {s.head_size}, "
-                f"{s.tokens} tokens ({self.context_length} of the prompt), {s.queries} queries, {self._arrays['k'][1]}>")
+        return (
+            f"<laprox.Layer: {s.query_heads} query heads over {s.kv_heads} KV heads, head size {s.head_size}, "
+            f"{s.tokens} tokens ({self.context_length} of the prompt), {s.queries} queries, {self._arrays['k'][1]}>"
+        )
 
     def _summary(self) -> dict[str, Any]:
         s = self._sizes
         types = {f"{name}_type": self._arrays[name][1] for name in _MEANINGS}
-        return {"query_heads": s.query_heads, "kv_heads": s.kv_heads, "head_size": s.head_size, "value_size": s.value_size,
-                "model_size": s.model_size, "scale": self.scale, "softcap": self.softcap, "sliding_window": self.window,
-                "sinks": self.sinks, "rope_inv_freq": self.rope_inv_freq, "residual_norms": self.residual_norms,
-                "has_bias": "b_o" in self._arrays, "has_output": False, **types}
+        return {
+            "query_heads": s.query_heads,
+            "kv_heads": s.kv_heads,
+            "head_size": s.head_size,
+            "value_size": s.value_size,
+            "model_size": s.model_size,
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "sliding_window": self.window,
+            "sinks": self.sinks,
+            "rope_inv_freq": self.rope_inv_freq,
+            "residual_norms": self.residual_norms,
+            "has_bias": "b_o" in self._arrays,
+            "has_output": False,
+            **types,
+        }
 
 
 def source_of_layers(layers: Sequence[Layer], name: str = "layers in memory") -> _core.Source:
@@ -120,21 +148,31 @@ def source_of_layers(layers: Sequence[Layer], name: str = "layers in memory") ->
         raise UsageError("expected at least one layer, found none")
     first = layers[0]
     for i, layer in enumerate(layers):
-        for what, found, expected in (("T, the tokens", layer.shape.tokens, first.shape.tokens),
-                                      ("D, the output's size", layer.shape.model_size, first.shape.model_size),
-                                      ("context_length", layer.context_length, first.context_length),
-                                      ("positions", layer.positions, first.positions)):
+        for what, found, expected in (
+            ("T, the tokens", layer.shape.tokens, first.shape.tokens),
+            ("D, the output's size", layer.shape.model_size, first.shape.model_size),
+            ("context_length", layer.context_length, first.context_length),
+            ("positions", layer.positions, first.positions),
+        ):
             if found != expected:
                 shown = "others" if what == "positions" else f"{found}"
-                raise ArrayError(f"layer {i}: expected {what} to be that of layer 0"
-                                 f"{'' if what == 'positions' else f', {expected}'}, found {shown}")
+                raise ArrayError(
+                    f"layer {i}: expected {what} to be that of layer 0"
+                    f"{'' if what == 'positions' else f', {expected}'}, found {shown}"
+                )
 
     def fetch(layer: int, array: str, begin: int, end: int) -> tuple[np.ndarray, str]:
         values, element_type = layers[layer]._arrays[array]
         return (np.ascontiguousarray(values[:, begin:end]) if array == "q" else values), element_type
 
-    info = {"name": name, "model": "", "context_length": first.context_length, "tokens": first.shape.tokens,
-            "query_positions": first.positions, "output_positions": []}
+    info = {
+        "name": name,
+        "model": "",
+        "context_length": first.context_length,
+        "tokens": first.shape.tokens,
+        "query_positions": first.positions,
+        "output_positions": [],
+    }
     return _core.make_source(info, [layer._summary() for layer in layers], fetch, lambda: "")
 
 

@@ -36,7 +36,9 @@ class OwnPolicy:
         self.function, self.name, self.queries, self.pins = function, name, queries, pins
         parameters = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
         if not 1 <= len(parameters) <= 2:
-            raise UsageError(f"policy '{name}': expected a function of (layer) or (layer, tokens), found {len(parameters)} parameters")
+            raise UsageError(
+                f"policy '{name}': expected a function of (layer) or (layer, tokens), found {len(parameters)} parameters"
+            )
         self.depends_on_budget = len(parameters) == 2
         self.allocator = allocator or "head"
         self.__doc__ = function.__doc__
@@ -62,8 +64,10 @@ class OwnPolicy:
             values = values.astype(np.float64)
         array, element_type = as_array(values, name, 2, "[kv_heads, tokens]")
         if array.shape != shape:
-            raise UsageError(f"{name}: expected scores [kv_heads, tokens] = {list(shape)} of layer {layer.index}, "
-                             f"found shape {list(array.shape)}")
+            raise UsageError(
+                f"{name}: expected scores [kv_heads, tokens] = {list(shape)} of layer {layer.index}, "
+                f"found shape {list(array.shape)}"
+            )
         if element_type == "bfloat16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
         return np.ascontiguousarray(array, dtype=np.float64)
@@ -72,21 +76,26 @@ class OwnPolicy:
         """Kept tokens as scores, so that the allocator 'layer' keeps exactly these."""
         name = f"policy '{self.name}'"
         if tokens is None or self.allocator != "layer" or self.pins != (0, 0):
-            raise UsageError(f"{name}: a mask of kept tokens belongs to one budget and says itself how a layer's is split; take the "
-                             "budget as a second argument (tokens per KV head), say allocator=\"layer\" and pin nothing")
+            raise UsageError(
+                f"{name}: a mask of kept tokens belongs to one budget and says itself how a layer's is split; take the "
+                'budget as a second argument (tokens per KV head), say allocator="layer" and pin nothing'
+            )
         if mask.shape != shape:
             raise UsageError(f"{name}: expected a mask [kv_heads, tokens] = {list(shape)}, found shape {list(mask.shape)}")
         if int(mask.sum()) != tokens * shape[0]:
-            raise UsageError(f"{name}: expected a mask that keeps {tokens} tokens for each of {shape[0]} KV heads, "
-                             f"{tokens * shape[0]} in all, found {int(mask.sum())}")
+            raise UsageError(
+                f"{name}: expected a mask that keeps {tokens} tokens for each of {shape[0]} KV heads, "
+                f"{tokens * shape[0]} in all, found {int(mask.sum())}"
+            )
         return np.ascontiguousarray(mask, dtype=np.float64)
 
 
 _own: dict[str, OwnPolicy] = {}
 
 
-def policy(name: str, *, pins: int | tuple[int, int] = 0, queries: int | str = 0,
-           allocator: str | None = None) -> Callable[[Callable[..., Any]], OwnPolicy]:
+def policy(
+    name: str, *, pins: int | tuple[int, int] = 0, queries: int | str = 0, allocator: str | None = None
+) -> Callable[[Callable[..., Any]], OwnPolicy]:
     """Makes a function a policy, which sweeps know by `name` from then on.
 
     ::
@@ -145,7 +154,7 @@ def parse(spelling: PolicyLike) -> _core.Policy:
     if isinstance(spelling, OwnPolicy):
         return spelling._policy(spelling.name)
     if not isinstance(spelling, str):
-        raise UsageError(f"expected a policy such as \"snapkv+ada\" or a function made by laprox.policy, found {spelling!r}")
+        raise UsageError(f'expected a policy such as "snapkv+ada" or a function made by laprox.policy, found {spelling!r}')
     name = spelling.split(":")[0].split("+")[0].strip().replace("_", "-")
     return _own[name]._policy(spelling) if name in _own else _core.parse_policy(spelling)
 
@@ -170,13 +179,34 @@ def parse_many(spellings: PolicyLike | Iterable[PolicyLike]) -> list[_core.Polic
 
 def policies() -> list[PolicyInfo]:
     """The whole catalogue: scorers, published compositions, and the policies that laprox.policy made."""
-    found = [PolicyInfo(e["name"], "scorer", e["summary"], e["paper"], e["description"], e["default_allocator"], e["needs"],
-                        e["is_oracle"], tuple(e["options"])) for e in _core.describe_scorers()]
-    found += [PolicyInfo(e["name"], "method", e["summary"], e["paper"], f"stands for {e['policy']}",
-                         e["policy"].split("+")[-1].split(":")[0] if "+" in e["policy"] else "head")
-              for e in _core.describe_methods()]
-    found += [PolicyInfo(own.name, "own", (own.__doc__ or "").strip().split("\n")[0], allocator=own.allocator)
-              for own in _own.values()]
+    found = [
+        PolicyInfo(
+            e["name"],
+            "scorer",
+            e["summary"],
+            e["paper"],
+            e["description"],
+            e["default_allocator"],
+            e["needs"],
+            e["is_oracle"],
+            tuple(e["options"]),
+        )
+        for e in _core.describe_scorers()
+    ]
+    found += [
+        PolicyInfo(
+            e["name"],
+            "method",
+            e["summary"],
+            e["paper"],
+            f"stands for {e['policy']}",
+            e["policy"].split("+")[-1].split(":")[0] if "+" in e["policy"] else "head",
+        )
+        for e in _core.describe_methods()
+    ]
+    found += [
+        PolicyInfo(own.name, "own", (own.__doc__ or "").strip().split("\n")[0], allocator=own.allocator) for own in _own.values()
+    ]
     return found
 
 

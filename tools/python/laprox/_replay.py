@@ -54,21 +54,40 @@ class Kept:
         return f"<laprox.Kept: {self.policy} at {self.budget} keeps {total} entries of {len(self.tokens)} layers>"
 
 
-def scores(layers: Prompt, policy: PolicyLike, *, budget: str | int | None = None, backend: str = "cpu", threads: int = 0,
-           progress: Progress | None = None) -> Any:
+def scores(
+    layers: Prompt,
+    policy: PolicyLike,
+    *,
+    budget: str | int | None = None,
+    backend: str = "cpu",
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Any:
     """A policy's scores: float64 [kv_heads, C], higher is kept; a list of these unless `layers` is a single Layer.
 
     Scores of tokens that the policy always keeps (its window, its sinks) mean nothing. `budget` is read only by policies whose
     scores depend on it. Raises UsageError where the layers cannot serve the policy, for example because queries are missing.
     """
     with ExitStack() as stack:
-        found = _core.scores(_source(layers, stack), parse(policy), None if budget is None else str(budget),
-                             _core.make_backend(backend, threads), progress)
+        found = _core.scores(
+            _source(layers, stack),
+            parse(policy),
+            None if budget is None else str(budget),
+            _core.make_backend(backend, threads),
+            progress,
+        )
     return found[0] if isinstance(layers, Layer) else found
 
 
-def kept(layers: Prompt, policy: PolicyLike, budget: str | int, *, backend: str = "cpu", threads: int = 0,
-         progress: Progress | None = None) -> Kept:
+def kept(
+    layers: Prompt,
+    policy: PolicyLike,
+    budget: str | int,
+    *,
+    backend: str = "cpu",
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Kept:
     """What `policy` keeps of a prompt at a budget such as "5%", 128 (tokens per KV head) or "64MiB".
 
     Give all layers of the model where the policy splits the budget over layers. Pinned tokens count inside the budget.
@@ -81,9 +100,19 @@ def kept(layers: Prompt, policy: PolicyLike, budget: str | int, *, backend: str 
     return Kept([mask.view(bool) for _, mask in cells], [tokens for tokens, _ in cells], parsed.spec, budgets[0])
 
 
-def sweep(prompts: Prompt | Iterable[Dump | str | Path | Sequence[Layer]], policies: PolicyLike | Iterable[PolicyLike],
-          budgets: str | int | Sequence[str | int], *, softmax: str = "renormalized", queries: str = "decoded", window: int = 32,
-          save_kept: bool = False, backend: str = "cpu", threads: int = 0, progress: Progress | None = None) -> xarray.Dataset:
+def sweep(
+    prompts: Prompt | Iterable[Dump | str | Path | Sequence[Layer]],
+    policies: PolicyLike | Iterable[PolicyLike],
+    budgets: str | int | Sequence[str | int],
+    *,
+    softmax: str = "renormalized",
+    queries: str = "decoded",
+    window: int = 32,
+    save_kept: bool = False,
+    backend: str = "cpu",
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> xarray.Dataset:
     """Compares policies over budgets, as `laprox sweep` does: an xarray Dataset with the names of a report.
 
     Parameters
@@ -116,21 +145,37 @@ def sweep(prompts: Prompt | Iterable[Dump | str | Path | Sequence[Layer]], polic
         raise UsageError(f"queries: expected decoded or window, and a window of 1 or more, found {queries!r} and {window}")
     with ExitStack() as stack:
         sources = [_source(prompt, stack) for prompt in _prompts(prompts)]
-        report = _core.sweep(sources, parse_many(policies), parse_budgets(budgets), softmax == "truncated",
-                             window if queries == "window" else 0, save_kept, _core.make_backend(backend, threads), progress)
+        report = _core.sweep(
+            sources,
+            parse_many(policies),
+            parse_budgets(budgets),
+            softmax == "truncated",
+            window if queries == "window" else 0,
+            save_kept,
+            _core.make_backend(backend, threads),
+            progress,
+        )
     return to_dataset(report)
 
 
-def verify(layers: Prompt, *, backend: str = "cpu", threads: int = 0, policies: PolicyLike | Iterable[PolicyLike] = (),
-           budgets: str | int | Sequence[str | int] = "10%", progress: Progress | None = None) -> dict[str, Any]:
+def verify(
+    layers: Prompt,
+    *,
+    backend: str = "cpu",
+    threads: int = 0,
+    policies: PolicyLike | Iterable[PolicyLike] = (),
+    budgets: str | int | Sequence[str | int] = "10%",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Checks a backend's primitives, scores and kept sets on these layers against the float64 reference, as `laprox verify` does.
 
     Returns a dict with passed (bool) and the lists values, kept and skipped, each entry with its parts: what was measured, what
     is allowed, and where. Without `policies`, with the whole catalogue.
     """
     with ExitStack() as stack:
-        return _core.verify(_source(layers, stack), _core.make_backend(backend, threads), parse_many(policies),
-                            parse_budgets(budgets), progress)
+        return _core.verify(
+            _source(layers, stack), _core.make_backend(backend, threads), parse_many(policies), parse_budgets(budgets), progress
+        )
 
 
 def _prompts(prompts: Any) -> list[Prompt]:

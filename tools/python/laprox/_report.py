@@ -80,10 +80,15 @@ def kept_tokens(report: xr.Dataset, *, policy: str, budget: str, layer: int, kv_
     for name, value in (("policy", policy), ("budget", budget)):
         if value not in report[name].values:
             raise UsageError(f"the report has no {name} '{value}'; it has {', '.join(map(str, report[name].values))}")
-    cell = {"dump": dump, "policy": list(report.policy.values).index(policy), "budget": list(report.budget.values).index(budget),
-            "layer": layer, "kv_head": kv_head}
+    cell = {
+        "dump": dump,
+        "policy": list(report.policy.values).index(policy),
+        "budget": list(report.budget.values).index(budget),
+        "layer": layer,
+        "kv_head": kv_head,
+    }
     start, count = int(report.kept_start.isel(cell)), int(report.kept_count.isel(cell))
-    return report.kept_tokens.values[start:start + count] if start >= 0 else np.empty(0, np.int32)
+    return report.kept_tokens.values[start : start + count] if start >= 0 else np.empty(0, np.int32)
 
 
 def _attach(file: Any, dataset: Any, dimensions: Any) -> None:

@@ -25,8 +25,12 @@ class Geometry:
 
 def geometry(q: Shape, k: Shape, v: Shape, w_o: Shape, refuse: Refuse) -> Geometry:
     """The sizes of a layer from the shapes q [H_q, N, d], k [H_kv, T, d], v [H_kv, T, d_v] and w_o [H_q * d_v, D]."""
-    for name, shape, meaning in (("q", q, "[H_q, N, d]"), ("k", k, "[H_kv, T, d]"), ("v", v, "[H_kv, T, d_v]"),
-                                 ("w_o", w_o, "[H_q * d_v, D]")):
+    for name, shape, meaning in (
+        ("q", q, "[H_q, N, d]"),
+        ("k", k, "[H_kv, T, d]"),
+        ("v", v, "[H_kv, T, d_v]"),
+        ("w_o", w_o, "[H_q * d_v, D]"),
+    ):
         if len(shape) != meaning.count(",") + 1 or 0 in shape:
             refuse(name, f"shape {meaning}", f"shape {list(shape)}")
     sizes = Geometry(q[0], k[0], q[2], v[2], w_o[1], k[1], q[1])

@@ -13,12 +13,19 @@ _FORMATS = (".html", ".svg", ".png", ".pdf")
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Exit codes are laprox's: 0 done, 2 usage, 3 bad file."""
-    parser = argparse.ArgumentParser(prog="laprox-plot", description="Draw a report that `laprox sweep -o` wrote.", epilog="An .html "
-                                     "file holds all figures and works offline; .svg, .png and .pdf hold the one that --figure names.")
+    parser = argparse.ArgumentParser(
+        prog="laprox-plot",
+        description="Draw a report that `laprox sweep -o` wrote.",
+        epilog="An .html file holds all figures and works offline; .svg, .png and .pdf hold the one that --figure names.",
+    )
     parser.add_argument("report", help="report (HDF5)")
     parser.add_argument("-o", "--output", required=True, help="file to write: .html, .svg, .png or .pdf")
-    parser.add_argument("--figure", default="error-over-budget", metavar="NAME",
-                        help="error-over-budget (default), regret, error-per-layer, kept-per-head, kept-along-prompt or overlap")
+    parser.add_argument(
+        "--figure",
+        default="error-over-budget",
+        metavar="NAME",
+        help="error-over-budget (default), regret, error-per-layer, kept-per-head, kept-along-prompt or overlap",
+    )
     parser.add_argument("--budget", help="of the figures that show one budget; default: the middle one")
     parser.add_argument("--highlight", default="5", help="how many of the best policies are in colour, or their names with commas")
     parser.add_argument("--needle", metavar="FIRST:LAST", help="tokens to mark along the prompt")

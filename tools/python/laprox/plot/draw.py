@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from . import data, style
 
@@ -48,13 +49,21 @@ def error_per_layer(report: xr.Dataset, *, budget: str | None = None, highlight:
         if not np.nanmax(values) > 0:
             continue
         colour, width, order = _look(name, chosen, yardsticks)
-        axes.plot(report.layer.values, values, color=colour, lw=width, zorder=order, ls="--" if name in yardsticks else "-",
-                  marker="." if name in chosen else None)
+        axes.plot(
+            report.layer.values,
+            values,
+            color=colour,
+            lw=width,
+            zorder=order,
+            ls="--" if name in yardsticks else "-",
+            marker="." if name in chosen else None,
+        )
         if name in chosen or name in yardsticks:
             ends.append((float(values[-1]), name, colour))
     axes.set_yscale("log")
     axes.set_xlabel("layer")
     axes.set_ylabel(f"relative error at {budget}")
+    axes.set_xlim(right=float(report.layer.values[-1]))
     axes.xaxis.get_major_locator().set_params(integer=True)
     _name_ends(axes, ends)
     return figure
@@ -82,8 +91,9 @@ def kept_per_head(report: xr.Dataset, *, budget: str | None = None, policies: Hi
     return figure
 
 
-def kept_along_prompt(report: xr.Dataset, *, budget: str | None = None, dump: int = 0,
-                      needle: tuple[int, int] | None = None) -> Figure:
+def kept_along_prompt(
+    report: xr.Dataset, *, budget: str | None = None, dump: int = 0, needle: tuple[int, int] | None = None
+) -> Figure:
     """Where in the prompt each policy keeps tokens, over all layers and KV heads; `needle`: the tokens [first, last) to mark."""
     budget = _budget(report, budget)
     shares, edges = data.kept_along_prompt(report, budget, dump)
@@ -115,15 +125,22 @@ def overlap(report: xr.Dataset, *, budget: str | None = None, dump: int = 0) -> 
     axes.set_yticks(range(len(names)), names, fontsize=8)
     if len(names) <= 12:
         for i, j in np.ndindex(*shares.shape):
-            axes.text(j, i, f"{shares[i, j]:.2f}", ha="center", va="center", fontsize=7,
-                      color="white" if shares[i, j] < 0.6 else "black")
+            axes.text(
+                j, i, f"{shares[i, j]:.2f}", ha="center", va="center", fontsize=7, color="white" if shares[i, j] < 0.6 else "black"
+            )
     figure.colorbar(image, ax=axes, label=f"Jaccard index at {budget}", shrink=0.8)
     return figure
 
 
 #: All figures by name, in the order of the HTML page.
-FIGURES = {"error-over-budget": error_over_budget, "regret": regret, "error-per-layer": error_per_layer,
-           "kept-per-head": kept_per_head, "kept-along-prompt": kept_along_prompt, "overlap": overlap}
+FIGURES = {
+    "error-over-budget": error_over_budget,
+    "regret": regret,
+    "error-per-layer": error_per_layer,
+    "kept-per-head": kept_per_head,
+    "kept-along-prompt": kept_along_prompt,
+    "overlap": overlap,
+}
 
 
 def _figure(report: xr.Dataset, width: float, height: float) -> tuple[Figure, Any]:
@@ -170,8 +187,16 @@ def _lines(axes: Any, report: xr.Dataset, metric: str, highlight: Highlight) -> 
             continue
         curve = found[name]
         colour, width, order = _look(name, chosen, yardsticks)
-        axes.plot(tokens, curve.mean, color=colour, lw=width, zorder=order, ls="--" if name in yardsticks else "-",
-                  marker="o" if name in chosen else None, ms=4)
+        axes.plot(
+            tokens,
+            curve.mean,
+            color=colour,
+            lw=width,
+            zorder=order,
+            ls="--" if name in yardsticks else "-",
+            marker="o" if name in chosen else None,
+            ms=4,
+        )
         if name in chosen and report.sizes["dump"] > 1:
             axes.fill_between(tokens, curve.low, curve.high, color=colour, alpha=0.15, lw=0)
         if name in chosen or name in yardsticks:
@@ -186,8 +211,11 @@ def _lines(axes: Any, report: xr.Dataset, metric: str, highlight: Highlight) -> 
 def _finish_lines(axes: Any, report: xr.Dataset) -> None:
     tokens, labels = data.budget_axis(report)
     axes.set_xscale("log")
-    axes.set_xticks(tokens, [label if label.isdigit() else f"{label}\n{token:.0f}" for token, label in zip(tokens, labels, strict=True)])
-    axes.minorticks_off()
+    axes.set_xticks(
+        tokens, [label if label.isdigit() else f"{label}\n{token:.0f}" for token, label in zip(tokens, labels, strict=True)]
+    )
+    axes.set_xlim(right=float(tokens.max()))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("budget and tokens kept per KV head")
     _name_ends(axes, axes.figure.ends)
 
@@ -196,12 +224,25 @@ def _name_ends(axes: Any, ends: list[tuple[float, str, str]]) -> None:
     """Names the lines at their right ends, moved apart so that no two cover each other."""
     axes.grid(alpha=0.25, which="major")
     axes.spines[["top", "right"]].set_visible(False)
-    places = [axes.transAxes.inverted().transform(axes.transData.transform((1, value)))[1] if value > 0 or
-              axes.get_yscale() == "linear" else 0.0 for value, _, _ in ends]
+    places = [
+        axes.transAxes.inverted().transform(axes.transData.transform((1, value)))[1]
+        if value > 0 or axes.get_yscale() == "linear"
+        else 0.0
+        for value, _, _ in ends
+    ]
     heights = style.spread(places, 0.045)
     for (value, name, colour), place, height in zip(ends, places, heights, strict=True):
-        axes.annotate(name, (1.0, place), (1.03, height), xycoords="axes fraction", textcoords="axes fraction", color=colour,
-                      fontsize=9, va="center", arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 0})
+        axes.annotate(
+            name,
+            (1.0, place),
+            (1.04, height),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            color=colour,
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
+        )
 
 
 def _wrapped(name: str) -> str:

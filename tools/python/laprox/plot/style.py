@@ -33,8 +33,11 @@ def references(report: xr.Dataset) -> list[str]:
     """Policies that are yardsticks and no competitors: oracles, random, and the one that evicts nothing."""
     oracles = report["is_oracle"].values if "is_oracle" in report else np.zeros(report.sizes["policy"])
     scorers = [str(spec).split("+")[0] for spec in report["policy_spec"].values]
-    return [str(name) for name, oracle, scorer in zip(report.policy.values, oracles, scorers, strict=True)
-            if oracle == 1 or scorer in ("random", "full")]
+    return [
+        str(name)
+        for name, oracle, scorer in zip(report.policy.values, oracles, scorers, strict=True)
+        if oracle == 1 or scorer in ("random", "full")
+    ]
 
 
 def colours(report: xr.Dataset, highlight: int | Sequence[str], metric: str = "model_relative_error") -> dict[str, str]:
@@ -57,16 +60,22 @@ def check_label(report: xr.Dataset, dimension: str, label: str) -> None:
 
 
 def spread(positions: Sequence[float], gap: float, low: float = 0.0, high: float = 1.0) -> list[float]:
-    """Moves labels apart until neighbours are `gap` apart, each as near to its place as its neighbours let it."""
+    """Moves labels apart until neighbours are `gap` apart, with the least sum of squared movements, and keeps them inside."""
+    count = len(positions)
+    if count > 1:
+        gap = min(gap, (high - low) / (count - 1))
     order = np.argsort(positions, kind="stable")
-    placed = np.array([float(positions[i]) for i in order])
-    gap = min(gap, (high - low) / max(1, len(placed) - 1)) if len(placed) > 1 else gap
-    for i in range(1, len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + gap)
-    if len(placed) and placed[-1] > high:
-        placed[-1] = high
-        for i in range(len(placed) - 2, -1, -1):
-            placed[i] = min(placed[i], placed[i + 1] - gap)
-    result = np.empty(len(placed))
-    result[order] = np.maximum(placed, low) if len(placed) == 1 else placed
-    return [float(value) for value in result]
+    # Without their gaps the places only have to ascend: neighbours that do not are pooled at their mean.
+    pools: list[tuple[float, int]] = []
+    for rank, i in enumerate(order):
+        mean, size = float(positions[i]) - rank * gap, 1
+        while pools and pools[-1][0] >= mean:
+            before, others = pools.pop()
+            mean, size = (mean * size + before * others) / (size + others), size + others
+        pools.append((mean, size))
+    bare = [mean for mean, size in pools for _ in range(size)]
+    top = high - (count - 1) * gap
+    result = [0.0] * count
+    for rank, i in enumerate(order):
+        result[i] = min(max(bare[rank], low), top) + rank * gap
+    return result
