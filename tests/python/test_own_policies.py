@@ -82,6 +82,25 @@ def test_the_held_out_queries_are_hidden(layers):
     assert positions == [76, 77, 78, 79]
 
 
+def test_a_policy_sees_the_queries_that_it_asked_for_whatever_the_others_read(layers):
+    seen = []
+
+    @laprox.policy("four", queries=4)
+    def four(layer):
+        seen.append((layer.q, layer.query_positions))
+        return np.zeros((layer.kv_heads, layer.tokens))
+
+    laprox.sweep(layers[0], four, 20)
+    laprox.sweep(layers[0], [four, "h2o"], 20)
+    for alone, together in zip(*seen, strict=True):
+        np.testing.assert_array_equal(alone, together)
+    assert seen[1][0].shape == (4, 4, 8)
+
+    laprox.policy("greedy-eyes", queries=4)(lambda layer: layer.attention_sums(8).reshape(2, 2, -1).sum(1))
+    with pytest.raises(laprox.UsageError, match="the policy asked for 4"):
+        laprox.sweep(layers[0], ["greedy-eyes", "h2o"], 20)
+
+
 def test_pins_are_kept(layers):
     @laprox.policy("pinned", pins=(3, 5))
     def pinned(layer):

@@ -16,9 +16,11 @@ T* PolicyLayer::checked(T* pointer) {
 
 namespace {
 
+using Array = nb::ndarray<nb::numpy, double>;
+
 /// `count` matrices of one size, one behind another: [count, rows, columns].
 template <class Part>
-nb::object stack(Index count, const Part& part) {
+Array stack(Index count, const Part& part) {
   std::vector<double> values;
   std::vector<std::size_t> shape{static_cast<std::size_t>(count), 0, 0};
   for (Index i = 0; i < count; ++i) {
@@ -30,25 +32,26 @@ nb::object stack(Index count, const Part& part) {
   return to_numpy(std::move(values), std::move(shape));
 }
 
-nb::object keys(const PolicyLayer& layer) {
+Array keys(const PolicyLayer& layer) {
   return stack(layer.view().geometry().kv_heads, [&](Index head) { return layer.view().keys(head); });
 }
 
-nb::object values(const PolicyLayer& layer) {
+Array values(const PolicyLayer& layer) {
   return stack(layer.view().geometry().kv_heads, [&](Index head) { return layer.view().values(head); });
 }
 
-nb::object queries(const PolicyLayer& layer) {
-  return stack(layer.view().geometry().query_heads, [&](Index head) { return layer.view().queries_of(head); });
+Array queries(const PolicyLayer& layer) {
+  return stack(layer.view().geometry().query_heads,
+               [&](Index head) -> Matrix { return layer.view().queries_of(head).bottomRows(layer.queries()); });
 }
 
-nb::object output_weights(const PolicyLayer& layer) {
+Array output_weights(const PolicyLayer& layer) {
   return stack(layer.view().geometry().query_heads, [&](Index head) { return layer.view().output_block(head); });
 }
 
 /// A primitive: it is computed without the interpreter's lock, and copied, because the kernels keep theirs.
 template <class Primitive>
-nb::object compute(const PolicyLayer& layer, const Primitive& primitive) {
+Array compute(const PolicyLayer& layer, const Primitive& primitive) {
   ScoringKernels& kernels = layer.kernels();
   Matrix result;
   {
@@ -61,13 +64,13 @@ nb::object compute(const PolicyLayer& layer, const Primitive& primitive) {
 /// Fails in words rather than by an invariant where the policy did not ask for the queries that it now reads.
 void check_queries(const PolicyLayer& layer, Index wanted, const char* what) {
   const Index needed = std::min(wanted, layer.view().context_length());
-  if (layer.view().queries() >= needed) return;
+  if (layer.queries() >= needed) return;
   throw UsageError(std::string(what) + " reads the last " + std::to_string(needed) +
-                   " prompt queries, and this sweep has " + std::to_string(layer.view().queries()) +
+                   " prompt queries, and the policy asked for " + std::to_string(layer.queries()) +
                    "; say queries=" + std::to_string(needed) + " or queries=\"all\" in @laprox.policy(...)");
 }
 
-nb::object builtin_scores(const PolicyLayer& layer, const std::string& text) {
+Array builtin_scores(const PolicyLayer& layer, const std::string& text) {
   const Policy policy = parse_policy(text);
   const QueryNeed need = policy.scorer->queries();
   if (need.kind == QueryNeed::Kind::judged)
@@ -119,8 +122,8 @@ void add_layer_view(nb::module_& module) {
       .def_prop_ro(
           "query_positions",
           [](const PolicyLayer& layer) {
-            std::vector<std::int64_t> positions(layer.view().query_positions().begin(),
-                                                layer.view().query_positions().end());
+            const std::vector<Index>& stored = layer.view().query_positions();
+            std::vector<std::int64_t> positions(stored.end() - layer.queries(), stored.end());
             const std::size_t count = positions.size();
             return to_numpy(std::move(positions), {count});
           },

@@ -25,18 +25,18 @@ void add_verify(nb::module_& module);
 
 /// Values that become a NumPy array without being copied.
 template <class T>
-nb::object to_numpy(std::vector<T> values, std::vector<std::size_t> shape) {
+nb::ndarray<nb::numpy, T> to_numpy(std::vector<T> values, std::vector<std::size_t> shape) {
   auto* kept = new std::vector<T>(std::move(values));
   const nb::capsule owner(kept, [](void* memory) noexcept { delete static_cast<std::vector<T>*>(memory); });
-  return nb::cast(nb::ndarray<nb::numpy, T>(kept->data(), shape.size(), shape.data(), owner));
+  return nb::ndarray<nb::numpy, T>(kept->data(), shape.size(), shape.data(), owner);
 }
 
 /// A matrix [rows, columns], the same way.
-inline nb::object to_numpy(Matrix matrix) {
+inline nb::ndarray<nb::numpy, double> to_numpy(Matrix matrix) {
   auto* kept = new Matrix(std::move(matrix));
   const nb::capsule owner(kept, [](void* memory) noexcept { delete static_cast<Matrix*>(memory); });
   const std::size_t shape[] = {static_cast<std::size_t>(kept->rows()), static_cast<std::size_t>(kept->cols())};
-  return nb::cast(nb::ndarray<nb::numpy, double>(kept->data(), 2, shape, owner));
+  return nb::ndarray<nb::numpy, double>(kept->data(), 2, shape, owner);
 }
 
 /// Progress that tells a Python callable (done, total, what), unless it is None, and lets Ctrl-C through.

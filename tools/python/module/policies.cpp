@@ -35,7 +35,9 @@ class PythonScorer : public Scorer {
  private:
   Matrix call(const LayerView& view, ScoringKernels& kernels, Index tokens) const {
     const nb::gil_scoped_acquire gil;
-    const nb::object layer = nb::cast(PolicyLayer(view, kernels, tokens), nb::rv_policy::move);
+    const Index context = view.context_length();
+    const Index shown = queries_.kind == QueryNeed::Kind::all ? context : std::min(queries_.window, context);
+    const nb::object layer = nb::cast(PolicyLayer(view, kernels, shown, tokens), nb::rv_policy::move);
     struct Close {
       PolicyLayer* layer;
       ~Close() { layer->close(); }

@@ -110,7 +110,8 @@ nb::list kept(const LayerSource& source, const Policies& policies, const std::ve
 }
 
 template <class T>
-nb::object reshaped(std::vector<T> values, const Report& report, const std::vector<std::string>& dimensions) {
+nb::ndarray<nb::numpy, T> reshaped(std::vector<T> values, const Report& report,
+                                   const std::vector<std::string>& dimensions) {
   std::vector<std::size_t> shape;
   for (const std::string& dimension : dimensions) shape.push_back(static_cast<std::size_t>(report.extent(dimension)));
   return to_numpy(std::move(values), std::move(shape));

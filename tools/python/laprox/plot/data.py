@@ -77,7 +77,7 @@ def overlap(report: xr.Dataset, budget: str, dump: int = 0) -> np.ndarray:
 
 
 def kept_along_prompt(report: xr.Dataset, budget: str, dump: int = 0, bins: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Shares [policy, bin] of entries (layer, KV head, token) that are kept in each stretch of the prompt, and its edges [bin + 1]."""
+    """Shares [policy, bin] of (layer, KV head, token) entries kept in each stretch of the prompt, and the edges [bin + 1]."""
     share = kept_matrix(report, budget, dump).mean(1)
     edges = np.unique(np.linspace(0, share.shape[1], min(bins, share.shape[1]) + 1).astype(int))
     sums = np.add.reduceat(share, edges[:-1], axis=1)
