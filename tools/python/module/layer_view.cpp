@@ -127,11 +127,12 @@ void add_layer_view(nb::module_& module) {
             const std::size_t count = positions.size();
             return to_numpy(std::move(positions), {count});
           },
-          "[N] positions of the rows of q.")
-      .def_prop_ro("k", &keys, "[kv_heads, C, d] float64, a copy.")
-      .def_prop_ro("v", &values, "[kv_heads, C, d_v] float64, a copy.")
-      .def_prop_ro("q", &queries, "[query_heads, N, d] float64, a copy: the prompt queries that the policy asked for.")
-      .def_prop_ro("w_o", &output_weights, "[query_heads, d_v, D] float64, a copy.")
+          nb::rv_policy::move, "[N] positions of the rows of q.")
+      .def_prop_ro("k", &keys, nb::rv_policy::move, "[kv_heads, C, d] float64, a copy.")
+      .def_prop_ro("v", &values, nb::rv_policy::move, "[kv_heads, C, d_v] float64, a copy.")
+      .def_prop_ro("q", &queries, nb::rv_policy::move,
+                   "[query_heads, N, d] float64, a copy: the prompt queries that the policy asked for.")
+      .def_prop_ro("w_o", &output_weights, nb::rv_policy::move, "[query_heads, d_v, D] float64, a copy.")
       .def("attention_sums",
            windowed(
                "attention_sums",
