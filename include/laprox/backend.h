@@ -36,6 +36,9 @@ struct HeadAttention {
 };
 using HeadVisitor = std::function<void(Index query_head, const HeadAttention&)>;
 
+/// How the energies that an entry's removal takes at the window's queries become one number.
+enum class OverQueries { sum, maximum };
+
 /// The scoring primitives on one layer. Results may be kept between calls, so that scorers share them.
 class ScoringKernels {
  public:
