@@ -10,7 +10,7 @@ namespace {
 class Global : public Allocator {
  public:
   explicit Global(const Options& options)
-      : normalize_(options.boolean("normalize")), whole_row_(options.text("norm-domain") == "full") {}
+      : Allocator({}), normalize_(options.boolean("normalize")), whole_row_(options.text("norm-domain") == "full") {}
 
   HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     std::vector<ScoreList> lists;
@@ -56,7 +56,7 @@ AllocatorInfo global_allocator_info() {
       .options = {OptionSpec::boolean("normalize", true, "divide each layer's scores by their sum"),
                   OptionSpec::choice("norm-domain", "prefix", {"prefix", "full"},
                                      "sum over the contenders, or over the pinned tokens too")},
-      .make = [](const Options& options) -> std::unique_ptr<Allocator> { return std::make_unique<Global>(options); },
+      .make = make_allocator<Global>,
   };
 }
 

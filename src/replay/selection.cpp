@@ -23,12 +23,12 @@ std::vector<std::int32_t> kept_tokens(const Selection& selection, std::size_t bu
 
 }  // namespace
 
-bool reads_judged(const Policy& policy) { return policy.scorer->queries().kind == QueryNeed::Kind::judged; }
+bool reads_judged(const Policy& policy) { return policy.scorer->traits().queries.kind == QueryNeed::Kind::judged; }
 
 DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& policies) {
   DumpInfo::Rows rows = dump.rows_between(dump.context_length, dump.context_length);
   for (const Policy& policy : policies) {
-    const QueryNeed need = policy.scorer->queries();
+    const QueryNeed need = policy.scorer->traits().queries;
     if (need.kind == QueryNeed::Kind::none || reads_judged(policy)) continue;
     const std::string who = "policy '" + policy.label + "'";
     const DumpInfo::Rows needed =
@@ -52,7 +52,7 @@ DumpInfo::Rows judging_rows(const DumpInfo& dump, const SweepOptions& options) {
 
 std::vector<Matrix> unchecked_scores(const Scorer& scorer, std::span<const Index> budgets, const LayerView& layer,
                                      ScoringKernels& kernels) {
-  if (scorer.depends_on_budget()) return scorer.score_each(budgets, layer, kernels);
+  if (scorer.traits().depends_on_budget) return scorer.score_each(budgets, layer, kernels);
   std::vector<Matrix> scores;
   scores.push_back(scorer.score(layer, kernels));
   return scores;
@@ -68,13 +68,13 @@ std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, s
 LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
                         ScoringKernels& kernels) {
   LayerScores result{layer_scores(*policy.scorer, policy.label, budgets, layer, kernels)};
-  if (policy.allocator->needs_preference()) result.preference = policy.scorer->preference(layer, kernels);
+  if (policy.allocator->traits().needs_preference) result.preference = policy.scorer->preference(layer, kernels);
   return result;
 }
 
 Selector::Selector(const Policy& policy, std::vector<Budget> budgets, int threads)
     : policy_(policy), budgets_(std::move(budgets)), threads_(threads) {
-  selection_.orders.resize(policy.scorer->depends_on_budget() ? budgets_.size() : 1);
+  selection_.orders.resize(policy.scorer->traits().depends_on_budget ? budgets_.size() : 1);
   contests_.resize(selection_.orders.size());
 }
 
@@ -86,20 +86,20 @@ void Selector::add_layer(const LayerView& layer, ScoringKernels& kernels) {
 
 void Selector::add_layer(const LayerScores& layer) {
   for (std::size_t order = 0; order < layer.scores.size(); ++order) rank_layer(order, layer.scores[order]);
-  if (!policy_.allocator->needs_preference()) return;
+  if (!policy_.allocator->traits().needs_preference) return;
   for (Contest& contest : contests_) contest.preference.push_back(layer.preference);
 }
 
 /// Scores become rankings and, for an allocator that reads them, contenders in descending order.
 void Selector::rank_layer(std::size_t order, const Matrix& scores) {
-  const Index context = scores.cols(), pinned = policy_.scorer->pins().count(context);
+  const Index context = scores.cols(), pinned = policy_.scorer->traits().pins.count(context);
   std::vector<Ranking> rankings(static_cast<std::size_t>(scores.rows()));
   std::vector<std::vector<double>> sorted(rankings.size());
   std::vector<double> pinned_sums(rankings.size(), 0.0);
   parallel_for(threads_, scores.rows(), [&](Index head) {
     const auto at = static_cast<std::size_t>(head);
     rankings[at] = policy_.scorer->rank(std::span(&scores(head, 0), static_cast<std::size_t>(context)));
-    if (policy_.allocator->ignores_scores()) return;
+    if (policy_.allocator->traits().ignores_scores) return;
     for (Index n = 0; n < context; ++n) {
       const double score = scores(head, rankings[at][static_cast<std::size_t>(n)]);
       if (n < pinned)
@@ -124,10 +124,11 @@ Selection Selector::finish() {
 
 HeadCounts Selector::split(std::size_t order, const Budget& asked) const {
   const Index context = contests_[order].context_length, pinned = contests_[order].pinned;
-  const Budget budget = policy_.scorer->keeps_everything() ? Budget(context, asked.heads()) : asked;
-  const HeadCounts counts =
-      policy_.scorer->spends_exactly() ? policy_.allocator->allocate(contests_[order], budget) : spend(order, budget);
-  const bool exact = policy_.scorer->spends_exactly() && policy_.allocator->spends_exactly();
+  const Budget budget = policy_.scorer->traits().keeps_everything ? Budget(context, asked.heads()) : asked;
+  const HeadCounts counts = policy_.scorer->traits().spends_exactly
+                                ? policy_.allocator->allocate(contests_[order], budget)
+                                : spend(order, budget);
+  const bool exact = policy_.scorer->traits().spends_exactly && policy_.allocator->traits().spends_exactly;
   require(!exact || total(counts) == budget.pairs(), "an allocation adds up to its budget");
   for (const auto& layer : counts) {
     for (Index count : layer) require(count >= pinned && count <= context, "pinned <= count <= context_length");

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <limits>
-#include <map>
 
 #include "laprox/error.h"
 
@@ -146,8 +145,22 @@ class PlainScoring : public ScoringKernels {
 
   int threads() const override { return 1; }
 
-  const WindowStatistics& window_statistics(Index window) override {
-    if (const auto known = statistics_.find(window); known != statistics_.end()) return known->second;
+  void visit_heads(Index window, const HeadVisitor& visit) override {
+    const Index count = queries(window), first = layer_.queries() - count, context = layer_.context_length;
+    for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+      Array logits;
+      const Array weights = arithmetic_.weights(head, first, count, logits);
+      const HeadAttention attention{weights.leftCols(context).matrix().template cast<double>(),
+                                    logits.leftCols(context).matrix().template cast<double>(),
+                                    arithmetic_.head_output(head, weights).matrix().template cast<double>()};
+      require_finite(attention.weights);
+      require_finite(attention.outputs);
+      visit(head, attention);
+    }
+  }
+
+ protected:
+  WindowStatistics compute_window_statistics(Index window) override {
     WindowStatistics statistics{per_query_head(), per_query_head()};
     for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
       Array sum = Array::Zero(1, layer_.context_length), squares = sum;
@@ -165,49 +178,27 @@ class PlainScoring : public ScoringKernels {
     }
     require_finite(statistics.sum);
     require_finite(statistics.squares);
-    return statistics_.emplace(window, std::move(statistics)).first->second;
+    return statistics;
   }
 
-  const Matrix& window_products(Index window) override {
-    if (const auto known = window_products_.find(window); known != window_products_.end()) return known->second;
-    Matrix products = pair_products([&](Index head) {
+  Matrix compute_window_products(Index window) override {
+    return pair_products([&](Index head) {
       Array logits;
       const Array weights = arithmetic_.weights(head, layer_.queries() - queries(window), queries(window), logits);
       return Array(weights.leftCols(layer_.context_length).transpose());
     });
-    return window_products_.emplace(window, std::move(products)).first->second;
   }
 
-  const Matrix& column_sums() override {
-    if (column_sums_.size() == 0) column_sums_ = window_statistics(layer_.context_length).sum;
-    return column_sums_;
-  }
+  Matrix compute_column_sums() override { return window_statistics(layer_.context_length).sum; }
 
-  void visit_heads(Index window, const HeadVisitor& visit) override {
-    const Index count = queries(window), first = layer_.queries() - count, context = layer_.context_length;
-    for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
-      Array logits;
-      const Array weights = arithmetic_.weights(head, first, count, logits);
-      const HeadAttention attention{weights.leftCols(context).matrix().template cast<double>(),
-                                    logits.leftCols(context).matrix().template cast<double>(),
-                                    arithmetic_.head_output(head, weights).matrix().template cast<double>()};
-      require_finite(attention.weights);
-      require_finite(attention.outputs);
-      visit(head, attention);
-    }
+  Matrix compute_value_norms() override {
+    return value_statistic([](const Array& product) { return product.square().rowwise().sum().sqrt(); });
   }
-
-  const Matrix& value_norms() override {
-    return value_statistic(value_norms_, [](const Array& product) { return product.square().rowwise().sum().sqrt(); });
+  Matrix compute_value_l1_norms() override {
+    return value_statistic([](const Array& product) { return product.abs().rowwise().sum(); });
   }
-  const Matrix& value_l1_norms() override {
-    return value_statistic(value_l1_norms_, [](const Array& product) { return product.abs().rowwise().sum(); });
-  }
-  const Matrix& value_products() override {
-    if (value_products_.size() == 0) {
-      value_products_ = pair_products([&](Index head) { return arithmetic_.projected_values(head); });
-    }
-    return value_products_;
+  Matrix compute_value_products() override {
+    return pair_products([&](Index head) { return arithmetic_.projected_values(head); });
   }
 
  private:
@@ -215,8 +206,7 @@ class PlainScoring : public ScoringKernels {
   Matrix per_query_head() const { return Matrix::Zero(layer_.geometry.query_heads, layer_.context_length); }
 
   template <class Statistic>
-  const Matrix& value_statistic(Matrix& result, const Statistic& statistic) {
-    if (result.size() > 0) return result;
+  Matrix value_statistic(const Statistic& statistic) const {
     Matrix all = per_query_head();
     for (Index head = 0; head < all.rows(); ++head) {
       Array values = statistic(arithmetic_.projected_values(head)).transpose();
@@ -224,7 +214,7 @@ class PlainScoring : public ScoringKernels {
       all.row(head) = values.matrix().template cast<double>();
     }
     require_finite(all);
-    return result = std::move(all);
+    return all;
   }
 
   /// <a_i, b_i> for all pairs of query heads of a group, where rows_of(head) is [C, anything].
@@ -256,9 +246,6 @@ class PlainScoring : public ScoringKernels {
   Precision precision_;
   Arithmetic<T> arithmetic_;
   const LayerTensors& layer_;
-  std::map<Index, WindowStatistics> statistics_;
-  std::map<Index, Matrix> window_products_;
-  Matrix column_sums_, value_norms_, value_l1_norms_, value_products_;
 };
 
 template <class T>

@@ -167,7 +167,7 @@ Kept keep(const Policy& policy, const std::vector<LayerTensors>& prompts, const 
   std::vector<Budget> requests;
   for (Index budget : budgets) requests.emplace_back(budget, heads);
   Selector selector(policy, requests, backend.threads());
-  const bool judged = policy.scorer->queries().kind == QueryNeed::Kind::judged;
+  const bool judged = policy.scorer->traits().queries.kind == QueryNeed::Kind::judged;
   for (const LayerTensors& layer : prompts) {
     selector.add_layer(judged ? LayerView::of_judged(layer) : LayerView(layer), *backend.scoring(layer));
   }

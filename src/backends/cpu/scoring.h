@@ -1,32 +1,8 @@
 #pragma once
 
-#include <map>
-
 #include "laprox/backend.h"
 
 namespace laprox::cpu {
-
-/// The scoring primitives in float32 with float64 sums over chunks; each is computed once per layer and kept.
-class Scoring : public ScoringKernels {
- public:
-  Scoring(const LayerTensors& layer, int threads) : layer_(layer), threads_(threads) {}
-
-  const WindowStatistics& window_statistics(Index window) override;
-  const Matrix& window_products(Index window) override;
-  const Matrix& column_sums() override;
-  int threads() const override { return threads_; }
-  void visit_heads(Index window, const HeadVisitor& visit) override;
-  const Matrix& value_norms() override;
-  const Matrix& value_l1_norms() override;
-  const Matrix& value_products() override;
-
- private:
-  const LayerTensors& layer_;
-  int threads_;
-  std::map<Index, WindowStatistics> statistics_;
-  std::map<Index, Matrix> window_products_;
-  Matrix column_sums_, value_norms_, value_l1_norms_, value_products_;
-};
 
 /// The primitives themselves, one file each; shapes as in ScoringKernels.
 WindowStatistics window_statistics(const LayerTensors& layer, Index window, int threads);
@@ -38,5 +14,30 @@ Matrix column_sums(const LayerTensors& layer, int threads);
 Matrix value_norms(const LayerTensors& layer, int threads);
 Matrix value_l1_norms(const LayerTensors& layer, int threads);
 Matrix value_products(const LayerTensors& layer, int threads);
+
+/// The scoring primitives in float32 with float64 sums over chunks.
+class Scoring : public ScoringKernels {
+ public:
+  Scoring(const LayerTensors& layer, int threads) : layer_(layer), threads_(threads) {}
+
+  int threads() const override { return threads_; }
+  void visit_heads(Index window, const HeadVisitor& visit) override {
+    cpu::visit_heads(layer_, window, visit, threads_);
+  }
+
+ protected:
+  WindowStatistics compute_window_statistics(Index window) override {
+    return cpu::window_statistics(layer_, window, threads_);
+  }
+  Matrix compute_window_products(Index window) override { return cpu::window_products(layer_, window, threads_); }
+  Matrix compute_column_sums() override { return cpu::column_sums(layer_, threads_); }
+  Matrix compute_value_norms() override { return cpu::value_norms(layer_, threads_); }
+  Matrix compute_value_l1_norms() override { return cpu::value_l1_norms(layer_, threads_); }
+  Matrix compute_value_products() override { return cpu::value_products(layer_, threads_); }
+
+ private:
+  const LayerTensors& layer_;
+  int threads_;
+};
 
 }  // namespace laprox::cpu
