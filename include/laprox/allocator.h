@@ -21,6 +21,9 @@ struct Contest {
   std::vector<std::vector<std::vector<double>>> scores;
   std::vector<double> pinned_sum;  ///< [layer]: sum of the pinned tokens' scores
   std::vector<double> preference;  ///< [layer]: the scorer's own layer weights; empty where it gives none
+  /// [layer]: how large the residual stream is that the layer's output is added to, the root of the mean over the last
+  /// prompt queries of its squared norm; empty unless the allocator asks for it.
+  std::vector<double> residual_norm;
 
   Index per_head() const { return context_length - pinned; }
 };
@@ -31,6 +34,8 @@ struct AllocatorTraits {
   bool ignores_scores = false;
   /// True where Contest::preference is read.
   bool needs_preference = false;
+  /// True where Contest::residual_norm is read.
+  bool needs_residual_norm = false;
   /// False where an option reproduces published code that does not keep the budget.
   bool spends_exactly = true;
 };

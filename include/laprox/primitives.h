@@ -38,6 +38,9 @@ struct HeadAttention {
 };
 using HeadVisitor = std::function<void(Index query_head, const HeadAttention&)>;
 
+/// How the energies of a removal at the window's queries become one number.
+enum class OverQueries { sum, maximum };
+
 /// The scoring primitives on one layer. Each is computed by the backend when it is first asked for, and kept with its
 /// parameters for as long as the kernels live, so that scorers share it.
 class ScoringKernels {
@@ -61,6 +64,16 @@ class ScoringKernels {
   /// <v_i W_O^h, v_i W_O^h'> for all pairs of query heads of a group: [kv_heads * G * G, C], rows as above.
   const Matrix& value_products();
 
+  /// What the removal of one entry does to the layer's output: [kv_heads, C]. Without entry i, its softmax
+  /// renormalised, query head h's term moves at query t by Delta_h[t, i] = c (o_h[t] - v_i) W_O^h, c = a / (1 - a), a =
+  /// A_h[t, i], taken as at most 1 - 1e-6. The energy at t is ||sum_h Delta_h[t, i]||^2 over the heads of the group,
+  /// or, unless `joint`, sum_h ||Delta_h[t, i]||^2. Over the last min(window, C) stored queries.
+  const Matrix& removal_energies(Index window, OverQueries over, bool joint);
+  /// sum over h of the group and all prompt queries t >= i + distance of ||Delta_h[t, i]||^2: [kv_heads, C].
+  const Matrix& far_energies(Index distance);
+  /// Announces far_energies(distance), so that a backend can compute it in one pass with column_sums.
+  virtual void expect_far_energies(Index /*distance*/) {}
+
   /// Calls visit once for every query head, in any order and from several threads at once, with the attention of the
   /// same queries row by row. For scores that column statistics do not carry; nothing is kept.
   virtual void visit_heads(Index window, const HeadVisitor& visit) = 0;
@@ -75,6 +88,8 @@ class ScoringKernels {
   virtual Matrix compute_value_norms() = 0;
   virtual Matrix compute_value_l1_norms() = 0;
   virtual Matrix compute_value_products() = 0;
+  virtual Matrix compute_removal_energies(Index window, OverQueries over, bool joint) = 0;
+  virtual Matrix compute_far_energies(Index distance) = 0;
 
  private:
   /// A primitive's results by its parameters.
@@ -92,13 +107,15 @@ class ScoringKernels {
 
   Memo<WindowStatistics, Index> window_statistics_;
   Memo<Matrix, Index> window_products_;
+  Memo<Matrix, Index, OverQueries, bool> removal_energies_;
+  Memo<Matrix, Index> far_energies_;
   Memo<Matrix> column_sums_, value_norms_, value_l1_norms_, value_products_;
 };
 
 /// A scoring primitive as a matrix, for whoever goes through all of them.
 struct Primitive {
   std::string name;
-  std::string row;          ///< what a row belongs to: a query "head", or a "pair" of query heads of one group
+  std::string row;          ///< what a row belongs to: a query "head", a "pair" of those of one group, a "KV head"
   QueryNeed::Kind needs;    ///< the queries that it reads
   Index rows_per_head = 1;  ///< rows that belong to the same head
   std::function<Matrix(const LayerView&, ScoringKernels&)> compute;

@@ -19,6 +19,8 @@ namespace laprox {
 struct ScorerTraits {
   QueryNeed queries = {};
   Pins pins = {};
+  /// The distance at which it reads far energies; 0: it reads none.
+  Index far_distance = 0;
   /// True where it undoes RoPE, so that the dump must say how queries and keys were rotated.
   bool undoes_rope = false;
   /// True where the scores, and with them the order, change with the budget: then no ranking serves every budget, and

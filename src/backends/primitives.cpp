@@ -21,7 +21,17 @@ const Matrix& ScoringKernels::value_products() {
   return recall(value_products_, &ScoringKernels::compute_value_products);
 }
 
+const Matrix& ScoringKernels::removal_energies(Index window, OverQueries over, bool joint) {
+  return recall(removal_energies_, &ScoringKernels::compute_removal_energies, window, over, joint);
+}
+const Matrix& ScoringKernels::far_energies(Index distance) {
+  return recall(far_energies_, &ScoringKernels::compute_far_energies, distance);
+}
+
 namespace {
+
+/// The distance at which far energies are looked at.
+constexpr Index kDistance = 16;
 
 /// One of the matrices that visit_heads hands out, head under head. The visitor may be called from several threads.
 Matrix visited(const LayerView& layer, ScoringKernels& kernels, Index window, Matrix HeadAttention::*part,
@@ -53,6 +63,12 @@ std::vector<Primitive> primitives(Index window) {
       {"column_sums of all", "head", Kind::all, 1, [](View, Kernels k) { return k.column_sums(); }},
       {"value_norms", "head", Kind::none, 1, [](View, Kernels k) { return k.value_norms(); }},
       {"value_l1_norms", "head", Kind::none, 1, [](View, Kernels k) { return k.value_l1_norms(); }},
+      {"removal norms", "KV head", Kind::window, 1,
+       [=](View, Kernels k) -> Matrix { return k.removal_energies(window, OverQueries::maximum, true).cwiseSqrt(); }},
+      {"separate removal norms", "KV head", Kind::window, 1,
+       [=](View, Kernels k) -> Matrix { return k.removal_energies(window, OverQueries::sum, false).cwiseSqrt(); }},
+      {"far removal norms", "KV head", Kind::all, 1,
+       [](View, Kernels k) -> Matrix { return k.far_energies(kDistance).cwiseSqrt(); }},
       {"value_products", "pair", Kind::none, 1, [](View, Kernels k) { return k.value_products(); }},
   };
 }

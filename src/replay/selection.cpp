@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "base/parallel.h"
@@ -19,6 +20,30 @@ std::vector<std::int32_t> kept_tokens(const Selection& selection, std::size_t bu
   std::vector<std::int32_t> kept(ranking.begin(), ranking.begin() + selection.counts[budget][layer][head]);
   std::sort(kept.begin(), kept.end());
   return kept;
+}
+
+/// Queries that the residual stream's norm is averaged over where the scorer has no window.
+constexpr Index kResidualWindow = 32;
+
+/// How many of the last prompt queries a policy's residual norm is averaged over.
+Index residual_window(const Policy& policy) {
+  const Index window = policy.scorer->traits().queries.window;
+  return window > 0 ? window : kResidualWindow;
+}
+
+/// The root of the mean squared norm of the residual stream at the last stored prompt queries.
+double residual_norm(const Policy& policy, const LayerView& layer) {
+  const auto end =
+      std::lower_bound(layer.query_positions().begin(), layer.query_positions().end(), layer.context_length());
+  const auto stored = static_cast<Index>(end - layer.query_positions().begin());
+  const Index queries = std::min(residual_window(policy), stored);
+  require(queries > 0 && !layer.residual_norms().empty(), "the layer was read with the residual norms it needs");
+  double sum = 0;
+  for (Index row = stored - queries; row < stored; ++row) {
+    const double norm = layer.residual_norms()[static_cast<std::size_t>(row)];
+    sum += norm * norm;
+  }
+  return std::sqrt(sum / static_cast<double>(queries));
 }
 
 }  // namespace
@@ -69,6 +94,7 @@ LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, co
                         ScoringKernels& kernels) {
   LayerScores result{layer_scores(*policy.scorer, policy.label, budgets, layer, kernels)};
   if (policy.allocator->traits().needs_preference) result.preference = policy.scorer->preference(layer, kernels);
+  if (policy.allocator->traits().needs_residual_norm) result.residual_norm = residual_norm(policy, layer);
   return result;
 }
 
@@ -86,8 +112,11 @@ void Selector::add_layer(const LayerView& layer, ScoringKernels& kernels) {
 
 void Selector::add_layer(const LayerScores& layer) {
   for (std::size_t order = 0; order < layer.scores.size(); ++order) rank_layer(order, layer.scores[order]);
-  if (!policy_.allocator->traits().needs_preference) return;
-  for (Contest& contest : contests_) contest.preference.push_back(layer.preference);
+  const AllocatorTraits& traits = policy_.allocator->traits();
+  for (Contest& contest : contests_) {
+    if (traits.needs_preference) contest.preference.push_back(layer.preference);
+    if (traits.needs_residual_norm) contest.residual_norm.push_back(layer.residual_norm);
+  }
 }
 
 /// Scores become rankings and, for an allocator that reads them, contenders in descending order.

@@ -59,6 +59,9 @@ struct SelectionRows {
 };
 
 void add_layer(std::vector<Selector>& selectors, const LayerView& layer, ScoringKernels& kernels, bool judged) {
+  for (const Selector& selector : selectors) {
+    if (const Index distance = selector.policy().scorer->traits().far_distance) kernels.expect_far_energies(distance);
+  }
   for (Selector& selector : selectors) {
     if (reads_judged(selector.policy()) == judged) selector.add_layer(layer, kernels);
   }

@@ -13,7 +13,9 @@ namespace {
 class LaProx : public WindowScorer {
  public:
   explicit LaProx(const Options& options)
-      : WindowScorer(options, "laprox"), stage_(options.text("pool-stage")), gqa_(options.text("gqa")) {}
+      : WindowScorer(options, "laprox", {.pins = {.first = options.integer("sinks")}}),
+        stage_(options.text("pool-stage")),
+        gqa_(options.text("gqa")) {}
 
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
     const Index prefix = prefix_of(layer);
@@ -70,6 +72,7 @@ ScorerInfo laprox_info() {
   options.insert(options.begin() + 1,
                  OptionSpec::choice("gqa", "mean-product", {"mean-product", "mean-norms", "mean-attn", "frobenius"},
                                     "how the query heads that share a KV head become one score"));
+  options.push_back(OptionSpec::integer("sinks", 0, 0, 1 << 20, "first tokens that are always kept, and not pooled"));
   options.push_back(OptionSpec::choice("pool-stage", "attn", {"attn", "final", "none"},
                                        "pool the attention factor, the final score, or nothing"));
   return {
@@ -83,7 +86,8 @@ ScorerInfo laprox_info() {
           "was published; what the text leaves open is an option: gqa=mean-product averages the query heads' "
           "products, mean-norms multiplies the means of both factors, mean-attn takes the norm of the mean attention, "
           "frobenius is the exact norm of the group's joint term. Pooling follows SnapKV's place: on the attention "
-          "factor, over the tokens before the window.",
+          "factor, over the tokens before the window. sinks=n (not in the paper) keeps the first n tokens, which the score "
+          "alone evicts from real models at small budgets.",
       .default_allocator = "global",
       .needs = "window queries, K, V, W_o",
       .options = std::move(options),

@@ -38,7 +38,10 @@ class WindowScorer : public Scorer {
   Index prefix_of(const LayerView& layer) const {
     return layer.context_length() - std::min(window(), layer.context_length());
   }
-  void pool(Matrix& rows, Index prefix) const { pool_prefix(rows, prefix, pool_, kernel_); }
+  /// Pools what lies between the first pinned tokens and the window.
+  void pool(Matrix& rows, Index prefix) const {
+    pool_between(rows, std::min(traits().pins.first, prefix), prefix, pool_, kernel_);
+  }
 
  private:
   static ScorerTraits with_window(ScorerTraits traits, Index window, WindowTokens tokens) {

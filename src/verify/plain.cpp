@@ -77,6 +77,26 @@ class Arithmetic {
     return output;
   }
 
+  /// o W_O^h of one query head: [rows of output, D].
+  Array projected_output(Index head, const Array& output) const {
+    const Index size = layer_.geometry.value_size;
+    const Dense w = layer_.w_o.matrix<double>().middleRows(head * size, size).template cast<T>();
+    Array product = (output.matrix() * w).array();
+    round(product);
+    return product;
+  }
+
+  /// a / (1 - a) of weights, a being at most 1 - 1e-6.
+  void to_odds(Array& weights) const {
+    weights = weights.min(static_cast<T>(1 - 1e-6));
+    round(weights);
+    Array rest = 1 - weights;
+    round(rest);
+    // What has rounded to 1 keeps the largest odds.
+    weights = (weights / rest).min(static_cast<T>(1e6));
+    round(weights);
+  }
+
   /// v W_O^h of one query head over the context: [C, D].
   Array projected_values(Index head) const {
     const LayerGeometry& g = layer_.geometry;
@@ -201,7 +221,88 @@ class PlainScoring : public ScoringKernels {
     return pair_products([&](Index head) { return arithmetic_.projected_values(head); });
   }
 
+  Matrix compute_removal_energies(Index window, OverQueries over, bool joint) override {
+    const Index group = layer_.geometry.group(), count = queries(window);
+    Matrix norms = Matrix::Zero(layer_.geometry.kv_heads, layer_.context_length);
+    for (Index kv_head = 0; kv_head < norms.rows(); ++kv_head) {
+      std::vector<Removal> heads;
+      for (Index a = 0; a < group; ++a) {
+        heads.push_back(removal_of(kv_head * group + a, layer_.queries() - count, count));
+      }
+      Array total = Array::Zero(1, layer_.context_length);
+      for (Index t = 0; t < count; ++t) {
+        Array moved, energy = Array::Zero(1, layer_.context_length);
+        for (std::size_t a = 0; a < heads.size(); ++a) {
+          const Array change = moved_output(heads[a], t);
+          if (joint) {
+            moved = a == 0 ? change : Array(moved + change);
+            arithmetic_.round(moved);
+          } else {
+            energy += change.square().rowwise().sum().transpose();
+          }
+        }
+        if (joint) energy = moved.square().rowwise().sum().transpose();
+        total = over == OverQueries::sum ? Array(total + energy) : Array(total.max(energy));
+      }
+      norms.row(kv_head) = rounded_norms(total);
+    }
+    return squares_of(norms);
+  }
+
+  Matrix compute_far_energies(Index distance) override {
+    constexpr Index kBlock = 64;
+    const Index group = layer_.geometry.group();
+    Matrix norms(layer_.geometry.kv_heads, layer_.context_length);
+    for (Index kv_head = 0; kv_head < norms.rows(); ++kv_head) {
+      Array total = Array::Zero(1, layer_.context_length);
+      for (Index a = 0; a < group; ++a) {
+        for (Index first = distance; first < layer_.queries(); first += kBlock) {
+          const Index count = std::min(kBlock, layer_.queries() - first);
+          const Removal removal = removal_of(kv_head * group + a, first, count);
+          for (Index t = 0; t < count; ++t) {
+            const Index keys = first + t - distance + 1;
+            total.leftCols(keys) += moved_output(removal, t).topRows(keys).square().rowwise().sum().transpose();
+          }
+        }
+      }
+      norms.row(kv_head) = rounded_norms(total);
+    }
+    return squares_of(norms);
+  }
+
  private:
+  /// What one query head's output moves by when an entry is removed is odds (output - value), after W_O.
+  struct Removal {
+    Array odds;     ///< [queries, C]
+    Array outputs;  ///< [queries, D]
+    Array values;   ///< [C, D]
+  };
+  Removal removal_of(Index head, Index first, Index count) const {
+    Array logits, weights = arithmetic_.weights(head, first, count, logits);
+    const Array outputs = arithmetic_.projected_output(head, arithmetic_.head_output(head, weights));
+    Array odds = weights.leftCols(layer_.context_length);
+    arithmetic_.to_odds(odds);
+    return {std::move(odds), outputs, arithmetic_.projected_values(head)};
+  }
+  /// Of the removal's query t: [C, D].
+  Array moved_output(const Removal& removal, Index t) const {
+    Array moved = removal.outputs.row(t).replicate(removal.values.rows(), 1) - removal.values;
+    arithmetic_.round(moved);
+    moved.colwise() *= removal.odds.row(t).transpose();
+    arithmetic_.round(moved);
+    return moved;
+  }
+  /// A program asks for the norm, so it is the norm that is rounded.
+  Eigen::RowVectorXd rounded_norms(const Array& squares) const {
+    Array norms = squares.sqrt();
+    arithmetic_.round(norms);
+    return norms.matrix().template cast<double>();
+  }
+  Matrix squares_of(const Matrix& norms) const {
+    require_finite(norms);
+    return norms.cwiseAbs2();
+  }
+
   Index queries(Index window) const { return std::min(window, layer_.queries()); }
   Matrix per_query_head() const { return Matrix::Zero(layer_.geometry.query_heads, layer_.context_length); }
 

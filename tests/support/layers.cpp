@@ -76,6 +76,7 @@ LayerTensors random_layer(const LayerShape& shape, unsigned seed) {
   layer.v = random_tensor({g.kv_heads, layer.tokens, g.value_size}, 1, generator);
   layer.w_o = random_tensor({g.query_heads * g.value_size, g.model_size}, 0.3, generator);
   std::normal_distribution<double> normal;
+  for (Index t = 0; t < layer.tokens; ++t) layer.residual_norms.push_back(std::exp(normal(generator)));
   for (Index c = 0; shape.bias && c < g.model_size; ++c) layer.bias.push_back(normal(generator));
   return layer;
 }
@@ -88,6 +89,9 @@ LayerTensors with_queries(const LayerTensors& layer, Index begin, Index end, Ele
   part.context_length = layer.context_length;
   part.tokens = layer.tokens;
   part.bias = layer.bias;
+  if (!layer.residual_norms.empty()) {
+    part.residual_norms.assign(layer.residual_norms.begin() + begin, layer.residual_norms.begin() + end);
+  }
   part.k = converted(layer.k, type);
   part.v = converted(layer.v, type);
   part.w_o = converted(layer.w_o, type);
@@ -129,6 +133,7 @@ LayerTensors fixture_layer(Index index, ElementType type) {
   layer.attention.scale = 1 / std::sqrt(2.0);
   layer.context_length = layer.tokens = 6;
   layer.query_positions = {0, 1, 2, 3, 4, 5};
+  layer.residual_norms = index == 0 ? std::vector<double>{1, 1, 1, 1, 3, 4} : std::vector<double>{2, 2, 2, 2, 6, 8};
   layer.q = converted(fixture_tensor(1, index, {4, 6, 2}), type);
   layer.k = converted(fixture_tensor(2, index, {2, 6, 2}), type);
   layer.v = converted(fixture_tensor(3, index, {2, 6, 2}), type);

@@ -18,6 +18,6 @@ void value_gram(Peer peer, const LayerTensors& layer);     ///< V (W W^T) per qu
 void removal(Peer peer, const LayerTensors& layer);
 /// Q K^T and (o M) V^T below the diagonal; queries and values of one size.
 void far_removal(Peer peer, const LayerTensors& layer);
-void exact_output(Peer peer, const LayerTensors& layer);   ///< Q K^T, P V and the output projection
+void exact_output(Peer peer, const LayerTensors& layer);  ///< Q K^T, P V and the output projection
 
 }  // namespace laprox::bench

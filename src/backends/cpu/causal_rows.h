@@ -28,9 +28,9 @@ class CausalRows {
   Index first_key() const { return first_key_; }  ///< the key of column 0
   float* row(Index row) { return scores_.data() + row * stride_; }
   const float* row(Index row) const { return scores_.data() + row * stride_; }
-  float largest(Index row) const { return largest_[row]; }    ///< of the row's logits and the sink's
-  float inverse(Index row) const { return inverse_[row]; }    ///< 1 / the sum of the row and of_sink()
-  float of_sink(Index row) const { return of_sink_[row]; }    ///< exp(sink - largest), 0 without one
+  float largest(Index row) const { return largest_[row]; }  ///< of the row's logits and the sink's
+  float inverse(Index row) const { return inverse_[row]; }  ///< 1 / the sum of the row and of_sink()
+  float of_sink(Index row) const { return of_sink_[row]; }  ///< exp(sink - largest), 0 without one
 
   /// sums[key] += sum over rows of e[row, key] * inverse[row]; float over the few rows of a block, double over blocks.
   void add_columns(double* sums) const;

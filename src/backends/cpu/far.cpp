@@ -1,10 +1,9 @@
+#include <Eigen/Eigenvalues>
 #include <cmath>
 #include <limits>
 
-#include <Eigen/Eigenvalues>
-
 #include "backends/cpu/far_rows.h"
-#include "backends/cpu/removal.h"
+#include "backends/cpu/scoring.h"
 #include "base/parallel.h"
 #include "laprox/error.h"
 

@@ -8,8 +8,8 @@
 
 namespace laprox::cpu {
 
-/// Keys whose values are multiplied at a time: their products stay in the second-level cache, and float32 sums over them
-/// join the others in float64.
+/// Keys whose values are multiplied at a time: their products stay in the second-level cache, and float32 sums over
+/// them join the others in float64.
 inline constexpr Index kKeyBlock = 1024;
 
 /// One KV head's centred values, arranged for both products of a pass over all prompt queries.
@@ -17,18 +17,18 @@ struct ValuePanels {
   ValuePanels(const LayerTensors& layer, Index kv_head, int threads);
 
   CentredValues centred;
-  Panels columns;             ///< [d_v, C]: products of vectors with every value
-  std::vector<Panels> rows;   ///< by block of kKeyBlock keys, [kKeyBlock, d_v]: weighted sums of values
+  Panels columns;            ///< [d_v, C]: products of vectors with every value
+  std::vector<Panels> rows;  ///< by block of kKeyBlock keys, [kKeyBlock, d_v]: weighted sums of values
 };
 
 /// One query head's W_O^h (W_O^h)^T and its form at every centred value.
 struct HeadForms {
   HeadForms(const LayerTensors& layer, Index head, const ValuePanels& values);
 
-  FloatMatrix gram;      ///< M [d_v, d_v]
-  Panels twice_gram;     ///< 2 M
-  Buffer<float> forms;   ///< [padded C] v M v
-  Buffer<float> roots;   ///< [padded C] its root
+  FloatMatrix gram;     ///< M [d_v, d_v]
+  Panels twice_gram;    ///< 2 M
+  Buffer<float> forms;  ///< [padded C] v M v
+  Buffer<float> roots;  ///< [padded C] its root
 };
 
 /// What the softmax of every prompt query of one head came to.
@@ -40,11 +40,11 @@ struct HeadSoftmax {
         top_energy(layer.context_length),
         top(layer.context_length) {}
 
-  FloatMatrix outputs;       ///< [C, d_v] o minus the values' mean
-  Buffer<float> largest;     ///< of the logits and the sink's
-  Buffer<float> total;       ///< sum of exp(logit - largest), the sink's included
-  Buffer<double> top_energy; ///< the energy of the key that has more than half of the weight
-  Buffer<std::int32_t> top;  ///< that key; -1 where there is none
+  FloatMatrix outputs;        ///< [C, d_v] o minus the values' mean
+  Buffer<float> largest;      ///< of the logits and the sink's
+  Buffer<float> total;        ///< sum of exp(logit - largest), the sink's included
+  Buffer<double> top_energy;  ///< the energy of the key that has more than half of the weight
+  Buffer<std::int32_t> top;   ///< that key; -1 where there is none
 };
 
 /// Adds up, over blocks of queries of one head, the energies c^2 ||(o - v_i) W_O||^2 of keys at a distance or more.
@@ -71,9 +71,9 @@ class FarRows {
   HeadSoftmax& softmax_;
   CausalRows rows_;
   Index size_;
-  Matrix rest_values_;                       ///< [rows, d_v] sum of e v over all keys but the dominant one
-  double rest_[kQueryBlock];                 ///< sum of e over the same
-  FloatMatrix moments_;                      ///< [rows, padded d_v] 2 o M
+  Matrix rest_values_;                               ///< [rows, d_v] sum of e v over all keys but the dominant one
+  double rest_[kQueryBlock];                         ///< sum of e over the same
+  FloatMatrix moments_;                              ///< [rows, padded d_v] 2 o M
   float squares_[kQueryBlock], roots_[kQueryBlock];  ///< o M o and its root
   Buffer<float> linear_, part_;
 };

@@ -50,7 +50,8 @@ void GroupRemoval::form_pairs(const LayerTensors& layer, Index kv_head, bool joi
 
 /// The vectors and numbers of each query and pair of heads. A pair of different heads stands for both of its orders.
 void GroupRemoval::form_moments(const std::vector<FloatMatrix>& grams) {
-  const Index stride = attention_.head_stride(), size = values_.size(), columns = static_cast<Index>(pairs_.size()) * stride;
+  const Index stride = attention_.head_stride(), size = values_.size(),
+              columns = static_cast<Index>(pairs_.size()) * stride;
   FloatMatrix vectors(columns, size);
   squares_ = Buffer<float>(columns);
   roots_ = Buffer<float>(group_ * stride);

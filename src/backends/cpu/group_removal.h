@@ -66,13 +66,13 @@ class GroupRemoval {
   CentredValues values_;
   WindowAttention attention_;
   std::vector<Pair> pairs_;
-  std::vector<QuadraticForm> forms_;  ///< by pair
-  Panels moments_;                    ///< [d_v, pairs * head_stride] -(1 or 2) (M_ab o_b + M_ba o_a)
-  Buffer<float> squares_;             ///< [pairs, head_stride] (1 or 2) o_a M_ab o_b
-  Buffer<float> roots_;               ///< [G, head_stride] sqrt(o_a M_aa o_a)
-  std::vector<GroupNorm> norm_;       ///< one
-  std::vector<const Dominant*> dominants_;                  ///< by row; null where there is none
-  std::map<std::pair<Index, Index>, double> known_;         ///< (token, query): energies with a dominant entry
+  std::vector<QuadraticForm> forms_;                 ///< by pair
+  Panels moments_;                                   ///< [d_v, pairs * head_stride] -(1 or 2) (M_ab o_b + M_ba o_a)
+  Buffer<float> squares_;                            ///< [pairs, head_stride] (1 or 2) o_a M_ab o_b
+  Buffer<float> roots_;                              ///< [G, head_stride] sqrt(o_a M_aa o_a)
+  std::vector<GroupNorm> norm_;                      ///< one
+  std::vector<const Dominant*> dominants_;           ///< by row; null where there is none
+  std::map<std::pair<Index, Index>, double> known_;  ///< (token, query): energies with a dominant entry
 };
 
 }  // namespace laprox::cpu

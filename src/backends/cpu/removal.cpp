@@ -1,15 +1,15 @@
-#include "backends/cpu/removal.h"
-
 #include <algorithm>
 
 #include "backends/cpu/group_removal.h"
+#include "backends/cpu/scoring.h"
 #include "base/parallel.h"
 #include "laprox/error.h"
 
 namespace laprox::cpu {
 
 Matrix removal_energies(const LayerTensors& layer, Index window, OverQueries over, bool joint, int threads) {
-  const Index queries = std::min(window, std::max(layer.context_length, layer.queries())), context = layer.context_length;
+  const Index queries = std::min(window, std::max(layer.context_length, layer.queries())),
+              context = layer.context_length;
   require(queries <= layer.queries(), "the layer was read with the queries that its scorers need");
   Matrix energies(layer.geometry.kv_heads, context);
   for (Index kv_head = 0; kv_head < layer.geometry.kv_heads; ++kv_head) {

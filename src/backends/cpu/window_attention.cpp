@@ -124,8 +124,7 @@ WindowAttention::Rest WindowAttention::sum_rest(const Largest& largest, const Ce
       for (Index token = first; token < last; ++token) {
         for (Index r = 0; r < stride; r += kLanes) {
           float* at = e + (token - first) * stride + r;
-          const IntLanes is_top =
-              load_integers(&largest.top[r]) == static_cast<std::int32_t>(token) - IntLanes{};
+          const IntLanes is_top = load_integers(&largest.top[r]) == static_cast<std::int32_t>(token) - IntLanes{};
           store(at, select(is_top, Lanes{}, exp_nonpositive(load(at) - load(&largest.maximum[r]))));
         }
         values.row(token, centred.data());
@@ -148,8 +147,8 @@ WindowAttention::Rest WindowAttention::sum_rest(const Largest& largest, const Ce
   return rest;
 }
 
-/// With e = exp(logit - maximum), 1 for the top token: total = 1 + sum of the others' e + the sink's. All are divided by
-/// the sink's where that is larger than 1, because it may be too large for any number.
+/// With e = exp(logit - maximum), 1 for the top token: total = 1 + sum of the others' e + the sink's. All are divided
+/// by the sink's where that is larger than 1, because it may be too large for any number.
 void WindowAttention::finish_row(Index row, double sink, Index top, double maximum, double rest,
                                  const Eigen::RowVectorXd& rest_values, const CentredValues& values) {
   const double shift = std::max(0.0, sink - maximum);

@@ -13,8 +13,8 @@ inline constexpr double kLargestWeight = 1 - 1e-6;
 /// The entry that has more than half of a query's weight. There 1 - a and o - v_i are small differences of numbers that
 /// float32 rounds, so both come from sums over the other entries.
 struct Dominant {
-  Index row;    ///< of the window's rows
-  Index token;  ///< i
+  Index row;                 ///< of the window's rows
+  Index token;               ///< i
   Eigen::RowVectorXd moved;  ///< [d_v] a / (1 - a) * (o - v_i)
 };
 
@@ -46,8 +46,8 @@ class WindowAttention {
   struct Rest;
   Largest find_largest(int threads);
   Rest sum_rest(const Largest& largest, const CentredValues& values, int threads);
-  void finish_row(Index row, double sink, Index top, double maximum, double rest,
-                  const Eigen::RowVectorXd& rest_values, const CentredValues& values);
+  void finish_row(Index row, double sink, Index top, double maximum, double rest, const Eigen::RowVectorXd& rest_values,
+                  const CentredValues& values);
 
   QueryRows rows_;
   Index tokens_, context_;

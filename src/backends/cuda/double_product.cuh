@@ -12,8 +12,8 @@ __device__ inline double to_double(double x) { return x; }
 __device__ inline double to_double(__half x) { return __half2float(x); }
 __device__ inline double to_double(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-inline constexpr int kProductSide = 64;     ///< rows and columns of C that one block computes
-inline constexpr int kProductDepth = 8;     ///< of A and B in shared memory at a time
+inline constexpr int kProductSide = 64;  ///< rows and columns of C that one block computes
+inline constexpr int kProductDepth = 8;  ///< of A and B in shared memory at a time
 inline constexpr int kProductThreads = 256;
 
 /// C [batches, m, n] = A B in float64, for factors that functors read: a(batch, row, k) and b(batch, k, column), k <

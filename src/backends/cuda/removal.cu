@@ -11,8 +11,8 @@ namespace {
 
 // With c = a / (1 - a) and M_ab = W^a (W^b)^T, the energy of an entry at a query is
 // sum_ab c_a c_b (v M_ab v - 2 v M_ab o_b + o_a M_ab o_b). From the logits on everything is float64, in which that sum
-// may cancel by eight digits and still has eight; where one weight is nearly everything, c is large and o - v small, and
-// the sum is formed from the differences.
+// may cancel by eight digits and still has eight; where one weight is nearly everything, c is large and o - v small,
+// and the sum is formed from the differences.
 
 constexpr double kLargestWeight = 1 - 1e-6;
 /// Odds from which on the differences o - v are formed.
@@ -273,8 +273,8 @@ template <class T>
 void form_grams(const Group& g, RemovalScratch& scratch, cudaStream_t stream) {
   const Layer& layer = g.layer;
   const int pairs = g.pairs.count(), size = layer.value_size;
-  const Blocks<T> left{static_cast<const T*>(layer.w_o), layer.model_stride, size, g.kv_head * layer.group, g.pairs,
-                       false};
+  const Blocks<T> left{
+      static_cast<const T*>(layer.w_o), layer.model_stride, size, g.kv_head * layer.group, g.pairs, false};
   Blocks<T> right = left;
   right.second = true;
   double_product(pairs, size, size, layer.model_size, LeftBlocks<T>{left}, RightBlocks<T>{right},
@@ -295,8 +295,8 @@ void form_queries(const Group& g, RemovalScratch& scratch, cudaStream_t stream) 
   double_product(kSplits, rows, size, share, TokenWeights{scratch.weights.data(), rows, share, layer.tokens},
                  ShareValues<T>{values_of<T>(layer, g.kv_head), share, layer.tokens},
                  scratch.parts.at_least(kSplits * outputs), stream);
-  sum_parts_kernel<<<static_cast<unsigned>((outputs + 255) / 256), 256, 0, stream>>>(
-      outputs, scratch.parts.data(), scratch.outputs.at_least(outputs));
+  sum_parts_kernel<<<static_cast<unsigned>((outputs + 255) / 256), 256, 0, stream>>>(outputs, scratch.parts.data(),
+                                                                                     scratch.outputs.at_least(outputs));
   check_launch("head outputs in float64");
   const size_t cells = static_cast<size_t>(pairs) * g.range.count;
   moments_kernel<<<dim3(g.range.count, pairs), kEnergyThreads, 0, stream>>>(
@@ -311,8 +311,8 @@ void form_energies(const Group& g, int distance, bool maximum, RemovalScratch& s
                    cudaStream_t stream) {
   const Layer& layer = g.layer;
   const int pairs = g.pairs.count(), size = layer.value_size, columns = pairs * g.range.count;
-  const int most = static_cast<int>(
-      std::clamp<long long>(kScratch / (static_cast<long long>(pairs) * std::max(size, g.range.count)), 32, kMostTokens));
+  const int most = static_cast<int>(std::clamp<long long>(
+      kScratch / (static_cast<long long>(pairs) * std::max(size, g.range.count)), 32, kMostTokens));
   const Values<T> values = values_of<T>(layer, g.kv_head);
   for (int first = 0; first < layer.context; first += most) {
     const int count = std::min(most, layer.context - first);
@@ -324,8 +324,14 @@ void form_energies(const Group& g, int distance, bool maximum, RemovalScratch& s
     check_launch("forms of values in float64");
     double_product(1, count, columns, size, block, MomentColumns{scratch.moments.data(), size},
                    scratch.linear.at_least(static_cast<size_t>(most) * columns), stream);
-    const Terms<T> terms{first, values, scratch.weights.data(), scratch.outputs.data(), scratch.grams.data(),
-                         scratch.forms.data(), scratch.squares.data(), scratch.linear.data()};
+    const Terms<T> terms{first,
+                         values,
+                         scratch.weights.data(),
+                         scratch.outputs.data(),
+                         scratch.grams.data(),
+                         scratch.forms.data(),
+                         scratch.squares.data(),
+                         scratch.linear.data()};
     energies_kernel<<<count, kEnergyThreads, 0, stream>>>(g, terms, distance, maximum, energies);
     check_launch("energies of removal");
   }

@@ -6,16 +6,16 @@ namespace laprox::cuda {
 
 /// Scratch of the energies of one KV head's group at a time.
 struct RemovalScratch {
-  DeviceBuffer<float> logits;     ///< [T, rows]
-  DeviceBuffer<double> weights;   ///< [T, rows]
-  DeviceBuffer<double> parts;     ///< [splits, rows, d_v]
-  DeviceBuffer<double> outputs;   ///< [rows, d_v] o
-  DeviceBuffer<double> grams;     ///< [pairs, d_v, d_v] M_ab
-  DeviceBuffer<double> moments;   ///< [pairs, queries, d_v] M_ab o_b
-  DeviceBuffer<double> squares;   ///< [pairs, queries] o_a M_ab o_b
-  DeviceBuffer<double> projected; ///< [tokens, pairs, d_v] v M_ab
-  DeviceBuffer<double> forms;     ///< [tokens, pairs] v M_ab v
-  DeviceBuffer<double> linear;    ///< [tokens, pairs, queries] v M_ab o_b
+  DeviceBuffer<float> logits;      ///< [T, rows]
+  DeviceBuffer<double> weights;    ///< [T, rows]
+  DeviceBuffer<double> parts;      ///< [splits, rows, d_v]
+  DeviceBuffer<double> outputs;    ///< [rows, d_v] o
+  DeviceBuffer<double> grams;      ///< [pairs, d_v, d_v] M_ab
+  DeviceBuffer<double> moments;    ///< [pairs, queries, d_v] M_ab o_b
+  DeviceBuffer<double> squares;    ///< [pairs, queries] o_a M_ab o_b
+  DeviceBuffer<double> projected;  ///< [tokens, pairs, d_v] v M_ab
+  DeviceBuffer<double> forms;      ///< [tokens, pairs] v M_ab v
+  DeviceBuffer<double> linear;     ///< [tokens, pairs, queries] v M_ab o_b
 };
 
 /// removal.cu: ScoringKernels::removal_energies over the queries of `range`: [kv_heads, C], in float64 from the logits

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "backends/cuda/pieces.h"
+#include "backends/cuda/removal.h"
 #include "base/buffer.h"
 #include "base/parallel.h"
 #include "laprox/error.h"
@@ -164,6 +165,25 @@ Matrix Scoring::compute_value_products() {
     products.row((kv_head * group + b) * group + a) = forms.row(static_cast<Index>(p));
   }
   return products;
+}
+
+Matrix Scoring::compute_removal_energies(Index window, OverQueries over, bool joint) {
+  const Layer& layer = on_device();
+  DeviceBuffer<double> energies(elements(layer.kv_heads, layer.context));
+  cuda::removal_energies(layer, window_queries(window), over == OverQueries::maximum, joint, energies.data(), stream_);
+  Matrix host(layer.kv_heads, layer.context);
+  download(host.data(), energies.data(), energies.size(), stream_);
+  return host;
+}
+
+Matrix Scoring::compute_far_energies(Index distance) {
+  require(layer_.queries() == layer_.context_length, "far energies read every prompt query");
+  const Layer& layer = on_device();
+  DeviceBuffer<double> energies(elements(layer.kv_heads, layer.context));
+  cuda::far_energies(layer, static_cast<int>(distance), energies.data(), stream_);
+  Matrix host(layer.kv_heads, layer.context);
+  download(host.data(), energies.data(), energies.size(), stream_);
+  return host;
 }
 
 }  // namespace laprox::cuda

@@ -24,6 +24,8 @@ class Scoring : public ScoringKernels {
   Matrix compute_value_norms() override;
   Matrix compute_value_l1_norms() override;
   Matrix compute_value_products() override;
+  Matrix compute_removal_energies(Index window, OverQueries over, bool joint) override;
+  Matrix compute_far_energies(Index distance) override;
 
  private:
   const Layer& on_device();

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "backends/reference/attention.h"
+#include "backends/reference/removal.h"
 #include "laprox/error.h"
 
 namespace laprox::reference {
@@ -141,6 +142,15 @@ Matrix Scoring::compute_value_products() {
     }
   }
   return products;
+}
+
+Matrix Scoring::compute_removal_energies(Index window, OverQueries over, bool joint) {
+  return removal_energies(layer_, window_queries(window), over, joint);
+}
+
+Matrix Scoring::compute_far_energies(Index distance) {
+  require(layer_.queries() == layer_.context_length, "far energies read every prompt query");
+  return far_energies(layer_, distance);
 }
 
 }  // namespace laprox::reference
