@@ -56,7 +56,7 @@ AllocatorInfo global_allocator_info() {
           "normalize=true each layer's scores are divided by their sum, so that layers are comparable; with "
           "normalize=residual, by the size of the residual stream right after the layer's attention output was added "
           "to it: the root of the mean squared norm at the window's queries, or, for scorers without a window, at the "
-          "last 32 stored prompt queries (the dump's residual_norms). An error matters relative to the stream that "
+          "last 32 stored prompt queries, or, for oracles, at the judging ones (the dump's residual_norms). An error matters relative to the stream that "
           "it is added to, since RMSNorm divides by that norm in every later block. No layer or head is guaranteed more than its pinned tokens. Ties: layer, head, token ascending.",
       .scope = "model",
       .options = {OptionSpec::choice("normalize", "true", {"true", "false", "residual"},

@@ -31,19 +31,35 @@ Index residual_window(const Policy& policy) {
   return window > 0 ? window : kResidualWindow;
 }
 
-/// The root of the mean squared norm of the residual stream at the last stored prompt queries.
+/// The root of the mean squared norm of the residual stream at the last stored prompt queries; for an oracle, which
+/// sees no other, at the judging ones.
 double residual_norm(const Policy& policy, const LayerView& layer) {
-  const auto end =
-      std::lower_bound(layer.query_positions().begin(), layer.query_positions().end(), layer.context_length());
-  const auto stored = static_cast<Index>(end - layer.query_positions().begin());
-  const Index queries = std::min(residual_window(policy), stored);
-  require(queries > 0 && !layer.residual_norms().empty(), "the layer was read with the residual norms it needs");
+  const std::vector<double>& norms = layer.residual_norms();
+  const Index queries = reads_judged(policy) ? layer.queries() : std::min(residual_window(policy), layer.queries());
+  require(queries > 0 && !norms.empty(), "the layer was read with the residual norms that its policies need");
   double sum = 0;
-  for (Index row = stored - queries; row < stored; ++row) {
-    const double norm = layer.residual_norms()[static_cast<std::size_t>(row)];
-    sum += norm * norm;
-  }
+  for (auto norm = norms.end() - queries; norm != norms.end(); ++norm) sum += *norm * *norm;
   return std::sqrt(sum / static_cast<double>(queries));
+}
+
+/// The rows of q whose residual norms a policy reads. Throws UsageError where the dump has none.
+DumpInfo::Rows residual_rows(const DumpInfo& dump, const Policy& policy) {
+  for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
+    if (dump.layers[layer].has_residual_norms) continue;
+    throw UsageError(
+        fmt::format("{}: policy '{}' divides each layer's scores by the norm of its residual stream, but "
+                    "/layers/{}/residual_norms is not stored; export the dump again with laprox-dump, which writes it, "
+                    "or use {}+layer or {}+global:normalize=false",
+                    dump.path.string(), policy.label, layer, policy.scorer_name, policy.scorer_name));
+  }
+  const DumpInfo::Rows stored = dump.rows_between(0, dump.context_length);
+  if (stored.count() == 0 && !reads_judged(policy)) {
+    throw UsageError(
+        fmt::format("{}: policy '{}' needs the norm of the residual stream at the last prompt queries, but no prompt "
+                    "query is stored; export the dump again with some, or use {}+global:normalize=false",
+                    dump.path.string(), policy.label, policy.scorer_name));
+  }
+  return {std::max(stored.first, stored.last - residual_window(policy)), stored.last};
 }
 
 }  // namespace
@@ -54,6 +70,9 @@ DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& pol
   DumpInfo::Rows rows = dump.rows_between(dump.context_length, dump.context_length);
   for (const Policy& policy : policies) {
     const QueryNeed need = policy.scorer->traits().queries;
+    if (policy.allocator->traits().needs_residual_norm) {
+      rows.first = std::min(rows.first, residual_rows(dump, policy).first);
+    }
     if (need.kind == QueryNeed::Kind::none || reads_judged(policy)) continue;
     const std::string who = "policy '" + policy.label + "'";
     const DumpInfo::Rows needed =

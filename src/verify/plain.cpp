@@ -386,6 +386,7 @@ LayerTensors round_layer(const LayerTensors& layer, const Precision& precision) 
   copy.context_length = layer.context_length;
   copy.tokens = layer.tokens;
   copy.query_positions = layer.query_positions;
+  copy.residual_norms = layer.residual_norms;
   copy.q = rounded(layer.q, precision);
   copy.k = rounded(layer.k, precision);
   copy.v = rounded(layer.v, precision);

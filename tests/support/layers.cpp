@@ -76,8 +76,9 @@ LayerTensors random_layer(const LayerShape& shape, unsigned seed) {
   layer.v = random_tensor({g.kv_heads, layer.tokens, g.value_size}, 1, generator);
   layer.w_o = random_tensor({g.query_heads * g.value_size, g.model_size}, 0.3, generator);
   std::normal_distribution<double> normal;
-  for (Index t = 0; t < layer.tokens; ++t) layer.residual_norms.push_back(std::exp(normal(generator)));
   for (Index c = 0; shape.bias && c < g.model_size; ++c) layer.bias.push_back(normal(generator));
+  std::uniform_real_distribution<double> norms(2, 6);
+  for (Index t = 0; shape.residual && t < layer.tokens; ++t) layer.residual_norms.push_back(norms(generator));
   return layer;
 }
 
@@ -89,9 +90,6 @@ LayerTensors with_queries(const LayerTensors& layer, Index begin, Index end, Ele
   part.context_length = layer.context_length;
   part.tokens = layer.tokens;
   part.bias = layer.bias;
-  if (!layer.residual_norms.empty()) {
-    part.residual_norms.assign(layer.residual_norms.begin() + begin, layer.residual_norms.begin() + end);
-  }
   part.k = converted(layer.k, type);
   part.v = converted(layer.v, type);
   part.w_o = converted(layer.w_o, type);
@@ -102,6 +100,8 @@ LayerTensors with_queries(const LayerTensors& layer, Index begin, Index end, Ele
     for (Index row = begin; row < end; ++row) out = std::copy_n(rows.row(row).data(), rows.cols(), out);
   }
   for (Index position = begin; position < end; ++position) part.query_positions.push_back(position);
+  if (!layer.residual_norms.empty())
+    part.residual_norms.assign(layer.residual_norms.begin() + begin, layer.residual_norms.begin() + end);
   part.q = converted(q, type);
   return part;
 }
