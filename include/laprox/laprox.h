@@ -2,6 +2,7 @@
 
 /// Everything in the library but its CUDA backend, which is a second library with a header of its own (cuda.h).
 #include "laprox/allocator.h"
+#include "laprox/array_source.h"
 #include "laprox/backend.h"
 #include "laprox/budget.h"
 #include "laprox/cost.h"
@@ -11,6 +12,7 @@
 #include "laprox/error.h"
 #include "laprox/inspect.h"
 #include "laprox/layer.h"
+#include "laprox/layer_source.h"
 #include "laprox/methods.h"
 #include "laprox/metrics.h"
 #include "laprox/options.h"

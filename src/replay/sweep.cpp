@@ -123,7 +123,7 @@ std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selecti
   return twins;
 }
 
-std::vector<Selection> select_kept(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+std::vector<Selection> select_kept(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                                    const Progress& progress) {
   const DumpInfo& info = dump.info();
   std::vector<Budget> budgets;
@@ -150,7 +150,7 @@ std::vector<Selection> select_kept(const DumpReader& dump, const SweepOptions& o
   return selections;
 }
 
-DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                       const Progress& progress) {
   const DumpInfo& info = dump.info();
   check_request(info, options);
@@ -189,7 +189,7 @@ DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const
   return result;
 }
 
-void visit_scores(const DumpReader& dump, const Policy& policy, const std::optional<BudgetRequest>& budget,
+void visit_scores(const LayerSource& dump, const Policy& policy, const std::optional<BudgetRequest>& budget,
                   const Backend& backend, const ScoreVisitor& visit, const Progress& progress) {
   const DumpInfo& info = dump.info();
   const Index count = static_cast<Index>(info.layers.size());

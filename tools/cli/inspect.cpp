@@ -8,6 +8,7 @@
 
 #include "arguments.h"
 #include "commands.h"
+#include "laprox/dump_reader.h"
 #include "laprox/error.h"
 #include "progress.h"
 #include "render.h"
