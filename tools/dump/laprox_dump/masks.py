@@ -21,6 +21,16 @@ class Mask:
         self.rows, self.n_queries, self.n_keys = rows, n_queries, n_keys
         self._window = None
 
+    def __getitem__(self, index) -> "Mask":
+        """`mask[:, :, first:, :]`, as models slice a matrix whose later layers are run for the last queries only."""
+        everything = slice(None)
+        if not (isinstance(index, tuple) and len(index) == 4 and isinstance(index[2], slice)):
+            raise UnsupportedModel(f"its code takes {index!r} of its attention mask; only the last rows of a mask can be taken")
+        first, end, step = index[2].indices(self.n_queries)
+        if index[:2] + index[3:] != (everything,) * 3 or end != self.n_queries or step != 1:
+            raise UnsupportedModel(f"its code takes {index!r} of its attention mask; only the last rows of a mask can be taken")
+        return Mask(lambda a, b: self.rows(first + a, first + b), end - first, self.n_keys)
+
     def window(self) -> int:
         """w if every query at p sees exactly the keys p-w+1 .. p, n_keys if it sees 0 .. p. Throws UnsupportedModel otherwise.
 

@@ -9,7 +9,7 @@ import torch
 
 from .errors import InputError
 from .interrupts import deferred
-from .layer import TENSORS, Layer, Positions
+from .layer import FACTS, TENSORS, Layer, Positions
 from .output import check_output, temporary_beside
 
 FORMAT, VERSION = "laprox-dump", 1
@@ -157,7 +157,9 @@ class DumpWriter:
                 model_layer=layer.model_layer,
                 **attributes,
             )
-            for name in (*TENSORS, "output"):
+            if layer.kv_source is not None:
+                group.attrs["kv_source"] = layer.kv_source
+            for name in (*TENSORS, *FACTS):
                 tensor = getattr(layer, name)
                 if tensor is not None:
                     self._put(group, name, tensor)
