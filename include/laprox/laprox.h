@@ -17,6 +17,7 @@
 #include "laprox/metrics.h"
 #include "laprox/options.h"
 #include "laprox/policy.h"
+#include "laprox/primitives.h"
 #include "laprox/progress.h"
 #include "laprox/ranking.h"
 #include "laprox/report.h"

@@ -94,7 +94,7 @@ std::string preferring_scorers() {
   std::vector<std::string> names;
   for (const ScorerInfo& info : scorers()) {
     Options defaults(info.options);
-    if (info.make(defaults)->gives_preference()) names.push_back(info.name);
+    if (info.make(defaults)->traits().gives_preference) names.push_back(info.name);
   }
   return join(names, ", ");
 }
@@ -104,18 +104,18 @@ void check_combination(const Policy& policy, const ScorerInfo& scorer) {
     throw UsageError(fmt::format("policy '{}': the scores of {} only mean something to the allocator {}; use {}+{}",
                                  policy.label, scorer.name, scorer.only_allocator, scorer.name, scorer.only_allocator));
   }
-  if (policy.allocator->needs_preference() && !policy.scorer->gives_preference()) {
+  if (policy.allocator->traits().needs_preference && !policy.scorer->traits().gives_preference) {
     throw UsageError(
         fmt::format("policy '{}': the allocator {} asks the scorer how much each layer should have, and {} does not "
                     "say; scorers that do: {}",
                     policy.label, policy.allocator_name, policy.scorer_name, preferring_scorers()));
   }
-  if (!policy.scorer->spends_exactly() && policy.allocator_name != "head") {
+  if (!policy.scorer->traits().spends_exactly && policy.allocator_name != "head") {
     throw UsageError(
         fmt::format("policy '{}': with these options {} decides itself how many tokens it keeps; use {}+head",
                     policy.label, policy.scorer_name, policy.scorer_name));
   }
-  if (!policy.scorer->ranks_by_score() && !policy.allocator->ignores_scores()) {
+  if (!policy.scorer->traits().ranks_by_score && !policy.allocator->traits().ignores_scores) {
     throw UsageError(fmt::format(
         "policy '{}': the kept set of {} with these options is not a cut through one score, so the allocator {} "
         "cannot split a budget over it; use {}+head, or see 'laprox policies {}'",

@@ -16,8 +16,8 @@ namespace {
 
 void check_pins(const DumpInfo& dump, const Policy& policy, const BudgetRequest& request) {
   const Index tokens = resolve(request, dump).tokens_per_head();
-  const Index pinned = policy.scorer->pins().count(dump.context_length);
-  if (tokens < pinned && !policy.scorer->keeps_everything()) {
+  const Index pinned = policy.scorer->traits().pins.count(dump.context_length);
+  if (tokens < pinned && !policy.scorer->traits().keeps_everything) {
     throw UsageError(
         fmt::format("{}: budget {} is {} tokens per KV head, but policy '{}' always keeps {} (its window or sinks, "
                     "which count inside the budget); give it a larger budget or a smaller window",
@@ -26,15 +26,15 @@ void check_pins(const DumpInfo& dump, const Policy& policy, const BudgetRequest&
 }
 
 void check_context(const DumpInfo& dump, const Policy& policy) {
-  if (dump.context_length <= policy.scorer->longest_context()) return;
+  if (dump.context_length <= policy.scorer->traits().longest_context) return;
   throw UsageError(
       fmt::format("{}: the context has {} tokens, and policy '{}' takes at most {}, because its work grows with their "
                   "square; leave it out, or make a dump of a shorter prompt",
-                  dump.path.string(), dump.context_length, policy.label, policy.scorer->longest_context()));
+                  dump.path.string(), dump.context_length, policy.label, policy.scorer->traits().longest_context));
 }
 
 void check_rope(const DumpInfo& dump, const Policy& policy) {
-  if (!policy.scorer->undoes_rope()) return;
+  if (!policy.scorer->traits().undoes_rope) return;
   for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
     if (!dump.layers[layer].attention.rope_inv_freq.empty()) continue;
     throw UsageError(
@@ -59,6 +59,9 @@ struct SelectionRows {
 };
 
 void add_layer(std::vector<Selector>& selectors, const LayerView& layer, ScoringKernels& kernels, bool judged) {
+  for (const Selector& selector : selectors) {
+    if (const Index distance = selector.policy().scorer->traits().far_distance) kernels.expect_far_energies(distance);
+  }
   for (Selector& selector : selectors) {
     if (reads_judged(selector.policy()) == judged) selector.add_layer(layer, kernels);
   }

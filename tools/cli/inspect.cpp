@@ -51,6 +51,7 @@ std::vector<std::string> layer_row(const DumpInfo& info, std::size_t n, const st
   if (layer.attention.sliding_window > 0) extras += fmt::format(" window {}", layer.attention.sliding_window);
   if (!layer.attention.sinks.empty()) extras += " sinks";
   if (layer.has_bias) extras += " bias";
+  if (layer.has_residual_norms) extras += " residual";
   std::string check = "-";
   if (!checks.empty()) check = checks[n].output_error ? fmt::format("{:.2e}", *checks[n].output_error) : "no output";
   return {std::to_string(n),
@@ -132,7 +133,8 @@ nlohmann::ordered_json to_json(const DumpInfo& info, const std::vector<LayerChec
                                {"softcap", layer.attention.softcap},
                                {"sliding_window", layer.attention.sliding_window},
                                {"sinks", !layer.attention.sinks.empty()},
-                               {"bias", layer.has_bias}};
+                               {"bias", layer.has_bias},
+                               {"residual_norms", layer.has_residual_norms}};
     row["output_error"] = nullptr;
     if (!checks.empty() && checks[n].output_error) {
       row["output_error"] = *checks[n].output_error;
