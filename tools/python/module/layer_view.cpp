@@ -72,7 +72,7 @@ void check_queries(const PolicyLayer& layer, Index wanted, const char* what) {
 
 Array builtin_scores(const PolicyLayer& layer, const std::string& text) {
   const Policy policy = parse_policy(text);
-  const QueryNeed need = policy.scorer->queries();
+  const QueryNeed need = policy.scorer->traits().queries;
   if (need.kind == QueryNeed::Kind::judged)
     throw UsageError("policy '" + text + "' reads held-out queries, which a policy cannot");
   if (need.kind == QueryNeed::Kind::window) check_queries(layer, need.window, text.c_str());
