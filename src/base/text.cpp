@@ -75,6 +75,32 @@ std::string nearest(std::string_view name, const std::vector<std::string>& known
                            [&](const auto& a, const auto& b) { return distance(a) < distance(b); });
 }
 
+std::optional<std::string> near_miss(std::string_view name, const std::vector<std::string>& known) {
+  if (known.empty() || std::find(known.begin(), known.end(), name) != known.end()) return std::nullopt;
+  const auto closest = std::min_element(known.begin(), known.end(), [&](const auto& a, const auto& b) {
+    return edit_distance(name, a) < edit_distance(name, b);
+  });
+  if (edit_distance(name, *closest) > 2 || closest->size() < 4) return std::nullopt;
+  return *closest;
+}
+
+std::string printable(std::string_view text) {
+  std::string shown;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    // The second half of the control characters, U+0080 to U+009F, is two bytes in UTF-8.
+    const bool high = byte == 0xc2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xa0;
+    if ((byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7f) {
+      shown += fmt::format("\\x{:02x}", byte);
+    } else if (high) {
+      shown += fmt::format("\\x{:02x}", static_cast<unsigned char>(text[++i]));
+    } else {
+      shown += text[i];
+    }
+  }
+  return shown;
+}
+
 std::string join(const std::vector<std::string>& parts, std::string_view separator) {
   return fmt::format("{}", fmt::join(parts, separator));
 }

@@ -19,15 +19,15 @@ class ReportReader {
   Report read() {
     check_format();
     Report report;
-    report.dumps = strings("dump");
-    report.policies = strings("policy");
-    report.budgets = strings("budget");
+    report.dumps = reader_.strings("/dump");
+    report.policies = reader_.strings("/policy");
+    report.budgets = reader_.strings("/budget");
     report.layers = count("layer");
     report.kv_heads = count("kv_head");
     report.query_heads = count("query_head");
-    report.dump_hashes = strings("dump_sha256");
-    report.dump_models = strings("dump_model");
-    report.policy_specs = strings("policy_spec");
+    report.dump_hashes = reader_.strings("/dump_sha256");
+    report.dump_models = reader_.strings("/dump_model");
+    report.policy_specs = reader_.strings("/policy_spec");
     read_provenance(report);
     for (const std::string& name : reader_.members("/")) read_array(name, report);
     for (const char* needed : {"model_relative_error", "relative_error", "kept_pairs", "kept_count", "budget_tokens"}) {
@@ -61,21 +61,7 @@ class ReportReader {
     }
   }
 
-  std::vector<std::string> strings(const std::string& name) {
-    const H5::DataSet dataset = reader_.dataset("/" + name);
-    const std::vector<Index> shape = reader_.shape(dataset);
-    if (dataset.getTypeClass() != H5T_STRING || !dataset.getStrType().isVariableStr() || shape.size() != 1) {
-      reader_.refuse("/" + name, "a list of strings", "something else");
-    }
-    std::vector<char*> pointers(static_cast<std::size_t>(shape[0]));
-    const H5::StrType type = dataset.getStrType();
-    dataset.read(pointers.data(), type);
-    std::vector<std::string> values(pointers.begin(), pointers.end());
-    H5::DataSet::vlenReclaim(pointers.data(), type, dataset.getSpace());
-    return values;
-  }
-
-  Index count(const std::string& dimension) { return static_cast<Index>(reader_.integers("/" + dimension).size()); }
+  Index count(const std::string& dimension) { return reader_.extent("/" + dimension); }
 
   /// Reads a dataset whose dimensions are those of a report; others are left alone.
   void read_array(const std::string& name, Report& report) {
