@@ -17,7 +17,7 @@ struct ArrayView {
 };
 
 /// The arrays of a layer, with the shapes of LayerTensors; output is [M, D].
-enum class LayerArray { q, k, v, w_o, b_o, output };
+enum class LayerArray { q, k, v, w_o, b_o, residual_norms, output };
 
 std::string_view to_string(LayerArray array);
 
@@ -25,7 +25,8 @@ std::string_view to_string(LayerArray array);
 /// the wanted one is used where it lies; any other is converted, one layer at a time.
 class ArraySource : public LayerSource {
  public:
-  /// One array of a layer. Of q exactly the given rows are wanted, [H_q, rows.count(), d]; the others ignore `rows`.
+  /// One array of a layer. Of q and residual_norms exactly the given rows are wanted, [H_q, rows.count(), d] and
+  /// [rows.count()]; the others ignore `rows`.
   /// May be called from another thread. What it throws passes through.
   using Fetch = std::function<ArrayView(Index layer, LayerArray array, DumpInfo::Rows rows)>;
 

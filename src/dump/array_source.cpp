@@ -50,6 +50,8 @@ std::string_view to_string(LayerArray array) {
       return "w_o";
     case LayerArray::b_o:
       return "b_o";
+    case LayerArray::residual_norms:
+      return "residual_norms";
     case LayerArray::output:
       return "output";
   }
@@ -76,6 +78,10 @@ LayerTensors ArraySource::read_layer(Index layer, DumpInfo::Rows rows, ElementTy
   if (summary.has_bias) {
     const Tensor bias = read(layer, LayerArray::b_o, rows, ElementType::float64);
     tensors.bias.assign(bias.data<double>(), bias.data<double>() + bias.size());
+  }
+  if (summary.has_residual_norms) {
+    const Tensor norms = read(layer, LayerArray::residual_norms, rows, ElementType::float64);
+    tensors.residual_norms.assign(norms.data<double>(), norms.data<double>() + norms.size());
   }
   return tensors;
 }
@@ -134,6 +140,8 @@ std::vector<Index> ArraySource::expected_shape(Index layer, LayerArray array, Du
       return {g.query_heads * g.value_size, g.model_size};
     case LayerArray::b_o:
       return {g.model_size};
+    case LayerArray::residual_norms:
+      return {rows.count()};
     case LayerArray::output:
       return {static_cast<Index>(info_.output_positions.size()), g.model_size};
   }

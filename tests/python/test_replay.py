@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import laprox
 import numpy as np
 import pytest
@@ -116,6 +117,22 @@ def test_the_command_line_agrees(needle_dump, command_line, tmp_path):
     assert shown[0] == shown[1]
 
 
+def test_residual_norms_reach_the_policies_and_the_errors(dump):
+    norms = np.random.default_rng(1).random((3, 96)) + 0.5
+    with h5py.File(dump, "a") as file:
+        for i in range(3):
+            file[f"layers/{i}/residual_norms"] = norms[i]
+    memory = [laprox.Layer(**arrays(seed), context_length=80, residual_norms=norms[seed]) for seed in range(3)]
+    found = [laprox.sweep(prompt, ["laprox-r:window=8", "laprox-far"], 20) for prompt in (dump, memory)]
+    assert np.isfinite(found[0].residual_error).all() and (found[0].residual_error > 0).all()
+    for name in ("relative_error", "kept_count", "residual_error"):
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+    with laprox.open_dump(dump) as opened:
+        np.testing.assert_array_equal(
+            laprox.kept(opened[2], "laprox-r:window=8", 20).masks, laprox.kept(memory[2], "laprox-r:window=8", 20).masks
+        )
+
+
 def test_reports_survive_the_disk(layers, tmp_path):
     report = laprox.sweep(layers, ["h2o", "knorm"], [10, 20], save_kept=True)
     laprox.save_report(report, tmp_path / "report.h5")
@@ -181,6 +198,7 @@ def test_progress_is_told_and_may_end_the_work(layers):
 _ENDLESS = """
 import os, signal, threading, sys
 sys.path.insert(0, {here!r})
+import h5py
 import laprox
 from conftest import layer
 layers = [layer(seed, 600, tokens=640) for seed in range(8)]

@@ -81,7 +81,7 @@ class Dump:
             sinks=summary["sinks"] or None,
             positions=self.query_positions,
             context_length=self.context_length,
-            residual_norms=summary["residual_norms"] or None,
+            residual_norms=group["residual_norms"][...] if "residual_norms" in group else None,
             bias=group["b_o"][...] if "b_o" in group else None,
             rope_inv_freq=summary["rope_inv_freq"] or None,
         )
@@ -89,7 +89,8 @@ class Dump:
     def _source(self) -> _core.Source:
         def fetch(layer: int, name: str, begin: int, end: int) -> tuple[np.ndarray, str]:
             stored = self._group(layer)[name]
-            values = stored[:, begin:end] if name == "q" else stored[...]
+            rows = {"q": (slice(None), slice(begin, end)), "residual_norms": slice(begin, end)}
+            values = stored[rows.get(name, ...)]
             return np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False)), _element_type(stored)
 
         info = {
@@ -169,7 +170,7 @@ class Dump:
         ):
             if found != expected:
                 refuse(name, f"{what} = {expected}", f"{what} = {found}")
-        vectors = {"sinks": sizes.query_heads, "residual_norms": sizes.tokens, "b_o": sizes.model_size, "rope_inv_freq": None}
+        vectors = {"sinks": sizes.query_heads, "residual_norms": sizes.queries, "b_o": sizes.model_size, "rope_inv_freq": None}
         for name, size in vectors.items():
             if name in group and (group[name].ndim != 1 or (size and group[name].shape[0] != size)):
                 refuse(name, f"shape [{size or 'r / 2'}]", f"shape {list(group[name].shape)}")
@@ -184,11 +185,9 @@ class Dump:
             "sliding_window": int(group.attrs.get("sliding_window", 0)),
             "has_bias": "b_o" in group,
             "has_output": "output" in group,
+            "has_residual_norms": "residual_norms" in group,
             **{f"{name}_type": _element_type(group[name]) for name in _TENSORS},
-            **{
-                name: [float(x) for x in group[name][...]] if name in group else []
-                for name in ("sinks", "residual_norms", "rope_inv_freq")
-            },
+            **{name: [float(x) for x in group[name][...]] if name in group else [] for name in ("sinks", "rope_inv_freq")},
         }
 
 

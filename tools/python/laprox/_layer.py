@@ -42,8 +42,9 @@ class Layer:
         Learned sink logits that join the softmax denominator only.
     positions : [N] whole numbers, optional
         Positions of the queries, ascending. Default: the last N of the T tokens.
-    residual_norms : [T], optional
-        L2 norm of the residual stream that the layer's output is added to, for policies that read it.
+    residual_norms : [N], optional
+        At each query, the L2 norm of the residual stream right after the layer's attention output was added to it; above 0. For
+        policies that weigh layers by it, and for errors relative to the stream.
     context_length : int, optional
         C: tokens of the prompt; the others were decoded, and their queries judge policies. Default: T.
     bias : [D], optional
@@ -88,7 +89,11 @@ class Layer:
         self.rope_inv_freq = [] if rope_inv_freq is None else as_reals(rope_inv_freq, "rope_inv_freq", None, "[r / 2]")
         if 2 * len(self.rope_inv_freq) > sizes.head_size:
             _refuse("rope_inv_freq", f"at most d / 2 = {sizes.head_size // 2} elements", str(len(self.rope_inv_freq)))
-        self.residual_norms = [] if residual_norms is None else as_reals(residual_norms, "residual_norms", sizes.tokens, "[T]")
+        if residual_norms is not None:
+            norms = np.array(as_reals(residual_norms, "residual_norms", sizes.queries, "[N]"))
+            if not (norms > 0).all():
+                _refuse("residual_norms", "norms above 0", str(norms.min()))
+            self._arrays["residual_norms"] = (norms, "float64")
         self.scale = sizes.head_size**-0.5 if scale is None else _number("scale", scale, above=True)
         self.softcap = _number("softcap", softcap)
         self.window = int(_number("window", window))
@@ -135,7 +140,7 @@ class Layer:
             "sliding_window": self.window,
             "sinks": self.sinks,
             "rope_inv_freq": self.rope_inv_freq,
-            "residual_norms": self.residual_norms,
+            "has_residual_norms": "residual_norms" in self._arrays,
             "has_bias": "b_o" in self._arrays,
             "has_output": False,
             **types,
@@ -163,7 +168,11 @@ def source_of_layers(layers: Sequence[Layer], name: str = "layers in memory") ->
 
     def fetch(layer: int, array: str, begin: int, end: int) -> tuple[np.ndarray, str]:
         values, element_type = layers[layer]._arrays[array]
-        return (np.ascontiguousarray(values[:, begin:end]) if array == "q" else values), element_type
+        if array == "q":
+            values = np.ascontiguousarray(values[:, begin:end])
+        elif array == "residual_norms":
+            values = values[begin:end]
+        return values, element_type
 
     info = {
         "name": name,

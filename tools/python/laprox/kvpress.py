@@ -104,7 +104,7 @@ class LaproxPress(BasePress):
             raise UsageError(f"policy '{policy.label}' reads the queries that judge it, which no cache can")
         first = tokens - min(wanted, tokens)
         with torch.no_grad():
-            # The projection of a layer that sees other rows too rounds differently; kvpress's own presses project the window alone.
+            # All rows are projected, as the model did: a product of fewer rows may round differently.
             queries = _rotated(get_prerope_query_states(module, hidden)[:, :, first:], *(part[:, first:] for part in rotation))
             w_o = module.o_proj.weight.T.contiguous()
         bias, sinks = getattr(module.o_proj, "bias", None), getattr(module, "sinks", None)

@@ -72,12 +72,12 @@ void check_queries(const PolicyLayer& layer, Index wanted, const char* what) {
 
 Array builtin_scores(const PolicyLayer& layer, const std::string& text) {
   const Policy policy = parse_policy(text);
-  const QueryNeed need = policy.scorer->queries();
+  const QueryNeed need = policy.scorer->traits().queries;
   if (need.kind == QueryNeed::Kind::judged)
     throw UsageError("policy '" + text + "' reads held-out queries, which a policy cannot");
   if (need.kind == QueryNeed::Kind::window) check_queries(layer, need.window, text.c_str());
   if (need.kind == QueryNeed::Kind::all) check_queries(layer, layer.view().context_length(), text.c_str());
-  if (policy.scorer->depends_on_budget()) {
+  if (policy.scorer->traits().depends_on_budget) {
     const Index tokens = layer.tokens();
     if (tokens == 0)
       throw UsageError("the scores of '" + text + "' depend on the budget; take it as a second argument");
@@ -127,11 +127,12 @@ void add_layer_view(nb::module_& module) {
             const std::size_t count = positions.size();
             return to_numpy(std::move(positions), {count});
           },
-          "[N] positions of the rows of q.")
-      .def_prop_ro("k", &keys, "[kv_heads, C, d] float64, a copy.")
-      .def_prop_ro("v", &values, "[kv_heads, C, d_v] float64, a copy.")
-      .def_prop_ro("q", &queries, "[query_heads, N, d] float64, a copy: the prompt queries that the policy asked for.")
-      .def_prop_ro("w_o", &output_weights, "[query_heads, d_v, D] float64, a copy.")
+          nb::rv_policy::move, "[N] positions of the rows of q.")
+      .def_prop_ro("k", &keys, nb::rv_policy::move, "[kv_heads, C, d] float64, a copy.")
+      .def_prop_ro("v", &values, nb::rv_policy::move, "[kv_heads, C, d_v] float64, a copy.")
+      .def_prop_ro("q", &queries, nb::rv_policy::move,
+                   "[query_heads, N, d] float64, a copy: the prompt queries that the policy asked for.")
+      .def_prop_ro("w_o", &output_weights, nb::rv_policy::move, "[query_heads, d_v, D] float64, a copy.")
       .def("attention_sums",
            windowed(
                "attention_sums",

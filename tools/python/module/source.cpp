@@ -58,6 +58,7 @@ LayerSummary summary_of(const nb::dict& layer) {
   summary.attention.sinks = get<std::vector<double>>(layer, "sinks");
   summary.attention.rope_inv_freq = get<std::vector<double>>(layer, "rope_inv_freq");
   summary.has_bias = get<bool>(layer, "has_bias");
+  summary.has_residual_norms = get<bool>(layer, "has_residual_norms");
   summary.has_output = get<bool>(layer, "has_output");
   summary.q_type = element_type(get<std::string>(layer, "q_type"));
   summary.k_type = element_type(get<std::string>(layer, "k_type"));
