@@ -30,6 +30,8 @@
 #include "laprox/statistics.h"
 #include "laprox/sweep.h"
 #include "laprox/synth.h"
+#include "laprox/temporaries.h"
 #include "laprox/tensor.h"
+#include "laprox/trust.h"
 #include "laprox/verify.h"
 #include "laprox/version.h"

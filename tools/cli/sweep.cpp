@@ -103,7 +103,11 @@ void run_sweep(const SweepArguments& arguments) {
   if (options.policies.empty() && arguments.scores.empty()) {
     throw UsageError("no policy given, for example --policy snapkv,h2o; 'laprox policies' lists all");
   }
-  if (!arguments.output.empty()) check_writable(arguments.output, arguments.force);
+  if (!arguments.output.empty()) {
+    std::vector<std::filesystem::path> inputs(arguments.dumps.begin(), arguments.dumps.end());
+    inputs.insert(inputs.end(), arguments.scores.begin(), arguments.scores.end());
+    check_writable(arguments.output, arguments.force, inputs);
+  }
 
   // Every dump is opened and every request checked before the first one is worked on.
   std::vector<DumpReader> dumps;
