@@ -108,8 +108,9 @@ def _projection(module: torch.nn.Module, width: int, call: attention.Call) -> to
     weight = module.weight.detach()
     plain = type(module.weight) in (torch.Tensor, torch.nn.Parameter)  # torchao's subclasses say that they are floating-point
     if not plain or not weight.is_floating_point():
+        kind = weight.dtype if plain else type(weight).__name__
         raise UnsupportedModel(
-            f"{_name(call)}: its output projection ({type(module).__name__}) holds {weight.dtype if plain else type(weight).__name__} weights; "
+            f"{_name(call)}: its output projection ({type(module).__name__}) holds {kind} weights; "
             "load the model unquantised"
         )
     if isinstance(module, torch.nn.Linear) and weight.shape[1] == width:
