@@ -1,5 +1,6 @@
 """Inputs and outputs that are not what they seem: each is refused in one line, and nothing of the user's is lost."""
 
+import fcntl
 import json
 import os
 import pty
@@ -7,8 +8,10 @@ import resource
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
+import termios
 
 import h5py
 import numpy as np
@@ -376,7 +379,8 @@ def test_progress_on_a_terminal(tiny_checkpoint, prompt, tmp_path):
         "--ignore-eos",
     ]
     main, side = pty.openpty()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=side, env={**os.environ, "COLUMNS": "100"})
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # a bar takes no room where there is none
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=side)
     os.close(side)
     seen = b""
     try:
