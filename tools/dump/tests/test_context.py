@@ -28,7 +28,10 @@ def stretched(kind: str):
     if RELEASE.major >= 5:
         scaling["rope_theta"] = 10000.0
     longest = 4 * TRAINED if kind == "longrope" else TRAINED
-    return prepare(Family("Llama", {**BASE, key: scaling, "max_position_embeddings": longest}).build())
+    settings = {**BASE, key: scaling, "max_position_embeddings": longest}
+    if kind == "longrope":
+        settings["original_max_position_embeddings"] = TRAINED  # where transformers 4 looks for it
+    return prepare(Family("Llama", settings).build())
 
 
 def export(model, path, context: int, decode: int):
