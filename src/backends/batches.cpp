@@ -23,7 +23,9 @@ std::vector<Index> set_kept_sums(const Matrix& exact, std::span<const double> pr
     const double norm = exact.row(static_cast<Index>(t)).squaredNorm();
     error.kept_square.push_back(norm + 2 * products[t] + error.query_error[t]);
     error.kept_product.push_back(norm + products[t]);
-    if (error.query_error[t] > 0 && error.kept_square[t] < norm / 4) cancelled.push_back(static_cast<Index>(t));
+    const double square = error.kept_square[t], product = error.kept_product[t];
+    const bool short_of_digits = square < norm / 4 || product * product < norm * square / 4;
+    if (error.query_error[t] > 0 && short_of_digits) cancelled.push_back(static_cast<Index>(t));
   }
   return cancelled;
 }
