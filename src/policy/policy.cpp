@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 
 #include "base/text.h"
 #include "laprox/error.h"
@@ -122,20 +123,17 @@ void check_combination(const Policy& policy, const ScorerInfo& scorer) {
   }
 }
 
-}  // namespace
+using MakeScorer = std::function<std::shared_ptr<const Scorer>(Options&)>;
 
-Policy parse_policy(std::string_view text) {
-  Policy policy;
-  policy.label = trim(text);
-  const Spelling spelling = spell(policy.label);
-  if (spelling.scorer.empty()) throw UsageError("an empty policy; 'laprox policies' lists all");
-  // A published method's name stands for a composition and its options.
-  const Method* method = spelling.allocator ? nullptr : find_method(spelling.scorer);
-  const Spelling meant = method ? spell(method->policy) : spelling;
-
-  const ScorerInfo& scorer = find_part(scorers(), "policy", meant.scorer);
+/// The policy that `spelling` asks for, once its scorer is known. `meant`: what the name stands for, where it is a
+/// published method's; else `spelling` itself.
+Policy assemble(const std::string& label, const Spelling& spelling, const Spelling& meant, const ScorerInfo& scorer,
+                const MakeScorer& make) {
+  const bool method = &meant != &spelling;
   const Spelling fallback = spell(scorer.default_allocator);
   const AllocatorInfo& allocator = find_part(allocators(), "allocator", meant.allocator.value_or(fallback.scorer));
+  Policy policy;
+  policy.label = label;
   policy.scorer_name = scorer.name;
   policy.allocator_name = allocator.name;
   policy.scorer_options = Options(scorer.options);
@@ -143,10 +141,34 @@ Policy parse_policy(std::string_view text) {
   for (const std::string& pair : spelling.options) set_option(policy, scorer, allocator, pair);
   if (method) set_others(policy, scorer, allocator, meant.options);
   if (!meant.allocator) set_others(policy, scorer, allocator, fallback.options);
-  policy.scorer = scorer.make(policy.scorer_options);
+  policy.scorer = make(policy.scorer_options);
   policy.allocator = allocator.make(policy.allocator_options);
   check_combination(policy, scorer);
   return policy;
+}
+
+}  // namespace
+
+Policy parse_policy(std::string_view text) {
+  const std::string label = trim(text);
+  const Spelling spelling = spell(label);
+  if (spelling.scorer.empty()) throw UsageError("an empty policy; 'laprox policies' lists all");
+  // A published method's name stands for a composition and its options.
+  const Method* method = spelling.allocator ? nullptr : find_method(spelling.scorer);
+  const Spelling composition = method ? spell(method->policy) : Spelling{};
+  const Spelling& meant = method ? composition : spelling;
+  const ScorerInfo& scorer = find_part(scorers(), "policy", meant.scorer);
+  return assemble(label, spelling, meant, scorer, scorer.make);
+}
+
+Policy compose_policy(std::string_view text, std::shared_ptr<const Scorer> scorer,
+                      const std::string& default_allocator) {
+  const std::string label = trim(text);
+  const Spelling spelling = spell(label);
+  ScorerInfo info{};
+  info.name = spelling.scorer;
+  info.default_allocator = default_allocator;
+  return assemble(label, spelling, spelling, info, [&](Options&) { return scorer; });
 }
 
 std::string to_string(const Policy& policy) {

@@ -62,7 +62,7 @@ std::string reason(const UsageError& error, const DumpInfo& dump) {
 
 class BackendVerifier {
  public:
-  BackendVerifier(const DumpReader& dump, const Backend& backend, const VerifyOptions& options)
+  BackendVerifier(const LayerSource& dump, const Backend& backend, const VerifyOptions& options)
       : dump_(dump),
         info_(dump.info()),
         backend_(backend),
@@ -207,7 +207,7 @@ class BackendVerifier {
     return std::move(result_);
   }
 
-  const DumpReader& dump_;
+  const LayerSource& dump_;
   const DumpInfo& info_;
   const Backend& backend_;
   std::unique_ptr<Backend> reference_;
@@ -223,7 +223,7 @@ class BackendVerifier {
 
 }  // namespace
 
-Verification verify_backend(const DumpReader& dump, const Backend& backend, const VerifyOptions& options,
+Verification verify_backend(const LayerSource& dump, const Backend& backend, const VerifyOptions& options,
                             const Progress& progress) {
   return BackendVerifier(dump, backend, options).run(progress);
 }
