@@ -1,9 +1,10 @@
 """Dumps from arrays of somebody's own engine: a .npz or .safetensors file with named arrays in, a validated dump out.
 
 The names are the dump format's, with dots: `context_length`, `query_positions` (default: every position), `output_positions`,
-`token_ids`, and for each layer i `layers.i.q`, `.k`, `.v`, `.w_o`, optionally `.b_o`, `.sinks`, `.output`, and the numbers
-`.scale` (default 1/sqrt(d)), `.softcap`, `.sliding_window`. Texts (`model`, `source`, `prompt`) are string arrays in .npz and
-metadata in .safetensors. bfloat16 is native in .safetensors, and uint16 bit patterns in .npz.
+`token_ids`, and for each layer i `layers.i.q`, `.k`, `.v`, `.w_o`, optionally `.b_o`, `.sinks`, `.output`, `.residual_norms`,
+`.rope_inv_freq`, and the numbers `.scale` (default 1/sqrt(d)), `.softcap`, `.sliding_window`, `.kv_source`. Texts (`model`,
+`source`, `prompt`) are string arrays in .npz and metadata in .safetensors. bfloat16 is native in .safetensors, and uint16 bit
+patterns in .npz.
 """
 
 import re
@@ -13,12 +14,14 @@ import torch
 
 from .errors import InputError
 from .export import Summary
-from .layer import TENSORS, Layer, Positions, check_layer, check_positions
+from .layer import FACTS, TENSORS, Layer, Positions, check_layer, check_positions
 from .replay import TOLERANCE, prove
 from .writer import DumpWriter
 
 TEXTS = ("model", "source", "prompt")
-LAYER_KEY = re.compile(r"layers\.(0|[1-9]\d*)\.(q|k|v|w_o|b_o|sinks|output|scale|softcap|sliding_window|model_layer)")
+LAYER_KEY = re.compile(
+    r"layers\.(0|[1-9]\d*)\.(q|k|v|w_o|b_o|sinks|output|residual_norms|rope_inv_freq|scale|softcap|sliding_window|model_layer|kv_source)"
+)
 ROOT_KEYS = ("context_length", "query_positions", "output_positions", "token_ids")
 
 
@@ -145,7 +148,7 @@ def _positions(arrays: Arrays) -> Positions:
 
 def _layer(arrays: Arrays, i: int) -> Layer:
     tensors = {}
-    for name in (*TENSORS, "output"):
+    for name in (*TENSORS, *FACTS):
         t = tensors[name] = arrays.get(f"layers.{i}.{name}")
         if t is not None and t.dtype not in (*TOLERANCE, torch.float64):
             raise InputError(
@@ -160,4 +163,22 @@ def _layer(arrays: Arrays, i: int) -> Layer:
         softcap=float(arrays.number(f"layers.{i}.softcap", 0.0)),
         sliding_window=int(arrays.number(f"layers.{i}.sliding_window", 0)),
         model_layer=int(arrays.number(f"layers.{i}.model_layer", i)),
+        kv_source=_kv_source(arrays, i, tensors),
     )
+
+
+def _kv_source(arrays: Arrays, i: int, tensors: dict) -> int | None:
+    """The layer whose cache layer i reads, None if it has its own. Throws InputError where keys and values are not that layer's."""
+    name = f"layers.{i}.kv_source"
+    found = arrays.number(name, None)
+    if found is None:
+        return None
+    if found not in range(i) or f"layers.{int(found)}.kv_source" in arrays.names:
+        raise InputError(f"{arrays.path}: {name}: expected a layer before {i} that has a cache of its own, found {found}")
+    for key in ("k", "v"):
+        other = arrays.get(f"layers.{int(found)}.{key}")
+        if other.dtype != tensors[key].dtype or not torch.equal(other, tensors[key]):
+            raise InputError(
+                f"{arrays.path}: layers.{i}.{key}: expected the {key} of layer {int(found)}, its kv_source; it differs"
+            )
+    return int(found)

@@ -213,9 +213,11 @@ def _show(bar, name: str, stage: str, layers: int) -> None:
 def _quiet() -> None:
     """Silence the libraries' own progress bars and advice; errors are reported here, in one line."""
     import transformers
+    from transformers import modeling_gguf_pytorch_utils as gguf_loader
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    gguf_loader.tqdm = functools.partial(gguf_loader.tqdm, disable=True)  # it asks nobody whether to show its bar
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
