@@ -1,9 +1,10 @@
 """Dumps from arrays of somebody's own engine: a .npz or .safetensors file with named arrays in, a validated dump out.
 
 The names are the dump format's, with dots: `context_length`, `query_positions` (default: every position), `output_positions`,
-`token_ids`, and for each layer i `layers.i.q`, `.k`, `.v`, `.w_o`, optionally `.b_o`, `.sinks`, `.output`, and the numbers
-`.scale` (default 1/sqrt(d)), `.softcap`, `.sliding_window`. Texts (`model`, `source`, `prompt`) are string arrays in .npz and
-metadata in .safetensors. bfloat16 is native in .safetensors, and uint16 bit patterns in .npz.
+`token_ids`, and for each layer i `layers.i.q`, `.k`, `.v`, `.w_o`, optionally `.b_o`, `.sinks`, `.output`, `.residual_norms`,
+`.rope_inv_freq`, and the numbers `.scale` (default 1/sqrt(d)), `.softcap`, `.sliding_window`, `.kv_source`. Texts (`model`,
+`source`, `prompt`) are string arrays in .npz and metadata in .safetensors. bfloat16 is native in .safetensors, and uint16 bit
+patterns in .npz.
 """
 
 import re
@@ -13,12 +14,15 @@ import torch
 from .arrays_file import Arrays
 from .errors import InputError
 from .export import Summary
-from .layer import TENSORS, Layer, Positions, check_layer, check_positions
+from .layer import FACTS, TENSORS, Layer, Positions, check_layer, check_positions
 from .output import check_output
 from .replay import TOLERANCE, prove
 from .writer import DumpWriter
 
-LAYER_KEY = re.compile(r"layers\.(0|[1-9][0-9]{0,5})\.(q|k|v|w_o|b_o|sinks|output|scale|softcap|sliding_window|model_layer)")
+LAYER_KEY = re.compile(
+    r"layers\.(0|[1-9][0-9]{0,5})\.(q|k|v|w_o|b_o|sinks|output|residual_norms|rope_inv_freq|scale|softcap|sliding_window"
+    r"|model_layer|kv_source)"
+)
 ROOT_KEYS = ("context_length", "query_positions", "output_positions", "token_ids")
 MAX_TOKEN_ID = 2**31 - 1  # a dump stores them as int32
 
@@ -94,7 +98,7 @@ def _positions(arrays: Arrays) -> Positions:
 
 def _layer(arrays: Arrays, i: int) -> Layer:
     tensors = {}
-    for name in (*TENSORS, "output"):
+    for name in (*TENSORS, *FACTS):
         t = tensors[name] = arrays.tensor(f"layers.{i}.{name}")
         if t is None:
             continue
@@ -113,4 +117,22 @@ def _layer(arrays: Arrays, i: int) -> Layer:
         softcap=arrays.number(f"layers.{i}.softcap", 0.0),
         sliding_window=arrays.whole(f"layers.{i}.sliding_window", 0),
         model_layer=arrays.whole(f"layers.{i}.model_layer", i),
+        kv_source=_kv_source(arrays, i, tensors),
     )
+
+
+def _kv_source(arrays: Arrays, i: int, tensors: dict) -> int | None:
+    """The layer whose cache layer i reads, None if it has its own. Throws InputError where keys and values are not that layer's."""
+    name = f"layers.{i}.kv_source"
+    if name not in arrays.names:
+        return None
+    found = arrays.whole(name, 0)
+    if found not in range(i) or f"layers.{found}.kv_source" in arrays.names:
+        raise InputError(f"{arrays.path}: {name}: expected a layer before {i} that has a cache of its own, found {found}")
+    for key in ("k", "v"):
+        other = arrays.tensor(f"layers.{found}.{key}")
+        if other.dtype != tensors[key].dtype or not torch.equal(other, tensors[key]):
+            raise InputError(
+                f"{arrays.path}: layers.{i}.{key}: expected the {key} of layer {found}, its kv_source; it differs"
+            )
+    return found

