@@ -16,18 +16,21 @@ namespace {
 class StoredScores : public Scorer {
  public:
   StoredScores(ScoreTable scores, std::shared_ptr<const Scorer> meant)
-      : scores_(std::move(scores)), meant_(std::move(meant)) {}
+      : Scorer(traits_of(meant)), scores_(std::move(scores)), meant_(std::move(meant)) {}
 
-  Pins pins() const override { return meant_ ? meant_->pins() : Pins{}; }
   Matrix score(const LayerView& layer, ScoringKernels&) const override {
     return scores_.at(static_cast<std::size_t>(layer.layer()));
   }
   Ranking rank(std::span<const double> scores) const override {
     return meant_ ? meant_->rank(scores) : Scorer::rank(scores);
   }
-  bool ranks_by_score() const override { return !meant_ || meant_->ranks_by_score(); }
 
  private:
+  static ScorerTraits traits_of(const std::shared_ptr<const Scorer>& meant) {
+    if (!meant) return {};
+    return {.pins = meant->traits().pins, .ranks_by_score = meant->traits().ranks_by_score};
+  }
+
   ScoreTable scores_;
   std::shared_ptr<const Scorer> meant_;
 };
@@ -37,10 +40,10 @@ class StoredMasks : public Scorer {
  public:
   /// masks[budget][layer]; tokens: the budgets, per KV head.
   StoredMasks(std::vector<ScoreTable> masks, std::vector<Index> tokens)
-      : masks_(std::move(masks)), tokens_(std::move(tokens)) {}
+      : Scorer({.depends_on_budget = true, .scores_are_places = true}),
+        masks_(std::move(masks)),
+        tokens_(std::move(tokens)) {}
 
-  bool depends_on_budget() const override { return true; }
-  bool scores_are_places() const override { return true; }
   std::vector<Matrix> score_each(std::span<const Index> budgets, const LayerView& layer,
                                  ScoringKernels&) const override {
     std::vector<Matrix> scores;
@@ -135,7 +138,7 @@ Policy read_score_policy(const std::string& text, const DumpReader& dump, const 
     if (file.policy()) {
       const Policy policy = parse_policy(*file.policy());
       meant = policy.scorer;
-      if (meant->depends_on_budget()) {
+      if (meant->traits().depends_on_budget) {
         throw UsageError(
             fmt::format("{}: the scores of {} depend on the budget, and the file has one for all; store "
                         "kept tokens instead",

@@ -72,12 +72,12 @@ void check_queries(const PolicyLayer& layer, Index wanted, const char* what) {
 
 Array builtin_scores(const PolicyLayer& layer, const std::string& text) {
   const Policy policy = parse_policy(text);
-  const QueryNeed need = policy.scorer->queries();
+  const QueryNeed need = policy.scorer->traits().queries;
   if (need.kind == QueryNeed::Kind::judged)
     throw UsageError("policy '" + text + "' reads held-out queries, which a policy cannot");
   if (need.kind == QueryNeed::Kind::window) check_queries(layer, need.window, text.c_str());
   if (need.kind == QueryNeed::Kind::all) check_queries(layer, layer.view().context_length(), text.c_str());
-  if (policy.scorer->depends_on_budget()) {
+  if (policy.scorer->traits().depends_on_budget) {
     const Index tokens = layer.tokens();
     if (tokens == 0)
       throw UsageError("the scores of '" + text + "' depend on the budget; take it as a second argument");

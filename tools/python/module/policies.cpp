@@ -15,15 +15,13 @@ namespace {
 class PythonScorer : public Scorer {
  public:
   PythonScorer(nb::object function, QueryNeed queries, Pins pins, bool depends_on_budget)
-      : function_(std::move(function)), queries_(queries), pins_(pins), depends_on_budget_(depends_on_budget) {}
+      : Scorer({.queries = queries, .pins = pins, .depends_on_budget = depends_on_budget}),
+        function_(std::move(function)) {}
   ~PythonScorer() override {
     const nb::gil_scoped_acquire gil;
     function_.reset();
   }
 
-  QueryNeed queries() const override { return queries_; }
-  Pins pins() const override { return pins_; }
-  bool depends_on_budget() const override { return depends_on_budget_; }
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override { return call(layer, kernels, 0); }
   std::vector<Matrix> score_each(std::span<const Index> budgets, const LayerView& layer,
                                  ScoringKernels& kernels) const override {
@@ -35,8 +33,9 @@ class PythonScorer : public Scorer {
  private:
   Matrix call(const LayerView& view, ScoringKernels& kernels, Index tokens) const {
     const nb::gil_scoped_acquire gil;
+    const QueryNeed& queries = traits().queries;
     const Index context = view.context_length();
-    const Index shown = queries_.kind == QueryNeed::Kind::all ? context : std::min(queries_.window, context);
+    const Index shown = queries.kind == QueryNeed::Kind::all ? context : std::min(queries.window, context);
     const nb::object layer = nb::cast(PolicyLayer(view, kernels, shown, tokens), nb::rv_policy::move);
     struct Close {
       PolicyLayer* layer;
@@ -52,9 +51,6 @@ class PythonScorer : public Scorer {
   }
 
   nb::object function_;
-  QueryNeed queries_;
-  Pins pins_;
-  bool depends_on_budget_;
 };
 
 /// queries: -1 for all prompt queries, 0 for none, else how many of the last ones.
@@ -110,7 +106,7 @@ nb::list describe_scorers() {
     nb::dict entry = describe_part(info);
     entry["default_allocator"] = info.default_allocator;
     entry["needs"] = info.needs;
-    entry["is_oracle"] = parse_policy(info.name).scorer->queries().kind == QueryNeed::Kind::judged;
+    entry["is_oracle"] = parse_policy(info.name).scorer->traits().queries.kind == QueryNeed::Kind::judged;
     entries.append(entry);
   }
   return entries;
@@ -151,9 +147,9 @@ void add_policies(nb::module_& module) {
       .def_prop_ro("scorer", [](const Policy& policy) { return policy.scorer_name; })
       .def_prop_ro("allocator", [](const Policy& policy) { return policy.allocator_name; })
       .def_prop_ro(
-          "queries", [](const Policy& policy) { return to_string(policy.scorer->queries().kind); },
+          "queries", [](const Policy& policy) { return to_string(policy.scorer->traits().queries.kind); },
           "Which queries it reads: none, window, all or judged (an oracle).")
-      .def_prop_ro("query_window", [](const Policy& policy) { return policy.scorer->queries().window; })
+      .def_prop_ro("query_window", [](const Policy& policy) { return policy.scorer->traits().queries.window; })
       .def("__repr__", [](const Policy& policy) { return "<laprox policy " + to_string(policy) + ">"; });
   module.def(
       "parse_policy", [](const std::string& text) { return std::make_shared<Policy>(parse_policy(text)); },

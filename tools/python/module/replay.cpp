@@ -49,7 +49,7 @@ nb::list scores(const LayerSource& source, const Policy& policy, const std::opti
     std::optional<BudgetRequest> request;
     if (budget) request = parse_budget(*budget);
     if (request) options.budgets.push_back(*request);
-    if (!request && policy.scorer->depends_on_budget()) {
+    if (!request && policy.scorer->traits().depends_on_budget) {
       throw UsageError("the scores of '" + policy.label +
                        "' depend on the budget; give one, for example budget=\"5%\"");
     }
