@@ -1,7 +1,7 @@
 # Sourced by tools/demo, tools/test and tools/bench/run: installs what is missing on Debian 12 (or a relative) and builds.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-build_packages=(build-essential cmake ninja-build libeigen3-dev libhdf5-dev libcli11-dev libfmt-dev libssl-dev nlohmann-json3-dev)
+build_packages=(build-essential cmake ninja-build libeigen3-dev libhdf5-dev libcli11-dev libfmt-dev libssl-dev zlib1g-dev nlohmann-json3-dev)
 
 say() { printf '\n== %s\n' "$*"; }
 

@@ -29,11 +29,13 @@ struct LayerKeep {
 
 /// How far one kept set moves one layer's output, as sums over which metrics are formed. n: judged queries.
 struct OutputError {
-  std::vector<double> query_error;    ///< [n] ||delta_t||^2, delta = kept output - exact output, both after W_o
-  std::vector<double> query_product;  ///< [n] <delta_t, exact_t>
-  std::vector<double> head_error;     ///< [query_heads] squared error of the head outputs, before W_o
-  double retained_mass = 0;           ///< mean over query heads and queries of 1 - the evicted keys' exact weight
-  double bound = 0;  ///< truncated mode: sum of evicted ||A_h[:, i]|| ||v_i W_O^h||, bounds ||delta||_F
+  std::vector<double> query_error;  ///< [n] ||delta_t||^2, delta = kept output - exact output, both after W_o
+  /// [n] ||kept output||^2 and <kept output, exact_t>. They are summed over the kept output itself wherever forming
+  /// them from delta and the exact output would lose digits, which is where little remains of a query's output.
+  std::vector<double> kept_square, kept_product;
+  std::vector<double> head_error;  ///< [query_heads] squared error of the head outputs, before W_o
+  double retained_mass = 0;        ///< mean over query heads and queries of 1 - the evicted keys' exact weight
+  double bound = 0;                ///< truncated mode: sum of evicted ||A_h[:, i]|| ||v_i W_O^h||, bounds ||delta||_F
 };
 
 /// The exact output of the judged queries and the norms that errors are relative to.

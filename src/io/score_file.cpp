@@ -97,7 +97,8 @@ void write_scores(const std::filesystem::path& path, const DumpReader& dump, con
     throw UsageError(fmt::format("policy '{}': its scores depend on the budget; give exactly one --budget, found {}",
                                  policy.label, budgets.size()));
   }
-  io::OutputFile output(path, replace);
+  const std::vector<std::filesystem::path> inputs{dump.info().path};
+  io::OutputFile output(path, replace, inputs);
   const std::vector<Selection> selections = select_kept(dump, options, backend);
   try {
     H5::Group root = output.file().openGroup("/");

@@ -16,7 +16,7 @@ namespace {
 class StoredScores : public Scorer {
  public:
   StoredScores(ScoreTable scores, std::shared_ptr<const Scorer> meant)
-      : Scorer(traits_of(meant)), scores_(std::move(scores)), meant_(std::move(meant)) {}
+      : Scorer(traits_like(meant.get())), scores_(std::move(scores)), meant_(std::move(meant)) {}
 
   Matrix score(const LayerView& layer, ScoringKernels&) const override {
     return scores_.at(static_cast<std::size_t>(layer.layer()));
@@ -26,9 +26,10 @@ class StoredScores : public Scorer {
   }
 
  private:
-  static ScorerTraits traits_of(const std::shared_ptr<const Scorer>& meant) {
-    if (!meant) return {};
-    return {.pins = meant->traits().pins, .ranks_by_score = meant->traits().ranks_by_score};
+  static ScorerTraits traits_like(const Scorer* meant) {
+    ScorerTraits traits;
+    if (meant) traits.pins = meant->traits().pins, traits.ranks_by_score = meant->traits().ranks_by_score;
+    return traits;
   }
 
   ScoreTable scores_;

@@ -121,6 +121,7 @@ Selector::Selector(const Policy& policy, std::vector<Budget> budgets, int thread
     : policy_(policy), budgets_(std::move(budgets)), threads_(threads) {
   selection_.orders.resize(policy.scorer->traits().depends_on_budget ? budgets_.size() : 1);
   contests_.resize(selection_.orders.size());
+  ties_.resize(selection_.orders.size());
 }
 
 void Selector::add_layer(const LayerView& layer, ScoringKernels& kernels) {
@@ -144,9 +145,17 @@ void Selector::rank_layer(std::size_t order, const Matrix& scores) {
   std::vector<Ranking> rankings(static_cast<std::size_t>(scores.rows()));
   std::vector<std::vector<double>> sorted(rankings.size());
   std::vector<double> pinned_sums(rankings.size(), 0.0);
+  std::vector<std::vector<Tie>> ties(rankings.size());
   parallel_for(threads_, scores.rows(), [&](Index head) {
     const auto at = static_cast<std::size_t>(head);
     rankings[at] = policy_.scorer->rank(std::span(&scores(head, 0), static_cast<std::size_t>(context)));
+    if (policy_.scorer->traits().ranks_by_score) {
+      const auto score = [&](Index n) { return scores(head, rankings[at][static_cast<std::size_t>(n)]); };
+      for (Index first = pinned, last = pinned; first < context; first = last) {
+        while (last < context && score(last) == score(first)) ++last;
+        if (last - first > 1) ties[at].push_back({first, last});
+      }
+    }
     if (policy_.allocator->traits().ignores_scores) return;
     for (Index n = 0; n < context; ++n) {
       const double score = scores(head, rankings[at][static_cast<std::size_t>(n)]);
@@ -157,6 +166,7 @@ void Selector::rank_layer(std::size_t order, const Matrix& scores) {
     }
   });
   selection_.orders[order].push_back(std::move(rankings));
+  ties_[order].push_back(std::move(ties));
   contests_[order].context_length = context;
   contests_[order].pinned = pinned;
   contests_[order].scores.push_back(std::move(sorted));
@@ -165,9 +175,23 @@ void Selector::rank_layer(std::size_t order, const Matrix& scores) {
 
 Selection Selector::finish() {
   for (std::size_t b = 0; b < budgets_.size(); ++b) {
-    selection_.counts.push_back(split(contests_.size() == 1 ? 0 : b, budgets_[b]));
+    const std::size_t order = contests_.size() == 1 ? 0 : b;
+    selection_.counts.push_back(split(order, budgets_[b]));
+    selection_.tied.push_back(tied_entries(order, selection_.counts.back()));
   }
   return std::move(selection_);
+}
+
+Index Selector::tied_entries(std::size_t order, const HeadCounts& counts) const {
+  Index entries = 0;
+  for (std::size_t layer = 0; layer < counts.size(); ++layer) {
+    for (std::size_t head = 0; head < counts[layer].size(); ++head) {
+      for (const Tie& tie : ties_[order][layer][head]) {
+        if (tie.first < counts[layer][head] && counts[layer][head] < tie.last) entries += tie.last - tie.first;
+      }
+    }
+  }
+  return entries;
 }
 
 HeadCounts Selector::split(std::size_t order, const Budget& asked) const {

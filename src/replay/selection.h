@@ -55,6 +55,12 @@ class Selector {
   int threads_;
   Selection selection_;
   std::vector<Contest> contests_;  ///< [order]
+  /// A stretch [first, last) of a ranking whose scores are equal.
+  struct Tie {
+    Index first, last;
+  };
+  Index tied_entries(std::size_t order, const HeadCounts& counts) const;
+  std::vector<std::vector<std::vector<std::vector<Tie>>>> ties_;  ///< [order][layer][kv_head][stretch]
 };
 
 /// A hash of what a selection keeps at one budget, and whether two selections keep exactly the same there.

@@ -49,8 +49,8 @@ double total_error(const OutputError& error) {
 }
 
 bool same(const OutputError& a, const OutputError& b) {
-  return a.query_error == b.query_error && a.query_product == b.query_product && a.head_error == b.head_error &&
-         a.retained_mass == b.retained_mass && a.bound == b.bound;
+  return a.query_error == b.query_error && a.kept_square == b.kept_square && a.kept_product == b.kept_product &&
+         a.head_error == b.head_error && a.retained_mass == b.retained_mass && a.bound == b.bound;
 }
 
 constexpr SoftmaxMode kModes[] = {SoftmaxMode::renormalized, SoftmaxMode::truncated};

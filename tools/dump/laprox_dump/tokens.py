@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from .chat import fill_in
+from .checkpoint import locate
 from .errors import InputError, foreign
 from .prompts import Prompt
 
@@ -36,8 +37,11 @@ class Encoder:
     def tokenizer(self):
         """The model's own tokenizer. Throws InputError if it has none."""
         if self._tokenizer is None:
+            checkpoint = locate(self.model_name)
             with foreign(f"{self.model_name}: its tokenizer cannot be loaded", InputError):
-                self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.model_name, **self.hub)
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    checkpoint.location, **{**self.hub, **checkpoint.options}
+                )
         return self._tokenizer
 
     def encode(self, prompt: Prompt) -> Tokens:

@@ -33,9 +33,9 @@ class PythonScorer : public Scorer {
  private:
   Matrix call(const LayerView& view, ScoringKernels& kernels, Index tokens) const {
     const nb::gil_scoped_acquire gil;
-    const QueryNeed& queries = traits().queries;
     const Index context = view.context_length();
-    const Index shown = queries.kind == QueryNeed::Kind::all ? context : std::min(queries.window, context);
+    const Index shown =
+        traits().queries.kind == QueryNeed::Kind::all ? context : std::min(traits().queries.window, context);
     const nb::object layer = nb::cast(PolicyLayer(view, kernels, shown, tokens), nb::rv_policy::move);
     struct Close {
       PolicyLayer* layer;
