@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "laprox/layer_source.h"
 
@@ -28,5 +29,8 @@ class DumpReader : public LayerSource {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+/// Throws UsageError where two dumps are the same file or hold the same bytes: they would count as two samples.
+void check_distinct(const std::vector<DumpReader>& dumps);
 
 }  // namespace laprox

@@ -68,9 +68,6 @@ void check_selection_request(const DumpInfo& dump, const SweepOptions& options);
 /// Why this dump cannot serve a policy at any budget, or nothing where it can.
 std::optional<std::string> why_not(const DumpInfo& dump, const Policy& policy, const SweepOptions& options);
 
-/// Throws UsageError where two dumps are the same file or hold the same bytes: they would count as two samples.
-void check_distinct(const std::vector<DumpReader>& dumps);
-
 /// What every policy keeps at every budget, without judging it: [policy].
 std::vector<Selection> select_kept(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                                    const Progress& progress = {});

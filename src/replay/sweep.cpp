@@ -126,24 +126,6 @@ std::optional<std::string> why_not(const DumpInfo& dump, const Policy& policy, c
   return std::nullopt;
 }
 
-void check_distinct(const std::vector<DumpReader>& dumps) {
-  std::map<std::uintmax_t, std::vector<const DumpReader*>> by_size;
-  for (const DumpReader& dump : dumps) by_size[std::filesystem::file_size(dump.info().path)].push_back(&dump);
-  std::map<std::string, std::string> path_of;
-  for (const auto& [size, same_size] : by_size) {
-    if (same_size.size() < 2) continue;
-    for (const DumpReader* dump : same_size) {
-      const std::string path = dump->info().path.string();
-      const auto [other, is_new] = path_of.try_emplace(dump->content_hash(), path);
-      if (is_new) continue;
-      throw UsageError(
-          fmt::format("{}: is the same dump as {} (SHA-256 {}), which would count as two samples; give it "
-                      "once",
-                      path, other->second, other->first));
-    }
-  }
-}
-
 std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selections) {
   std::vector<std::vector<Index>> twins;
   std::vector<std::vector<std::uint64_t>> prints;
