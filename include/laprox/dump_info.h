@@ -15,6 +15,7 @@ struct LayerSummary {
   AttentionForm attention = {};
   bool has_bias = false;
   bool has_output = false;
+  bool has_residual_norms = false;
   ElementType q_type{}, k_type{}, v_type{}, w_o_type{};
 
   /// The element type that all four tensors are stored in, if there is one.

@@ -52,6 +52,9 @@ struct LayerTensors {
   Tensor v;                            ///< [H_kv, T, d_v]
   Tensor w_o;                          ///< [H_q * d_v, D]
   std::vector<double> bias;            ///< b_o: empty or [D]
+  /// [N]: at each row of q, the L2 norm of the residual stream right after the layer's attention output was added to
+  /// it. Empty where the dump does not store it.
+  std::vector<double> residual_norms;
 
   Index queries() const { return static_cast<Index>(query_positions.size()); }
   Index bytes() const { return q.bytes() + k.bytes() + v.bytes() + w_o.bytes(); }
@@ -77,6 +80,8 @@ class LayerView {
   /// The stored queries [N, d] of one query head, in float64, and their positions.
   Matrix queries_of(Index query_head) const;
   const std::vector<Index>& query_positions() const { return layer_.query_positions; }
+  /// The norm of the residual stream at each of them [N], or empty: see LayerTensors.
+  const std::vector<double>& residual_norms() const { return layer_.residual_norms; }
   /// W_O^h [d_v, D] of one query head, in float64.
   Matrix output_block(Index query_head) const;
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <limits>
+#include <span>
 #include <vector>
 
 #include "laprox/backend.h"
@@ -18,6 +20,9 @@ struct LayerMetrics {
   double query_error_mean = 0, query_error_p95 = 0, query_error_p99 = 0,
          query_error_max = 0;              ///< of the per-query errors
   double cosine_mean = 0, cosine_min = 0;  ///< between a query's kept and exact output
+  /// sqrt(mean over queries of ||error_t||^2 / r_t^2), r_t being the norm of the residual stream that the output was
+  /// added to; NaN where the dump does not store it.
+  double residual_error = std::numeric_limits<double>::quiet_NaN();
   double retained_mass = 0;
   double bound = 0;                          ///< truncated mode: the paper's bound on ||O_kept - O||_F, over ||O||_F
   double bound_ratio = 0;                    ///< truncated mode: the bound over the actual error, >= 1
@@ -26,14 +31,17 @@ struct LayerMetrics {
 };
 
 /// Forms the metrics of one kept set. Relative figures of an all-zero exact output are 0 where the error is 0, else
-/// infinite.
-LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, SoftmaxMode mode);
+/// infinite. `residual_norms`: of the judged queries, or empty.
+LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, SoftmaxMode mode,
+                           std::span<const double> residual_norms = {});
 
 /// Over the layers of a model.
 struct ModelMetrics {
   double relative_error = 0;  ///< sqrt(sum of squared errors / sum of squared norms)
   double mean_error = 0;      ///< mean over layers of relative_error
-  double retained_mass = 0;   ///< means over layers
+  /// sqrt(mean over layers and queries of ||error_t||^2 / r_t^2); NaN where a layer has no residual norms.
+  double residual_error = std::numeric_limits<double>::quiet_NaN();
+  double retained_mass = 0;  ///< means over layers
   double cosine_mean = 0;
 };
 ModelMetrics model_metrics(const std::vector<LayerMetrics>& layers);

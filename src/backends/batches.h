@@ -8,6 +8,23 @@
 
 namespace laprox {
 
+/// Query rows of one task: the logits of all tokens against them are one buffer.
+inline constexpr Index kRowsPerTask = 256;
+/// Head outputs that are held at once; more policies than fit are taken in turns.
+inline constexpr Index kHeldElements = Index{1} << 26;
+
+/// How many cells of (policy, budget) are taken in one turn. A cell holds two head outputs of every query, what is kept
+/// and its difference to the exact one.
+inline Index cells_per_batch(const LayerTensors& layer) {
+  const Index cell = 2 * layer.queries() * layer.geometry.query_heads * layer.geometry.value_size;
+  return std::max<Index>(1, kHeldElements / std::max<Index>(1, cell));
+}
+
+/// Sets kept_square and kept_product of every query from query_error and `products` <delta_t, exact_t>, and returns
+/// the queries for which that loses digits: those whose kept output is less than half as long as the exact one, so that
+/// ||o||^2 + 2 <o, delta> + ||delta||^2 cancels. Their kept outputs must be summed themselves.
+std::vector<Index> set_kept_sums(const Matrix& exact, std::span<const double> products, OutputError& error);
+
 /// Calls batch(policies) for one stretch of `policies` after the other, each with at most `most_cells` cells of
 /// (policy, budget), and at least one policy; once, with none, where there are none.
 template <class Batch>

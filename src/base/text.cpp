@@ -21,20 +21,6 @@ std::optional<Number> parse_number(std::string_view text) {
   return number;
 }
 
-std::size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t{0});
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    std::size_t diagonal = std::exchange(row[0], i + 1);
-    for (std::size_t j = 0; j < b.size(); ++j) {
-      const std::size_t substituted = diagonal + (a[i] != b[j]);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({substituted, row[j] + 1, row[j + 1] + 1});
-    }
-  }
-  return row.back();
-}
-
 }  // namespace
 
 std::vector<std::string> split(std::string_view text, char separator) {
@@ -65,15 +51,6 @@ std::optional<double> parse_real(std::string_view text) {
 }
 
 std::optional<long long> parse_integer(std::string_view text) { return parse_number<long long>(text); }
-
-std::string nearest(std::string_view name, const std::vector<std::string>& known) {
-  const auto distance = [&](const std::string& candidate) {
-    // A user who types the beginning of a name means that name.
-    return candidate.starts_with(name) && !name.empty() ? std::size_t{0} : edit_distance(name, candidate);
-  };
-  return *std::min_element(known.begin(), known.end(),
-                           [&](const auto& a, const auto& b) { return distance(a) < distance(b); });
-}
 
 std::string join(const std::vector<std::string>& parts, std::string_view separator) {
   return fmt::format("{}", fmt::join(parts, separator));

@@ -5,6 +5,8 @@
 #include <string_view>
 #include <vector>
 
+#include "laprox/names.h"
+
 namespace laprox {
 
 std::vector<std::string> split(std::string_view text, char separator);
@@ -16,9 +18,6 @@ std::string kebab(std::string_view text);
 /// Whole-text conversions: nothing where any character is left over or the number is not finite.
 std::optional<double> parse_real(std::string_view text);
 std::optional<long long> parse_integer(std::string_view text);
-
-/// The known name nearest to `name`, for "did you mean"; the closest by edit distance, prefixes first.
-std::string nearest(std::string_view name, const std::vector<std::string>& known);
 
 std::string join(const std::vector<std::string>& parts, std::string_view separator);
 

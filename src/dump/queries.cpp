@@ -18,6 +18,10 @@ QueryBlock copy_queries(const LayerTensors& layer, Index first, Index count) {
                 static_cast<std::size_t>(count * row));
   }
   block.positions.assign(layer.query_positions.begin() + first, layer.query_positions.begin() + first + count);
+  if (!layer.residual_norms.empty()) {
+    const auto norms = layer.residual_norms.begin() + first;
+    block.residual_norms.assign(norms, norms + count);
+  }
   return block;
 }
 
@@ -32,6 +36,8 @@ QueryBlock copy_queries_at(const LayerTensors& layer, const std::vector<Index>& 
     require(found != layer.query_positions.end() && *found == positions[static_cast<std::size_t>(n)],
             "queries that the layer holds");
     const Index row = found - layer.query_positions.begin();
+    if (!layer.residual_norms.empty())
+      block.residual_norms.push_back(layer.residual_norms[static_cast<std::size_t>(row)]);
     for (Index head = 0; head < g.query_heads; ++head) {
       std::memcpy(block.q.raw() + (head * count + n) * size, layer.q.raw() + (head * layer.queries() + row) * size,
                   static_cast<std::size_t>(size));
@@ -43,6 +49,7 @@ QueryBlock copy_queries_at(const LayerTensors& layer, const std::vector<Index>& 
 void set_queries(LayerTensors& layer, QueryBlock block) {
   layer.q = std::move(block.q);
   layer.query_positions = std::move(block.positions);
+  layer.residual_norms = std::move(block.residual_norms);
 }
 
 }  // namespace laprox

@@ -10,6 +10,7 @@ namespace laprox {
 struct QueryBlock {
   Tensor q;  ///< [H_q, count, d]
   std::vector<Index> positions;
+  std::vector<double> residual_norms = {};  ///< of these queries; empty where the layer has none
 };
 
 /// A copy of the stored queries [first, first + count).

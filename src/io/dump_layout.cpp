@@ -142,6 +142,8 @@ class StructureReader {
       summary.attention.sinks = reader_.reals(layer_object(layer, "sinks"));
     }
     if (reader_.has(layer_object(layer, "rope_inv_freq"))) read_rotation(layer, summary);
+    summary.has_residual_norms = reader_.has(layer_object(layer, "residual_norms"));
+    if (summary.has_residual_norms) tensor(layer, "residual_norms", {sizes_.queries}, "[N]");
     summary.has_output = reader_.has(layer_object(layer, "output"));
     if (!summary.has_output) return;
     if (sizes_.outputs == 0) {

@@ -44,6 +44,16 @@ struct DumpReader::Impl {
     return target;
   }
 
+  /// The residual stream's norms at the given rows of q.
+  std::vector<double> residual_norms(Index layer, DumpInfo::Rows rows) const {
+    const std::string name = io::layer_object(layer, "residual_norms");
+    const std::vector<double> norms = file.reals(name);
+    for (std::size_t i = 0; i < norms.size(); ++i) {
+      if (!(norms[i] > 0)) file.refuse(name, "norms above 0", fmt::format("{} at [{}]", norms[i], i));
+    }
+    return {norms.begin() + rows.first, norms.begin() + rows.last};
+  }
+
   static void convert(const Tensor& source, Tensor& target) {
     if (target.type() == ElementType::float64) {
       io::convert(source.raw(), source.type(), target.data<double>(), target.size());
@@ -91,6 +101,7 @@ LayerTensors DumpReader::read_layer(Index layer, DumpInfo::Rows rows, ElementTyp
   tensors.v = impl_->read_as(io::layer_object(layer, "v"), type);
   tensors.w_o = impl_->read_as(io::layer_object(layer, "w_o"), type);
   if (summary.has_bias) tensors.bias = impl_->file.reals(io::layer_object(layer, "b_o"));
+  if (summary.has_residual_norms) tensors.residual_norms = impl_->residual_norms(layer, rows);
   return tensors;
 }
 

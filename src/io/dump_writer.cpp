@@ -96,6 +96,8 @@ void DumpWriter::write_layer(const LayerTensors& layer, ElementType type, const 
     write_tensor(group, "v", layer.v, type);
     write_tensor(group, "w_o", layer.w_o, type);
     if (!layer.bias.empty()) write_reals(group, "b_o", layer.bias.data(), {layer.geometry.model_size});
+    const auto& norms = layer.residual_norms;
+    if (!norms.empty()) write_reals(group, "residual_norms", norms.data(), {layer.queries()});
     const auto& sinks = layer.attention.sinks;
     if (!sinks.empty()) write_reals(group, "sinks", sinks.data(), {layer.geometry.query_heads});
     const auto& rotation = layer.attention.rope_inv_freq;

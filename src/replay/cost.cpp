@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "backends/batches.h"
 #include "laprox/error.h"
 
 namespace laprox {
@@ -32,7 +33,7 @@ Queries count_queries(const DumpInfo& dump, const SweepOptions& options) {
   queries.judging = std::max<Index>(1, dump.rows_between(first, last).count());
   bool judged = false;
   for (const Policy& policy : options.policies) {
-    const QueryNeed need = policy.scorer->queries();
+    const QueryNeed need = policy.scorer->traits().queries;
     if (need.kind == QueryNeed::Kind::all) queries.all = true;
     if (need.kind == QueryNeed::Kind::window) queries.window = std::max(queries.window, need.window);
     judged = judged || need.kind == QueryNeed::Kind::judged;
@@ -55,14 +56,15 @@ void add_layer(Cost& cost, const LayerSummary& layer, const DumpInfo& dump, cons
   cost.layer_bytes = std::max(cost.layer_bytes, (q + k + v + w_o) * static_cast<double>(element));
   cost.reading_bytes =
       std::max(cost.reading_bytes, std::max({q, k, v, w_o}) * static_cast<double>(size_of(layer.k_type)));
-  // One task holds the logits of at most 256 query rows, and of 128 while it scores a window.
-  const Index rows = std::max<Index>(256, g.group());
+  // While a window is scored, a task holds half as many rows.
+  const Index rows = std::max<Index>(kRowsPerTask, g.group());
   const Index tasks =
       std::min<Index>(backend.threads(), g.kv_heads * ((g.group() * queries.judging + rows - 1) / rows));
   cost.logit_bytes =
       std::max(cost.logit_bytes, product({tasks, std::min(rows, g.group() * queries.judging), tokens, element}));
   cost.output_bytes =
-      std::max(cost.output_bytes, std::min(product({1 + cells, queries.judging, g.query_heads, g.value_size}), 0x1p26) *
+      std::max(cost.output_bytes, std::min(product({1 + 2 * cells, queries.judging, g.query_heads, g.value_size}),
+                                           static_cast<double>(kHeldElements)) *
                                       static_cast<double>(element));
   cost.ranking_bytes += product({policies, g.kv_heads, context, 12});
 

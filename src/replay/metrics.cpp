@@ -17,12 +17,11 @@ double relative(double error_square, double norm_square) {
   return norm_square > 0 ? std::sqrt(error_square / norm_square) : std::numeric_limits<double>::infinity();
 }
 
-/// Cosine between x and x + delta.
-double cosine(double norm_square, double product, double error_square) {
+/// Cosine between exact and kept output; 1 where they are the same, 0 where one of them is 0 alone.
+double cosine(double norm_square, double kept_square, double product, double error_square) {
   if (error_square == 0) return 1;
-  const double moved_square = norm_square + 2 * product + error_square;
-  if (norm_square <= 0 || moved_square <= 0) return 0;
-  return std::clamp((norm_square + product) / std::sqrt(norm_square * moved_square), -1.0, 1.0);
+  if (norm_square <= 0 || kept_square <= 0) return 0;
+  return std::clamp(product / std::sqrt(norm_square) / std::sqrt(kept_square), -1.0, 1.0);
 }
 
 double mean(const std::vector<double>& values) {
@@ -41,13 +40,18 @@ double quantile(std::vector<double> values, double q) {
   return values[below] + (rank - static_cast<double>(below)) * (values[above] - values[below]);
 }
 
-LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, SoftmaxMode mode) {
+LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, SoftmaxMode mode,
+                           std::span<const double> residual_norms) {
+  require(residual_norms.empty() || residual_norms.size() == error.query_error.size(), "one norm per judged query");
   LayerMetrics metrics;
-  std::vector<double> query_errors, cosines;
+  std::vector<double> query_errors, cosines, residual_squares;
   for (std::size_t t = 0; t < error.query_error.size(); ++t) {
     const double norm_square = exact.output.row(static_cast<Index>(t)).squaredNorm();
     query_errors.push_back(relative(error.query_error[t], norm_square));
-    cosines.push_back(cosine(norm_square, error.query_product[t], error.query_error[t]));
+    cosines.push_back(cosine(norm_square, error.kept_square[t], error.kept_product[t], error.query_error[t]));
+    if (!residual_norms.empty()) {
+      residual_squares.push_back(error.query_error[t] / (residual_norms[t] * residual_norms[t]));
+    }
     metrics.error_square += error.query_error[t];
     metrics.norm_square += norm_square;
   }
@@ -56,6 +60,7 @@ LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, S
   metrics.query_error_p95 = quantile(query_errors, 0.95);
   metrics.query_error_p99 = quantile(query_errors, 0.99);
   metrics.query_error_max = quantile(query_errors, 1);
+  if (!residual_squares.empty()) metrics.residual_error = std::sqrt(mean(residual_squares));
   metrics.cosine_mean = mean(cosines);
   metrics.cosine_min = quantile(cosines, 0);
   metrics.retained_mass = error.retained_mass;
@@ -71,15 +76,17 @@ LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, S
 
 ModelMetrics model_metrics(const std::vector<LayerMetrics>& layers) {
   ModelMetrics model;
-  double error_square = 0, norm_square = 0;
+  double error_square = 0, norm_square = 0, residual_square = 0;
   for (const LayerMetrics& layer : layers) {
     error_square += layer.error_square;
     norm_square += layer.norm_square;
     model.mean_error += layer.relative_error / static_cast<double>(layers.size());
     model.retained_mass += layer.retained_mass / static_cast<double>(layers.size());
+    residual_square += layer.residual_error * layer.residual_error / static_cast<double>(layers.size());
     model.cosine_mean += layer.cosine_mean / static_cast<double>(layers.size());
   }
   model.relative_error = relative(error_square, norm_square);
+  model.residual_error = std::sqrt(residual_square);  // NaN where a layer has none
   return model;
 }
 

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "laprox/error.h"
+#include "laprox/figures.h"
 #include "laprox/version.h"
 
 namespace laprox {
@@ -17,41 +18,6 @@ namespace {
 
 using Dimensions = std::vector<std::string>;
 const Dimensions kCell{"dump", "policy", "budget"};
-
-/// A figure of one layer: its name, its place in LayerMetrics and its meaning.
-struct LayerFigure {
-  const char* name;
-  double LayerMetrics::*member;
-  const char* meaning;
-  bool truncated_only = false;
-};
-
-const LayerFigure kLayerFigures[] = {
-    {"relative_error", &LayerMetrics::relative_error,
-     "||O_kept - O||_F / ||O||_F of the layer output over the judged queries"},
-    {"query_error_mean", &LayerMetrics::query_error_mean, "mean over queries of ||o_kept - o|| / ||o||"},
-    {"query_error_p95", &LayerMetrics::query_error_p95, "95th percentile over queries of ||o_kept - o|| / ||o||"},
-    {"query_error_p99", &LayerMetrics::query_error_p99, "99th percentile over queries of ||o_kept - o|| / ||o||"},
-    {"query_error_max", &LayerMetrics::query_error_max, "largest ||o_kept - o|| / ||o|| of any query"},
-    {"cosine_mean", &LayerMetrics::cosine_mean, "mean over queries of the cosine between kept and exact output"},
-    {"cosine_min", &LayerMetrics::cosine_min, "smallest cosine of any query"},
-    {"retained_mass", &LayerMetrics::retained_mass, "mean of 1 - the exact attention weight on evicted keys"},
-    {"bound", &LayerMetrics::bound, "sum of evicted ||A[:, i]|| ||v_i W_O|| over ||O||_F; bounds relative_error", true},
-    {"bound_ratio", &LayerMetrics::bound_ratio, "bound / relative_error", true},
-};
-
-struct ModelFigure {
-  const char* name;
-  double ModelMetrics::*member;
-  const char* meaning;
-};
-
-const ModelFigure kModelFigures[] = {
-    {"model_relative_error", &ModelMetrics::relative_error, "sqrt(sum over layers of squared errors / squared norms)"},
-    {"model_mean_error", &ModelMetrics::mean_error, "mean over layers of relative_error"},
-    {"model_retained_mass", &ModelMetrics::retained_mass, "mean over layers of retained_mass"},
-    {"model_cosine_mean", &ModelMetrics::cosine_mean, "mean over layers of cosine_mean"},
-};
 
 Dimensions with(Dimensions dimensions, std::initializer_list<const char*> more) {
   dimensions.insert(dimensions.end(), more.begin(), more.end());
@@ -88,7 +54,7 @@ class ReportBuilder {
       }
     }
     for (std::size_t p = 0; p < options_.policies.size(); ++p) {
-      put("is_oracle", {p}, options_.policies[p].scorer->queries().kind == QueryNeed::Kind::judged ? 1 : 0);
+      put("is_oracle", {p}, options_.policies[p].scorer->traits().queries.kind == QueryNeed::Kind::judged ? 1 : 0);
     }
     if (options_.save_kept) add_kept();
     return std::move(report_);
@@ -121,16 +87,26 @@ class ReportBuilder {
                             std::vector<double>(static_cast<std::size_t>(size), missing)};
   }
 
+  bool is_formed(const Figure& figure) const {
+    const std::string name = figure.name;
+    if (name == "regret") return regret_.known();
+    if (name == "residual_error") return has_residual_norms();
+    return !figure.truncated_only || options_.mode == SoftmaxMode::truncated;
+  }
+
+  /// Whether any layer of any dump has them; the others' figures are missing entries.
+  bool has_residual_norms() const {
+    return std::any_of(results_.begin(), results_.end(), [](const DumpResult& result) {
+      return std::any_of(result.info.layers.begin(), result.info.layers.end(),
+                         [](const LayerSummary& layer) { return layer.has_residual_norms; });
+    });
+  }
+
   void add_figures() {
-    const bool truncated = options_.mode == SoftmaxMode::truncated;
-    for (const LayerFigure& figure : kLayerFigures) {
-      if (truncated || !figure.truncated_only) add_array(figure.name, with(kCell, {"layer"}), figure.meaning);
-    }
-    for (const ModelFigure& figure : kModelFigures) add_array(figure.name, kCell, figure.meaning);
-    if (regret_.known()) {
-      const char* meaning = "(error - the oracle's) / (random's - the oracle's): 0 as good as the oracle, 1 as random";
-      add_array("regret", with(kCell, {"layer"}), meaning);
-      add_array("model_regret", kCell, meaning);
+    for (const Figure& figure : figures()) {
+      if (!is_formed(figure)) continue;
+      if (figure.layer_meaning) add_array(figure.layer_array(), with(kCell, {"layer"}), figure.layer_meaning);
+      if (figure.model_meaning) add_array(figure.model_array(), kCell, figure.model_meaning);
     }
     add_array("head_relative_error", with(kCell, {"layer", "query_head"}),
               "relative error of a head's output, before W_o");
@@ -138,6 +114,8 @@ class ReportBuilder {
     add_array("kept_pairs", kCell, "kept (layer, KV head, token) entries of the whole model", true);
     add_array("identical_to", kCell,
               "index of the first earlier policy that keeps exactly the same entries at this budget, or -1", true);
+    add_array("tied_entries", kCell,
+              "entries with equal scores, of which the cut keeps some and evicts others by their position", true);
     add_array("budget_tokens", {"dump", "budget"}, "tokens per KV head that the budget stands for", true);
     add_array("context_length", {"dump"}, "tokens of the prompt", true);
     add_array("is_oracle", {"policy"}, "1: the policy reads the judging queries, which no cache can", true);
@@ -159,13 +137,16 @@ class ReportBuilder {
   void add_cell(std::size_t d, std::size_t p, std::size_t b) {
     const Cell& cell = results_[d].policies[p].cells[b];
     if (regret_.known()) add_regret(d, p, b);
-    for (const ModelFigure& figure : kModelFigures) put(figure.name, {d, p, b}, cell.model.*figure.member);
+    for (const Figure& figure : figures()) {
+      if (figure.of_model && is_formed(figure)) put(figure.model_array(), {d, p, b}, cell.model.*figure.of_model);
+    }
+    put("tied_entries", {d, p, b}, static_cast<double>(cell.tied));
     put("kept_pairs", {d, p, b}, static_cast<double>(total(cell.counts)));
     put("identical_to", {d, p, b}, static_cast<double>(cell.identical_to));
     for (std::size_t layer = 0; layer < cell.layers.size(); ++layer) {
       const LayerMetrics& metrics = cell.layers[layer];
-      for (const LayerFigure& figure : kLayerFigures) {
-        if (report_.arrays.contains(figure.name)) put(figure.name, {d, p, b, layer}, metrics.*figure.member);
+      for (const Figure& figure : figures()) {
+        if (figure.of_layer && is_formed(figure)) put(figure.name, {d, p, b, layer}, metrics.*figure.of_layer);
       }
       for (std::size_t head = 0; head < metrics.head_relative_error.size(); ++head) {
         put("head_relative_error", {d, p, b, layer, head}, metrics.head_relative_error[head]);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <future>
+#include <map>
 
 #include "dump/layer_stream.h"
 #include "dump/queries.h"
@@ -14,10 +15,16 @@ namespace laprox {
 
 namespace {
 
-void check_pins(const DumpInfo& dump, const Policy& policy, const BudgetRequest& request) {
-  const Index tokens = resolve(request, dump).tokens_per_head();
-  const Index pinned = policy.scorer->pins().count(dump.context_length);
-  if (tokens < pinned && !policy.scorer->keeps_everything()) {
+std::vector<Budget> resolve_budgets(const DumpInfo& dump, const SweepOptions& options) {
+  std::vector<Budget> budgets;
+  for (const BudgetRequest& request : options.budgets) budgets.push_back(resolve(request, dump));
+  return budgets;
+}
+
+void check_pins(const DumpInfo& dump, const Policy& policy, const BudgetRequest& request, const Budget& budget) {
+  const Index tokens = budget.tokens_per_head();
+  const Index pinned = policy.scorer->traits().pins.count(dump.context_length);
+  if (tokens < pinned && !policy.scorer->traits().keeps_everything) {
     throw UsageError(
         fmt::format("{}: budget {} is {} tokens per KV head, but policy '{}' always keeps {} (its window or sinks, "
                     "which count inside the budget); give it a larger budget or a smaller window",
@@ -26,15 +33,15 @@ void check_pins(const DumpInfo& dump, const Policy& policy, const BudgetRequest&
 }
 
 void check_context(const DumpInfo& dump, const Policy& policy) {
-  if (dump.context_length <= policy.scorer->longest_context()) return;
+  if (dump.context_length <= policy.scorer->traits().longest_context) return;
   throw UsageError(
       fmt::format("{}: the context has {} tokens, and policy '{}' takes at most {}, because its work grows with their "
                   "square; leave it out, or make a dump of a shorter prompt",
-                  dump.path.string(), dump.context_length, policy.label, policy.scorer->longest_context()));
+                  dump.path.string(), dump.context_length, policy.label, policy.scorer->traits().longest_context));
 }
 
 void check_rope(const DumpInfo& dump, const Policy& policy) {
-  if (!policy.scorer->undoes_rope()) return;
+  if (!policy.scorer->traits().undoes_rope) return;
   for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
     if (!dump.layers[layer].attention.rope_inv_freq.empty()) continue;
     throw UsageError(
@@ -59,6 +66,9 @@ struct SelectionRows {
 };
 
 void add_layer(std::vector<Selector>& selectors, const LayerView& layer, ScoringKernels& kernels, bool judged) {
+  for (const Selector& selector : selectors) {
+    if (const Index distance = selector.policy().scorer->traits().far_distance) kernels.expect_far_energies(distance);
+  }
   for (Selector& selector : selectors) {
     if (reads_judged(selector.policy()) == judged) selector.add_layer(layer, kernels);
   }
@@ -88,10 +98,11 @@ struct LayerKeeps {
 
 void check_selection_request(const DumpInfo& dump, const SweepOptions& options) {
   if (options.policies.empty()) throw UsageError("no policy given; 'laprox policies' lists all");
+  const std::vector<Budget> budgets = resolve_budgets(dump, options);
   for (const Policy& policy : options.policies) {
     check_context(dump, policy);
     check_rope(dump, policy);
-    for (const BudgetRequest& request : options.budgets) check_pins(dump, policy, request);
+    for (std::size_t b = 0; b < budgets.size(); ++b) check_pins(dump, policy, options.budgets[b], budgets[b]);
   }
   scoring_rows(dump, options.policies);
   if (std::any_of(options.policies.begin(), options.policies.end(), reads_judged)) judging_rows(dump, options);
@@ -101,6 +112,36 @@ void check_request(const DumpInfo& dump, const SweepOptions& options) {
   if (options.budgets.empty()) throw UsageError("no budget given, for example --budget 5%,10%,128");
   check_selection_request(dump, options);
   judging_rows(dump, options);
+}
+
+std::optional<std::string> why_not(const DumpInfo& dump, const Policy& policy, const SweepOptions& options) {
+  SweepOptions alone = options;
+  alone.policies = {policy};
+  alone.budgets.clear();
+  try {
+    check_selection_request(dump, alone);
+  } catch (const UsageError& error) {
+    return error.what();
+  }
+  return std::nullopt;
+}
+
+void check_distinct(const std::vector<DumpReader>& dumps) {
+  std::map<std::uintmax_t, std::vector<const DumpReader*>> by_size;
+  for (const DumpReader& dump : dumps) by_size[std::filesystem::file_size(dump.info().path)].push_back(&dump);
+  std::map<std::string, std::string> path_of;
+  for (const auto& [size, same_size] : by_size) {
+    if (same_size.size() < 2) continue;
+    for (const DumpReader* dump : same_size) {
+      const std::string path = dump->info().path.string();
+      const auto [other, is_new] = path_of.try_emplace(dump->content_hash(), path);
+      if (is_new) continue;
+      throw UsageError(
+          fmt::format("{}: is the same dump as {} (SHA-256 {}), which would count as two samples; give it "
+                      "once",
+                      path, other->second, other->first));
+    }
+  }
 }
 
 std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selections) {
@@ -120,11 +161,10 @@ std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selecti
   return twins;
 }
 
-std::vector<Selection> select_kept(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+std::vector<Selection> select_kept(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                                    const Progress& progress) {
   const DumpInfo& info = dump.info();
-  std::vector<Budget> budgets;
-  for (const BudgetRequest& request : options.budgets) budgets.push_back(resolve(request, info));
+  const std::vector<Budget> budgets = resolve_budgets(info, options);
   std::vector<Selector> selectors;
   for (const Policy& policy : options.policies) selectors.emplace_back(policy, budgets, backend.threads());
   const SelectionRows rows(info, options);
@@ -147,20 +187,20 @@ std::vector<Selection> select_kept(const DumpReader& dump, const SweepOptions& o
   return selections;
 }
 
-DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                       const Progress& progress) {
   const DumpInfo& info = dump.info();
   check_request(info, options);
   DumpResult result{info, {}, {}, std::vector<PolicyResult>(options.policies.size())};
   // The file is hashed while its first layers are worked on.
   auto hash = std::async(std::launch::async, [&dump] { return dump.content_hash(); });
-  for (const BudgetRequest& request : options.budgets) result.budgets.push_back(resolve(request, info));
+  result.budgets = resolve_budgets(info, options);
 
   std::vector<Selection> selections = select_kept(dump, options, backend, progress);
   const auto twins = find_twins(selections);
   for (std::size_t p = 0; p < selections.size(); ++p) {
     for (std::size_t b = 0; b < selections[p].counts.size(); ++b) {
-      result.policies[p].cells.push_back({selections[p].counts[b], {}, {}, twins[p][b]});
+      result.policies[p].cells.push_back({selections[p].counts[b], {}, {}, selections[p].tied[b], twins[p][b]});
     }
   }
 
@@ -173,7 +213,7 @@ DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const
       for (std::size_t i = 0; i < kept.cells[keep].size(); ++i) {
         const auto [p, b] = kept.cells[keep][i];
         result.policies[p].cells[b].layers.push_back(
-            layer_metrics(replayed.exact, replayed.errors[keep][i], options.mode));
+            layer_metrics(replayed.exact, replayed.errors[keep][i], options.mode, layer.residual_norms));
       }
     }
     if (progress) progress(layer.layer, static_cast<Index>(info.layers.size()), "errors");
@@ -186,7 +226,7 @@ DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const
   return result;
 }
 
-void visit_scores(const DumpReader& dump, const Policy& policy, const std::optional<BudgetRequest>& budget,
+void visit_scores(const LayerSource& dump, const Policy& policy, const std::optional<BudgetRequest>& budget,
                   const Backend& backend, const ScoreVisitor& visit, const Progress& progress) {
   const DumpInfo& info = dump.info();
   const Index count = static_cast<Index>(info.layers.size());

@@ -73,7 +73,8 @@ enum StreamName : std::uint64_t {
   kHeads,
   kWeights,
   kBias,
-  kSinks
+  kSinks,
+  kResidual
 };
 
 /// Directions in head space, shared by the queries and keys of one KV head: what they attend by.
@@ -233,6 +234,18 @@ class LayerMaker {
     for (Index h = 0; options_.sinks && h < layer.geometry.query_heads; ++h) {
       layer.attention.sinks.push_back(2.0 +
                                       static_cast<double>(stream.child(kSinks).normal(static_cast<std::uint64_t>(h))));
+    }
+    fill_residual_norms(layer, stream.child(kResidual));
+  }
+
+  /// The residual stream grows with depth and varies from token to token; the first tokens, which are attention sinks,
+  /// stand far above the others, as in real models.
+  void fill_residual_norms(LayerTensors& layer, const Stream& stream) const {
+    const double size =
+        std::sqrt(static_cast<double>(layer.geometry.model_size)) * (1.0 + 0.5 * static_cast<double>(layer.layer));
+    for (const Index position : positions_) {
+      const double uneven = 0.75 + 0.5 * stream.uniform(static_cast<std::uint64_t>(position));
+      layer.residual_norms.push_back(size * (position < 4 ? 20.0 : uneven));
     }
   }
 

@@ -77,6 +77,8 @@ LayerTensors random_layer(const LayerShape& shape, unsigned seed) {
   layer.w_o = random_tensor({g.query_heads * g.value_size, g.model_size}, 0.3, generator);
   std::normal_distribution<double> normal;
   for (Index c = 0; shape.bias && c < g.model_size; ++c) layer.bias.push_back(normal(generator));
+  std::uniform_real_distribution<double> norms(2, 6);
+  for (Index t = 0; shape.residual && t < layer.tokens; ++t) layer.residual_norms.push_back(norms(generator));
   return layer;
 }
 
@@ -98,6 +100,8 @@ LayerTensors with_queries(const LayerTensors& layer, Index begin, Index end, Ele
     for (Index row = begin; row < end; ++row) out = std::copy_n(rows.row(row).data(), rows.cols(), out);
   }
   for (Index position = begin; position < end; ++position) part.query_positions.push_back(position);
+  if (!layer.residual_norms.empty())
+    part.residual_norms.assign(layer.residual_norms.begin() + begin, layer.residual_norms.begin() + end);
   part.q = converted(q, type);
   return part;
 }
@@ -129,6 +133,7 @@ LayerTensors fixture_layer(Index index, ElementType type) {
   layer.attention.scale = 1 / std::sqrt(2.0);
   layer.context_length = layer.tokens = 6;
   layer.query_positions = {0, 1, 2, 3, 4, 5};
+  layer.residual_norms = index == 0 ? std::vector<double>{1, 1, 1, 1, 3, 4} : std::vector<double>{2, 2, 2, 2, 6, 8};
   layer.q = converted(fixture_tensor(1, index, {4, 6, 2}), type);
   layer.k = converted(fixture_tensor(2, index, {2, 6, 2}), type);
   layer.v = converted(fixture_tensor(3, index, {2, 6, 2}), type);
@@ -167,7 +172,7 @@ Kept keep(const Policy& policy, const std::vector<LayerTensors>& prompts, const 
   std::vector<Budget> requests;
   for (Index budget : budgets) requests.emplace_back(budget, heads);
   Selector selector(policy, requests, backend.threads());
-  const bool judged = policy.scorer->queries().kind == QueryNeed::Kind::judged;
+  const bool judged = policy.scorer->traits().queries.kind == QueryNeed::Kind::judged;
   for (const LayerTensors& layer : prompts) {
     selector.add_layer(judged ? LayerView::of_judged(layer) : LayerView(layer), *backend.scoring(layer));
   }

@@ -15,8 +15,9 @@ struct LayerShape {
   Index context = 24, decoded = 5;
   AttentionForm attention{.scale = 0.35};
   bool bias = false;
-  bool rope = true;   ///< says how queries were rotated
-  double spread = 1;  ///< of the queries: larger ones make attention sharper
+  bool rope = true;      ///< says how queries were rotated
+  bool residual = true;  ///< has the residual stream's norms
+  double spread = 1;     ///< of the queries: larger ones make attention sharper
 };
 
 /// A seeded random layer in float64 with all its queries.

@@ -190,8 +190,12 @@ TEST_CASE("metrics of a hand-made error") {
   ExactOutput exact{Matrix(2, 2), {25, 0}};
   exact.output << 3, 4, 0, 2;
   // Query 0 moves by (-3, -4) to zero; query 1 by (2, 0).
-  const OutputError error{
-      .query_error = {25, 4}, .query_product = {-25, 0}, .head_error = {1, 0}, .retained_mass = 0.5, .bound = 29};
+  const OutputError error{.query_error = {25, 4},
+                          .kept_square = {0, 8},
+                          .kept_product = {0, 4},
+                          .head_error = {1, 0},
+                          .retained_mass = 0.5,
+                          .bound = 29};
   const LayerMetrics metrics = layer_metrics(exact, error, SoftmaxMode::truncated);
   CHECK(metrics.relative_error == doctest::Approx(1));  // sqrt(29 / 29)
   CHECK(metrics.query_error_mean == 1);

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "laprox/budget.h"
 #include "laprox/policy.h"
 #include "laprox/sweep.h"
+#include "render.h"
 
 namespace laprox::cli {
 
@@ -21,15 +23,20 @@ struct BackendArguments {
   std::unique_ptr<Backend> make() const;
 };
 
+/// Of an option that names a file to write: an empty name is refused.
+CLI::Validator file_name();
+
 /// --format, with the formats that a subcommand knows; the first is the default.
-void add_metric(CLI::App& command, std::string& metric);
+/// --metric, --summary and --compare.
+void add_table_options(CLI::App& command, TableOptions& table);
 void add_format(CLI::App& command, std::string& format, const std::vector<std::string>& known);
 
 /// An element type by its name; throws UsageError, naming the option.
 ElementType parse_element_type(const std::string& name, const std::string& option);
 
-/// Lists given as separate words, as comma-separated words, or both.
-std::vector<Policy> parse_policies(const std::vector<std::string>& words);
+/// Lists given as separate words, as comma-separated words, or both. `of_all`, where given, becomes the labels of those
+/// that the word `all` stands for.
+std::vector<Policy> parse_policies(const std::vector<std::string>& words, std::set<std::string>* of_all = nullptr);
 std::vector<BudgetRequest> parse_budgets(const std::vector<std::string>& words);
 
 }  // namespace laprox::cli

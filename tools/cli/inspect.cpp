@@ -8,7 +8,9 @@
 
 #include "arguments.h"
 #include "commands.h"
+#include "laprox/dump_reader.h"
 #include "laprox/error.h"
+#include "output.h"
 #include "progress.h"
 #include "render.h"
 
@@ -50,6 +52,7 @@ std::vector<std::string> layer_row(const DumpInfo& info, std::size_t n, const st
   if (layer.attention.sliding_window > 0) extras += fmt::format(" window {}", layer.attention.sliding_window);
   if (!layer.attention.sinks.empty()) extras += " sinks";
   if (layer.has_bias) extras += " bias";
+  if (layer.has_residual_norms) extras += " residual";
   std::string check = "-";
   if (!checks.empty()) check = checks[n].output_error ? fmt::format("{:.2e}", *checks[n].output_error) : "no output";
   return {std::to_string(n),
@@ -70,32 +73,32 @@ void print_cost(const DumpInfo& info, const Backend& backend) {
     options.policies.push_back(parse_policy("h2o"));
   options.budgets = {parse_budget("10%")};
   const Cost cost = estimate_cost(info, options, backend);
-  fmt::print("plan    a sweep of {} at one budget: {} of memory, {}\n",
-             options.policies.size() > 1 ? "laprox and h2o" : "laprox", scaled(cost.total_bytes(), "B"),
-             scaled(cost.total_flops(), "FLOP"));
-  fmt::print("          layer {} x 2, while reading {}, logits {}, outputs {}, rankings {}\n",
-             scaled(cost.layer_bytes, "B"), scaled(cost.reading_bytes, "B"), scaled(cost.logit_bytes, "B"),
-             scaled(cost.output_bytes, "B"), scaled(cost.ranking_bytes, "B"));
-  fmt::print("          window scores {}, column sums {}, value norms {}, judging {}\n",
-             scaled(cost.scoring_flops, "FLOP"), scaled(cost.column_sum_flops, "FLOP"),
-             scaled(cost.value_norm_flops, "FLOP"), scaled(cost.judging_flops, "FLOP"));
+  out(fmt::format("plan    a sweep of {} at one budget: {} of memory, {}\n",
+                  options.policies.size() > 1 ? "laprox and h2o" : "laprox", scaled(cost.total_bytes(), "B"),
+                  scaled(cost.total_flops(), "FLOP")));
+  out(fmt::format("          layer {} x 2, while reading {}, logits {}, outputs {}, rankings {}\n",
+                  scaled(cost.layer_bytes, "B"), scaled(cost.reading_bytes, "B"), scaled(cost.logit_bytes, "B"),
+                  scaled(cost.output_bytes, "B"), scaled(cost.ranking_bytes, "B")));
+  out(fmt::format("          window scores {}, column sums {}, value norms {}, judging {}\n",
+                  scaled(cost.scoring_flops, "FLOP"), scaled(cost.column_sum_flops, "FLOP"),
+                  scaled(cost.value_norm_flops, "FLOP"), scaled(cost.judging_flops, "FLOP")));
 }
 
 void print_table(const DumpInfo& info, const std::vector<LayerCheck>& checks, const Backend& backend) {
-  fmt::print("{}\n", info.path.string());
-  fmt::print("model   {}\n", info.model.empty() ? "not stated" : info.model);
-  fmt::print("source  {}\n", info.source.empty() ? "not stated" : info.source);
-  fmt::print("tokens  {} = {} context + {} decoded\n", info.tokens, info.context_length,
-             info.tokens - info.context_length);
-  fmt::print("queries {}; stored outputs {}\n", range_of(info.query_positions), range_of(info.output_positions));
+  out(fmt::format("{}\n", info.path.string()));
+  out(fmt::format("model   {}\n", info.model.empty() ? "not stated" : info.model));
+  out(fmt::format("source  {}\n", info.source.empty() ? "not stated" : info.source));
+  out(fmt::format("tokens  {} = {} context + {} decoded\n", info.tokens, info.context_length,
+                  info.tokens - info.context_length));
+  out(fmt::format("queries {}; stored outputs {}\n", range_of(info.query_positions), range_of(info.output_positions)));
   print_cost(info, backend);
   std::vector<std::vector<std::string>> rows{
       {"layer", "heads q/kv", "d", "d_v", "D", "type", "scale", "self-check", "features"}};
   for (std::size_t n = 0; n < info.layers.size(); ++n) rows.push_back(layer_row(info, n, checks));
-  fmt::print("\n{}", align(rows));
+  out(fmt::format("\n{}", align(rows)));
   if (checks.empty()) return;
-  fmt::print("\nself-check: relative Frobenius error of the exact output against the dump's stored output;\n");
-  fmt::print("at most {} is explained by the rounding of the layers' types\n", tolerance_range(checks));
+  out(fmt::format("\nself-check: relative Frobenius error of the exact output against the dump's stored output;\n"));
+  out(fmt::format("at most {} is explained by the rounding of the layers' types\n", tolerance_range(checks)));
 }
 
 /// Throws VerificationError where a layer's self-check fails.
@@ -131,7 +134,8 @@ nlohmann::ordered_json to_json(const DumpInfo& info, const std::vector<LayerChec
                                {"softcap", layer.attention.softcap},
                                {"sliding_window", layer.attention.sliding_window},
                                {"sinks", !layer.attention.sinks.empty()},
-                               {"bias", layer.has_bias}};
+                               {"bias", layer.has_bias},
+                               {"residual_norms", layer.has_residual_norms}};
     row["output_error"] = nullptr;
     if (!checks.empty() && checks[n].output_error) {
       row["output_error"] = *checks[n].output_error;
@@ -165,9 +169,8 @@ void run_inspect(const InspectArguments& arguments) {
     checked.emplace_back(dump.info(), std::move(checks));
   }
   if (arguments.format == "json") {
-    fmt::print("{}\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    out(fmt::format("{}\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace)));
   }
-  std::fflush(stdout);
   for (const auto& [info, checks] : checked) require_passed(info, checks);
 }
 

@@ -3,9 +3,11 @@
 #include <new>
 
 #include "commands.h"
+#include "config.h"
 #include "laprox/error.h"
 #include "laprox/report.h"
 #include "laprox/version.h"
+#include "output.h"
 
 namespace {
 
@@ -22,7 +24,7 @@ Examples:
 Exit codes: 0 done, 2 usage, 3 bad dump or file, 4 backend or device, 5 verification failed, 70 a bug in laprox.)";
 
 int fail(ExitCode code, const std::string& message) {
-  fmt::print(stderr, "laprox: {}\n", message);
+  laprox::cli::note("laprox: " + message);
   return code;
 }
 
@@ -34,8 +36,7 @@ int run(int argc, char** argv) {
   app.footer(kExamples);
   app.set_version_flag("--version", fmt::format("laprox {} ({})", laprox::version(), laprox::commit()));
   app.require_subcommand(1);
-  app.set_config("--config", "",
-                 "read options from a TOML file, a section per subcommand: [sweep] policy = [\"h2o\"] ...");
+  laprox::cli::add_config(app);
   app.fallthrough();  // so that --config may stand behind the subcommand
   laprox::cli::add_inspect(app);
   laprox::cli::add_policies(app);
@@ -44,6 +45,7 @@ int run(int argc, char** argv) {
   laprox::cli::add_report(app);
   laprox::cli::add_verify(app);
   laprox::cli::add_synth(app);
+  laprox::cli::check_subcommand(app, argc, argv);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -53,9 +55,7 @@ int run(int argc, char** argv) {
   return kDone;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int guarded_run(int argc, char** argv) {
   try {
     return run(argc, argv);
   } catch (const laprox::UsageError& error) {
@@ -72,4 +72,15 @@ int main(int argc, char** argv) {
     return fail(kBug, fmt::format("{}\nThis is a bug in laprox {} ({}); please report it with the command you ran.",
                                   error.what(), laprox::version(), laprox::commit()));
   }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  laprox::cli::occupy_standard_streams();
+  const int status = guarded_run(argc, argv);
+  if (laprox::cli::output_failed() && status == kDone) {
+    return fail(kBadFile, "standard output: what was printed could not be written; is the disk full?");
+  }
+  return status;
 }

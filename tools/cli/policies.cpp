@@ -7,6 +7,7 @@
 #include "catalogue.h"
 #include "commands.h"
 #include "laprox/methods.h"
+#include "output.h"
 
 namespace laprox::cli {
 
@@ -35,12 +36,12 @@ std::string wrapped(const std::string& text) {
 
 template <class Info>
 void print_part(const char* kind, const Info& info) {
-  fmt::print("{} ({})\n  {}\n", info.name, kind, info.summary);
-  if (!info.paper.empty()) fmt::print("  {}\n", info.paper);
-  fmt::print("\n{}", wrapped(info.description));
-  if (!info.options.empty()) fmt::print("\nOptions:\n");
+  out(fmt::format("{} ({})\n  {}\n", info.name, kind, info.summary));
+  if (!info.paper.empty()) out(fmt::format("  {}\n", info.paper));
+  out(fmt::format("\n{}", wrapped(info.description)));
+  if (!info.options.empty()) out(fmt::format("\nOptions:\n"));
   for (const OptionSpec& option : info.options) {
-    fmt::print("  {}={}\n      {} ({})\n", option.name, option.fallback, option.help, allowed(option));
+    out(fmt::format("  {}={}\n      {} ({})\n", option.name, option.fallback, option.help, allowed(option)));
   }
 }
 
@@ -49,11 +50,11 @@ bool print_scorer(const std::string& name) {
   for (const ScorerInfo& info : scorers()) {
     if (info.name != name) continue;
     print_part("scorer", info);
-    fmt::print(
+    out(fmt::format(
         "\nReads: {}\nBudget split unless +allocator says otherwise: {}{}\nNested (a larger budget keeps all that a "
         "smaller one keeps): {}\n",
         info.needs, info.default_allocator, info.only_allocator.empty() ? "" : " (no other makes sense)",
-        info.nested ? "yes" : "no");
+        info.nested ? "yes" : "no"));
     return true;
   }
   return false;
@@ -63,7 +64,7 @@ bool print_allocator(const std::string& name) {
   for (const AllocatorInfo& info : allocators()) {
     if (info.name != name) continue;
     print_part("allocator", info);
-    fmt::print("\nA budget is shared by: {}\nNested: {}\n", info.scope, info.nested ? "yes" : "no");
+    out(fmt::format("\nA budget is shared by: {}\nNested: {}\n", info.scope, info.nested ? "yes" : "no"));
     return true;
   }
   return false;
@@ -72,23 +73,23 @@ bool print_allocator(const std::string& name) {
 /// A name can stand for a scorer and an allocator (cake, lava), or for a published composition.
 void print_one(const std::string& name) {
   if (const Method* method = find_method(name)) {
-    fmt::print("{} = {}\n  {}\n  {}\n\n", method->name, method->policy, method->summary, method->paper);
+    out(fmt::format("{} = {}\n  {}\n  {}\n\n", method->name, method->policy, method->summary, method->paper));
     const Policy policy = parse_policy(method->policy);
     print_scorer(policy.scorer_name);
-    fmt::print("\n");
+    out(fmt::format("\n"));
     print_allocator(policy.allocator_name);
     return;
   }
   const bool scorer = print_scorer(name);
-  if (scorer) fmt::print("\n");
+  if (scorer) out(fmt::format("\n"));
   if (!print_allocator(name) && !scorer) parse_policy(name);  // throws, with the nearest name
 }
 
 void print_all() {
-  fmt::print(
-      "A policy is scorer[+allocator][:option=value,...], for example snapkv+ada:floor=0.2\n\n{}\n"
-      "Allocators, which split a budget:\n\n{}\n'laprox policies NAME' describes one.\n",
-      as_text(policy_table()), as_text(allocator_table()));
+  out(
+      fmt::format("A policy is scorer[+allocator][:option=value,...], for example snapkv+ada:floor=0.2\n\n{}\n"
+                  "Allocators, which split a budget:\n\n{}\n'laprox policies NAME' describes one.\n",
+                  as_text(policy_table()), as_text(allocator_table())));
 }
 
 }  // namespace
@@ -105,7 +106,7 @@ void add_policies(CLI::App& app) {
   command->callback([arguments] {
     if (!arguments->name.empty()) return print_one(arguments->name);
     if (arguments->format == "table") return print_all();
-    fmt::print("{}\n{}", as_markdown(policy_table()), as_markdown(allocator_table()));
+    out(fmt::format("{}\n{}", as_markdown(policy_table()), as_markdown(allocator_table())));
   });
 }
 

@@ -3,13 +3,17 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cstdio>
+
+#include "output.h"
+
 namespace laprox::cli {
 
 ProgressBar::ProgressBar(Index total, bool quiet)
     : total_(total), quiet_(quiet), terminal_(isatty(STDERR_FILENO) != 0), started_(Clock::now()), shown_(started_) {}
 
 ProgressBar::~ProgressBar() {
-  if (terminal_ && width_ > 0) fmt::print(stderr, "\r{:{}}\r", "", width_);
+  if (terminal_ && width_ > 0) std::fputs(fmt::format("\r{:{}}\r", "", width_).c_str(), stderr);
 }
 
 void ProgressBar::step(const std::string& what) {
@@ -26,12 +30,12 @@ void ProgressBar::draw(const std::string& what) {
   const double elapsed = std::chrono::duration<double>(shown_ - started_).count();
   const std::string left = fmt::format("{:3.0f}%  {:.0f} s left  {}", 100 * share, elapsed * (1 - share) / share, what);
   if (!terminal_) {
-    fmt::print(stderr, "laprox: {}\n", left);
+    note("laprox: " + left);
     return;
   }
   const auto filled = static_cast<std::size_t>(share * static_cast<double>(kCells));
   const std::string line = fmt::format("[{:<{}}] {}", std::string(filled, '#'), kCells, left);
-  fmt::print(stderr, "\r{:<{}}", line, width_);
+  std::fputs(fmt::format("\r{:<{}}", line, width_).c_str(), stderr);
   width_ = std::max(width_, line.size());
 }
 

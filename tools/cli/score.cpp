@@ -5,6 +5,7 @@
 #include "laprox/cost.h"
 #include "laprox/error.h"
 #include "laprox/score_file.h"
+#include "output.h"
 #include "progress.h"
 
 namespace laprox::cli {
@@ -29,7 +30,7 @@ void run_score(const ScoreArguments& arguments) {
   ProgressBar bar(static_cast<Index>(dump.info().layers.size()), arguments.quiet);
   write_scores(arguments.output, dump, policy, budgets, *backend, arguments.force,
                [&](Index layer, Index, const std::string&) { bar.step(fmt::format("layer {}", layer)); });
-  fmt::print(stderr, "scores: {}\n", arguments.output);
+  note(fmt::format("scores: {}", arguments.output));
 }
 
 }  // namespace
@@ -41,7 +42,7 @@ void add_score(CLI::App& app) {
   command->add_option("dump", arguments->dump, "dump (HDF5)")->required();
   command->add_option("--policy", arguments->policy, "the policy")->required();
   command->add_option("--budget", arguments->budgets, "budgets whose kept tokens are written too");
-  command->add_option("-o,--output", arguments->output, "file to write (HDF5)")->required();
+  command->add_option("-o,--output", arguments->output, "file to write (HDF5)")->check(file_name())->required();
   command->add_flag("--force", arguments->force, "replace an existing file");
   command->add_flag("--quiet", arguments->quiet, "no progress");
   arguments->backend.add_to(*command);

@@ -9,6 +9,8 @@
 #include "laprox/cost.h"
 #include "laprox/error.h"
 #include "laprox/report.h"
+#include "laprox/score_file.h"
+#include "output.h"
 #include "progress.h"
 #include "render.h"
 
@@ -17,10 +19,11 @@ namespace laprox::cli {
 namespace {
 
 struct SweepArguments {
-  std::vector<std::string> dumps, policies, budgets;
-  std::string output, format, metric, queries = "decoded", softmax = "renormalized";
+  std::vector<std::string> dumps, policies, scores, budgets;
+  std::string output, format, queries = "decoded", softmax = "renormalized";
   Index window = 32;
   bool force = false, save_kept = false, show_plan = false, quiet = false;
+  TableOptions table;
   BackendArguments backend;
 };
 
@@ -40,44 +43,79 @@ void print_selection(const DumpReader& dump, const SweepOptions& options, const 
   const std::vector<Selection> selections = select_kept(dump, options, backend);
   const auto twins = find_twins(selections);
   const Cost work = estimate_cost(dump.info(), options, backend);
-  fmt::print(stderr, "{}: {:.3g} GB of memory, {:.3g} GFLOP ({:.3g} of them by greedy elimination)\n",
-             dump.info().path.string(), work.total_bytes() / 1e9, work.total_flops() / 1e9, work.oracle_flops / 1e9);
+  note(fmt::format("{}: {:.3g} GB of memory, {:.3g} GFLOP ({:.3g} of them by greedy elimination)",
+                   dump.info().path.string(), work.total_bytes() / 1e9, work.total_flops() / 1e9,
+                   work.oracle_flops / 1e9));
   for (std::size_t p = 0; p < selections.size(); ++p) {
     for (std::size_t b = 0; b < options.budgets.size(); ++b) {
       const HeadCounts& counts = selections[p].counts[b];
-      fmt::print(stderr, "{}: {} at {}: {} pairs; kept per KV head{}\n", dump.info().path.string(),
-                 options.policies[p].label, options.budgets[b].text, total(counts),
-                 twins[p][b] < 0 ? ""
-                                 : fmt::format(" (exactly what {} keeps)",
-                                               options.policies[static_cast<std::size_t>(twins[p][b])].label));
+      note(fmt::format("{}: {} at {}: {} pairs; kept per KV head{}", dump.info().path.string(),
+                       options.policies[p].label, options.budgets[b].text, total(counts),
+                       twins[p][b] < 0 ? ""
+                                       : fmt::format(" (exactly what {} keeps)",
+                                                     options.policies[static_cast<std::size_t>(twins[p][b])].label)));
       for (std::size_t layer = 0; layer < counts.size(); ++layer) {
         std::string heads;
         for (Index count : counts[layer]) heads += fmt::format(" {:6}", count);
-        fmt::print(stderr, "  layer {:3}{}\n", layer, heads);
+        note(fmt::format("  layer {:3}{}", layer, heads));
       }
     }
   }
 }
 
+/// Policies whose scores lie in files, which belong to one dump.
+void add_scores(SweepOptions& options, const SweepArguments& arguments, const DumpReader& dump) {
+  if (!arguments.scores.empty() && arguments.dumps.size() > 1) {
+    throw UsageError(fmt::format("--scores: a file of scores belongs to one dump, found {}; sweep them one at a time",
+                                 arguments.dumps.size()));
+  }
+  for (const std::string& text : arguments.scores) {
+    Policy policy = read_score_policy(text, dump, options.budgets);
+    for (const Policy& other : options.policies) {
+      if (other.label == policy.label) {
+        throw UsageError(fmt::format("--scores: the policy '{}' is given twice; rename the file", policy.label));
+      }
+    }
+    options.policies.push_back(std::move(policy));
+  }
+}
+
+/// Leaves out the policies of `all` that a dump cannot serve, and says so.
+void leave_out(const DumpInfo& dump, const std::set<std::string>& of_all, SweepOptions& options) {
+  std::erase_if(options.policies, [&](const Policy& policy) {
+    if (!of_all.contains(policy.label)) return false;
+    const auto reason = why_not(dump, policy, options);
+    if (reason) note(fmt::format("laprox: skipped {}: {}", policy.label, *reason));
+    return reason.has_value();
+  });
+}
+
 void run_sweep(const SweepArguments& arguments) {
   SweepOptions options;
-  options.policies = parse_policies(arguments.policies);
+  std::set<std::string> of_all;
+  if (!arguments.policies.empty()) options.policies = parse_policies(arguments.policies, &of_all);
   options.budgets = parse_budgets(arguments.budgets);
   options.queries = arguments.queries == "decoded" ? JudgedQueries::decoded : JudgedQueries::window;
   options.mode = arguments.softmax == "truncated" ? SoftmaxMode::truncated : SoftmaxMode::renormalized;
   options.window = arguments.window;
   options.save_kept = arguments.save_kept;
   const auto backend = arguments.backend.make();
+  if (options.policies.empty() && arguments.scores.empty()) {
+    throw UsageError("no policy given, for example --policy snapkv,h2o; 'laprox policies' lists all");
+  }
   if (!arguments.output.empty()) check_writable(arguments.output, arguments.force);
 
   // Every dump is opened and every request checked before the first one is worked on.
   std::vector<DumpReader> dumps;
   Index steps = 0;
-  for (const std::string& path : arguments.dumps) {
-    dumps.emplace_back(path);
-    check_request(dumps.back().info(), options);
-    check_memory(dumps.back().info(), options, *backend);
-    steps += 2 * static_cast<Index>(dumps.back().info().layers.size());
+  for (const std::string& path : arguments.dumps) dumps.emplace_back(path);
+  check_distinct(dumps);
+  add_scores(options, arguments, dumps.front());
+  for (const DumpReader& dump : dumps) leave_out(dump.info(), of_all, options);
+  for (const DumpReader& dump : dumps) {
+    check_request(dump.info(), options);
+    check_memory(dump.info(), options, *backend);
+    steps += 2 * static_cast<Index>(dump.info().layers.size());
   }
   if (arguments.show_plan) {
     for (const DumpReader& dump : dumps) print_selection(dump, options, *backend);
@@ -92,9 +130,12 @@ void run_sweep(const SweepArguments& arguments) {
     }
   }
   const Report report = make_report(results, options, *backend);
-  if (!arguments.output.empty()) write_report(arguments.output, report, arguments.force);
-  fmt::print("{}", render(report, arguments.format, arguments.metric));
-  if (!arguments.output.empty()) fmt::print(stderr, "report: {}\n", arguments.output);
+  // The table comes first, so that a report that cannot be written does not lose it.
+  out(render(report, arguments.format, arguments.table));
+  if (arguments.output.empty()) return;
+  output_failed();  // flushes; main says so at the end
+  write_report(arguments.output, report, arguments.force);
+  note("report: " + arguments.output);
 }
 
 }  // namespace
@@ -103,11 +144,12 @@ void add_sweep(CLI::App& app) {
   auto arguments = std::make_shared<SweepArguments>();
   CLI::App* command = app.add_subcommand("sweep", "Compare policies over budgets on dumps; write a report");
   command->add_option("dumps,--dumps", arguments->dumps, "dumps (HDF5); each is one sample")->required();
-  command
-      ->add_option("--policy", arguments->policies, "policies, separated by commas or spaces; all: the whole catalogue")
-      ->required();
+  command->add_option("--policy", arguments->policies,
+                      "policies, separated by commas or spaces; all: the whole catalogue");
+  command->add_option("--scores", arguments->scores,
+                      "a policy of your own: scores or kept tokens in a file (data/README.md), FILE[+allocator]");
   command->add_option("--budget", arguments->budgets, "budgets, separated by commas or spaces")->required();
-  command->add_option("-o,--output", arguments->output, "report to write (HDF5)");
+  command->add_option("-o,--output", arguments->output, "report to write (HDF5)")->check(file_name());
   command
       ->add_option("--queries", arguments->queries,
                    "who judges: decoded queries (held out), or the prompt's last (in-sample)")
@@ -125,7 +167,7 @@ void add_sweep(CLI::App& app) {
   command->add_flag("--quiet", arguments->quiet, "no progress");
   arguments->backend.add_to(*command);
   add_format(*command, arguments->format, {"table", "csv", "json"});
-  add_metric(*command, arguments->metric);
+  add_table_options(*command, arguments->table);
   command->footer(kFooter);
   command->callback([arguments] { run_sweep(*arguments); });
 }

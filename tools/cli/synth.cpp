@@ -6,6 +6,7 @@
 #include "arguments.h"
 #include "commands.h"
 #include "laprox/error.h"
+#include "output.h"
 #include "progress.h"
 
 namespace laprox::cli {
@@ -59,8 +60,8 @@ SynthOptions options_of(const SynthArguments& arguments) {
 void run_synth(const SynthArguments& arguments) {
   const SynthOptions options = options_of(arguments);
   if (!arguments.quiet) {
-    fmt::print(stderr, "laprox: {} layers, {} + {} tokens, {:.3f} GB\n", options.layers, options.context_length,
-               options.decoded, synth_bytes(options) / 1e9);
+    note(fmt::format("laprox: {} layers, {} + {} tokens, {:.3f} GB", options.layers, options.context_length,
+                     options.decoded, synth_bytes(options) / 1e9));
   }
   ProgressBar bar(options.layers, arguments.quiet);
   synthesize_dump(arguments.output, options, arguments.force,
@@ -72,7 +73,7 @@ void run_synth(const SynthArguments& arguments) {
 void add_synth(CLI::App& app) {
   auto a = std::make_shared<SynthArguments>();
   CLI::App* command = app.add_subcommand("synth", "Write a synthetic dump of any shape, the same on every machine");
-  command->add_option("-o,--output", a->output, "dump to write (HDF5)")->required();
+  command->add_option("-o,--output", a->output, "dump to write (HDF5)")->check(file_name())->required();
   command->add_option("--preset", a->preset, fmt::format("shape of a model: {}", fmt::join(synth_presets(), ", ")))
       ->required();
   command->add_option("--tokens", a->tokens, "context length")->capture_default_str();

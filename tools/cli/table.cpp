@@ -3,46 +3,19 @@
 
 #include <cmath>
 
+#include "laprox/comparison.h"
 #include "laprox/error.h"
+#include "laprox/policy.h"
 #include "render.h"
 
 namespace laprox::cli {
 
 namespace {
 
-/// A figure of the model that a table can show.
-struct Metric {
-  const char* name;
-  const char* heading;
-  bool most_is_best;
-};
-
-constexpr Metric kMetrics[] = {
-    {"relative_error", "Relative error of the layer outputs, pooled over layers", false},
-    {"mean_error", "Relative error of the layer outputs, mean over layers", false},
-    {"regret", "Regret: (error - the oracle's) / (random's - the oracle's)", false},
-    {"retained_mass", "Attention mass on kept keys, mean over layers", true},
-    {"cosine_mean", "Cosine between kept and exact output, mean over queries and layers", true},
-};
-
-/// One figure over the dumps: its mean, its standard deviation, and what the table marks.
-struct TableCell {
-  double mean = 0, deviation = 0;
-  bool on_budget = true;  ///< keeps exactly the budget
-  bool oracle = false;    ///< reads the judging queries
-  Index twin = -1;        ///< an earlier policy that keeps exactly the same entries in every dump, or -1
-
-  bool competes() const { return on_budget && !oracle; }
-};
-
 class Table {
  public:
-  Table(const Report& report, const Metric& metric) : report_(report), metric_(metric) {
-    for (std::size_t p = 0; p < report.policies.size(); ++p) {
-      auto& row = cells_.emplace_back();
-      for (std::size_t b = 0; b < report.budgets.size(); ++b) row.push_back(make_cell(p, b));
-    }
-  }
+  Table(const Report& report, const Figure& figure, bool summary)
+      : report_(report), figure_(figure), summary_(summary), cells_(compare_cells(report, figure)) {}
 
   std::string text() const {
     std::vector<std::vector<std::string>> rows(1, {"policy"});
@@ -55,39 +28,6 @@ class Table {
   }
 
  private:
-  TableCell make_cell(std::size_t p, std::size_t b) const {
-    TableCell cell;
-    const std::string array = "model_" + std::string(metric_.name);
-    const double samples = static_cast<double>(report_.dumps.size());
-    cell.oracle = report_.arrays.contains("is_oracle") && report_.at("is_oracle", {p}) == 1;
-    for (std::size_t d = 0; d < report_.dumps.size(); ++d) {
-      cell.mean += report_.at(array, {d, p, b}) / samples;
-      cell.on_budget = cell.on_budget && spends_budget(d, p, b);
-      const Index twin = twin_of(d, p, b);
-      cell.twin = d == 0 || twin == cell.twin ? twin : -1;
-    }
-    for (std::size_t d = 0; d < report_.dumps.size() && samples > 1; ++d) {
-      cell.deviation += std::pow(report_.at(array, {d, p, b}) - cell.mean, 2) / (samples - 1);
-    }
-    cell.deviation = std::sqrt(cell.deviation);
-    return cell;
-  }
-
-  bool spends_budget(std::size_t d, std::size_t p, std::size_t b) const {
-    Index heads = 0;
-    for (std::size_t layer = 0; layer < static_cast<std::size_t>(report_.layers); ++layer) {
-      for (std::size_t head = 0; head < static_cast<std::size_t>(report_.kv_heads); ++head) {
-        if (report_.at("kept_count", {d, p, b, layer, head}) >= 0) ++heads;
-      }
-    }
-    const double budget = report_.at("budget_tokens", {d, b}) * static_cast<double>(heads);
-    return report_.at("kept_pairs", {d, p, b}) == budget;
-  }
-
-  Index twin_of(std::size_t d, std::size_t p, std::size_t b) const {
-    return report_.arrays.contains("identical_to") ? static_cast<Index>(report_.at("identical_to", {d, p, b})) : -1;
-  }
-
   std::string heading(std::size_t b) const {
     const std::string& text = report_.budgets[b];
     const double tokens = report_.at("budget_tokens", {0, b});
@@ -98,21 +38,16 @@ class Table {
     return count == text ? text : fmt::format("{} = {}", text, count);
   }
 
-  bool best(std::size_t p, std::size_t b) const {
-    if (cells_.size() < 2 || !cells_[p][b].competes()) return false;
-    for (const auto& row : cells_) {
-      if (!row[b].competes()) continue;
-      const bool better = metric_.most_is_best ? row[b].mean > cells_[p][b].mean : row[b].mean < cells_[p][b].mean;
-      if (better) return false;
-    }
-    return true;
-  }
-
   std::string describe(std::size_t p, std::size_t b) const {
-    const TableCell& cell = cells_[p][b];
-    std::string text = std::isnan(cell.mean) ? "-" : fmt::format("{:.6f}", cell.mean);
-    if (report_.dumps.size() > 1) text += fmt::format(" +- {:.6f}", cell.deviation);
-    return text + (best(p, b) ? '*' : cell.oracle ? '+' : cell.on_budget ? ' ' : '!') + (cell.twin >= 0 ? '=' : ' ');
+    const ComparedCell& cell = cells_[p][b];
+    const Summary& of = cell.summary;
+    std::string text = std::isnan(of.mean) ? "-" : fmt::format("{:.6f}", summary_ ? of.median : of.mean);
+    if (report_.dumps.size() > 1) {
+      text += summary_ ? fmt::format(" [{:.6f}, {:.6f}]", of.lower_quartile, of.upper_quartile)
+                       : fmt::format(" +- {:.6f}", of.deviation);
+    }
+    const char standing = cell.best || cell.as_good ? '*' : cell.oracle ? '+' : cell.on_budget ? ' ' : '!';
+    return text + standing + (cell.twin >= 0 ? '=' : cell.tied ? '~' : ' ');
   }
 
   std::string title() const {
@@ -120,7 +55,7 @@ class Table {
       const auto found = report_.provenance.find(key);
       return found == report_.provenance.end() ? std::string("?") : found->second;
     };
-    std::string text = fmt::format("{}; budget in tokens per KV head\n", metric_.heading);
+    std::string text = fmt::format("{}; budget in tokens per KV head\n", figure_.heading);
     text += fmt::format("softmax {}, judged by {} queries, backend {} ({})\n", get("softmax"), get("queries"),
                         get("backend"), get("device"));
     for (std::size_t d = 0; d < report_.dumps.size(); ++d) {
@@ -128,20 +63,22 @@ class Table {
                           report_.dump_models[d].empty() ? "" : ", ", report_.dump_models[d]);
     }
     if (report_.dumps.size() > 1) {
-      text += fmt::format("mean and standard deviation over {} dumps\n", report_.dumps.size());
+      text += fmt::format("{} over {} dumps\n", summary_ ? "median [quartiles]" : "mean and standard deviation",
+                          report_.dumps.size());
     }
     return text;
   }
 
   std::string footnotes() const {
-    std::string text = fmt::format("\n* the {} at this budget\n", metric_.most_is_best ? "largest" : "smallest");
-    std::vector<std::string> off_budget, oracles, twins;
+    std::string text = best_footnote();
+    std::vector<std::string> off_budget, oracles, twins, tied;
     for (std::size_t p = 0; p < cells_.size(); ++p) {
       bool on_budget = true;
       if (cells_[p][0].oracle) oracles.push_back(report_.policies[p]);
       for (std::size_t b = 0; b < cells_[p].size(); ++b) {
-        const TableCell& cell = cells_[p][b];
+        const ComparedCell& cell = cells_[p][b];
         on_budget = on_budget && cell.on_budget;
+        if (cell.tied) tied.push_back(fmt::format("{} at {}", report_.policies[p], report_.budgets[b]));
         if (cell.twin < 0) continue;
         twins.push_back(fmt::format("{} at {} is {}", report_.policies[p], report_.budgets[b],
                                     report_.policies[static_cast<std::size_t>(cell.twin)]));
@@ -155,19 +92,64 @@ class Table {
       text += fmt::format("+ reads the judging queries, and does not compete: {}\n", fmt::join(oracles, ", "));
     }
     if (!twins.empty()) text += fmt::format("= keeps exactly the same entries: {}\n", fmt::join(twins, ", "));
+    if (!tied.empty()) {
+      text += fmt::format(
+          "~ the cut falls among equal scores, more than 1 % of the budget, of which the first by "
+          "position are kept; another order gives another figure: {}\n",
+          fmt::join(tied, ", "));
+    }
     return text;
   }
 
+  std::string best_footnote() const {
+    std::string text = fmt::format("\n* the {} mean at this budget", figure_.most_is_best ? "largest" : "smallest");
+    if (report_.dumps.size() == 1)
+      return fmt::format("\n* the {} at this budget\n", figure_.most_is_best ? "largest" : "smallest");
+    if (static_cast<Index>(report_.dumps.size()) < kFewestPairs) {
+      return text +
+             fmt::format("; with fewer than {} dumps nothing can be said of whether it is better than the others\n",
+                         kFewestPairs);
+    }
+    return text + ", and those that are not worse (Wilcoxon signed-rank test over the dumps, 5 %)\n";
+  }
+
   const Report& report_;
-  const Metric& metric_;
-  std::vector<std::vector<TableCell>> cells_;  ///< [policy][budget]
+  const Figure& figure_;
+  bool summary_;
+  std::vector<std::vector<ComparedCell>> cells_;  ///< [policy][budget]
 };
+
+/// The paired difference of two policies at each budget.
+std::string compared(const Report& report, const Figure& figure, const std::string& list) {
+  const std::vector<std::string> names = split_policies(list);
+  if (names.size() != 2) throw UsageError(fmt::format("--compare: expected two policies, A,B, found '{}'", list));
+  std::string text =
+      fmt::format("\n{} less {}, {}, in {} dumps:\n", names[0], names[1], figure.name, report.dumps.size());
+  std::vector<std::vector<std::string>> rows{
+      {"budget", "mean", "median", "95 % interval", "lower in", "p (signed-rank)"}};
+  for (std::size_t b = 0; b < report.budgets.size(); ++b) {
+    const PairedDifference found = compare_policies(report, figure, names[0], names[1], b);
+    rows.push_back({report.budgets[b], fmt::format("{:+.6f}", found.mean), fmt::format("{:+.6f}", found.estimate),
+                    found.enough() ? fmt::format("{:+.6f} .. {:+.6f}", found.interval_low, found.interval_high) : "-",
+                    fmt::format("{} of {}", found.lower, found.pairs),
+                    found.enough() ? fmt::format("{:.3g}", found.p) : "-"});
+  }
+  text += align(rows);
+  if (static_cast<Index>(report.dumps.size()) < kFewestPairs) {
+    text += fmt::format("with fewer than {} dumps nothing can be said of which is better\n", kFewestPairs);
+  } else {
+    text += "median: of the means of any two differences (Hodges-Lehmann); the interval is the signed-rank test's\n";
+  }
+  return text;
+}
 
 }  // namespace
 
 std::vector<std::string> table_metrics() {
   std::vector<std::string> names;
-  for (const Metric& metric : kMetrics) names.emplace_back(metric.name);
+  for (const Figure& figure : figures()) {
+    if (figure.heading) names.emplace_back(figure.name);
+  }
   return names;
 }
 
@@ -189,17 +171,10 @@ std::string align(const std::vector<std::vector<std::string>>& rows) {
   return text;
 }
 
-std::string render_table(const Report& report, const std::string& name) {
-  for (const Metric& metric : kMetrics) {
-    if (metric.name != name) continue;
-    if (!report.arrays.contains("model_" + name)) {
-      throw UsageError(
-          fmt::format("the report has no {}{}", name,
-                      name == "regret" ? "; it needs the policies random and oracle in the same sweep" : ""));
-    }
-    return Table(report, metric).text();
-  }
-  throw Bug("an unknown metric");
+std::string render_table(const Report& report, const TableOptions& options) {
+  const Figure& shown = figure(options.metric);
+  const std::string table = Table(report, shown, options.summary).text();
+  return options.compare.empty() ? table : table + compared(report, shown, options.compare);
 }
 
 }  // namespace laprox::cli

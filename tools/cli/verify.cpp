@@ -11,6 +11,7 @@
 #include "laprox/error.h"
 #include "laprox/report.h"
 #include "laprox/version.h"
+#include "output.h"
 #include "progress.h"
 #include "render.h"
 
@@ -74,7 +75,7 @@ void print_values(const std::vector<ValueCheck>& checks) {
                     fmt::format("{:.1e}", norm.allowed), shown(cosine, cosine.measured), shown(cosine, cosine.allowed),
                     check.passed() ? "ok" : "FAIL"});
   }
-  fmt::print("{}worst at: layer/head/token, of outputs layer/query/column; ulps: of that element\n", align(rows));
+  out(fmt::format("{}worst at: layer/head/token, of outputs layer/query/column; ulps: of that element\n", align(rows)));
 }
 
 void print_kept(const std::vector<KeptCheck>& checks) {
@@ -89,7 +90,7 @@ void print_kept(const std::vector<KeptCheck>& checks) {
                     fmt::format("{:.0f}", check.parts[0].measured), fmt::format("{:.0f}", check.parts[1].measured),
                     pairs(budget.measured), pairs(budget.allowed), check.passed() ? "ok" : "FAIL"});
   }
-  fmt::print("\n{}", align(rows));
+  out(fmt::format("\n{}", align(rows)));
 }
 
 /// One line per part that failed.
@@ -154,18 +155,18 @@ std::vector<std::string> all_failures(const Verification& result) {
 }
 
 void print_table(const DumpReader& dump, const Verification& result) {
-  fmt::print("{} against the float64 reference on {}\n", result.subject, dump.info().path.string());
-  if (!result.policy.empty()) fmt::print("policy {}\n", result.policy);
-  fmt::print("\n");
+  out(fmt::format("{} against the float64 reference on {}\n", result.subject, dump.info().path.string()));
+  if (!result.policy.empty()) out(fmt::format("policy {}\n", result.policy));
+  out(fmt::format("\n"));
   print_values(result.values);
   print_kept(result.kept);
-  if (!result.skipped.empty()) fmt::print("\nskipped:\n");
-  for (const SkippedCheck& skipped : result.skipped) fmt::print("  {}: {}\n", skipped.name, skipped.reason);
+  if (!result.skipped.empty()) out(fmt::format("\nskipped:\n"));
+  for (const SkippedCheck& skipped : result.skipped) out(fmt::format("  {}: {}\n", skipped.name, skipped.reason));
   const std::vector<std::string> lines = all_failures(result);
-  if (!lines.empty()) fmt::print("\nfailed:\n");
-  for (const std::string& line : lines) fmt::print("  {}\n", line);
-  fmt::print("\n{} checks, {} skipped: {}\n", result.values.size() + result.kept.size(), result.skipped.size(),
-             result.passed() ? "verified" : "FAILED");
+  if (!lines.empty()) out(fmt::format("\nfailed:\n"));
+  for (const std::string& line : lines) out(fmt::format("  {}\n", line));
+  out(fmt::format("\n{} checks, {} skipped: {}\n", result.values.size() + result.kept.size(), result.skipped.size(),
+                  result.passed() ? "verified" : "FAILED"));
 }
 
 Json to_json(const std::vector<VerdictPart>& parts, const std::string& row, const std::string& column) {
@@ -223,11 +224,10 @@ void run_verify(const VerifyArguments& arguments) {
   const DumpReader dump(arguments.dump);
   const Verification result = verify(dump, arguments);
   if (arguments.format == "json") {
-    fmt::print("{}\n", to_json(dump, result).dump(2, ' ', false, Json::error_handler_t::replace));
+    out(fmt::format("{}\n", to_json(dump, result).dump(2, ' ', false, Json::error_handler_t::replace)));
   } else {
     print_table(dump, result);
   }
-  std::fflush(stdout);
   if (result.passed()) return;
   const std::vector<std::string> lines = all_failures(result);
   throw VerificationError(fmt::format("{} is not what the reference computes on {}: {}{}", result.subject,

@@ -17,11 +17,6 @@ namespace laprox::cpu {
 
 namespace {
 
-/// Query rows of one task: the logits of all tokens against them are one buffer.
-constexpr Index kRowsPerTask = 256;
-/// Head outputs and differences that are held at once; more policies than fit are taken in turns.
-constexpr Index kHeldElements = Index{1} << 26;
-
 std::vector<double> sinks_of(const LayerTensors& layer, Index kv_head) {
   const auto& sinks = layer.attention.sinks;
   if (sinks.empty()) return {};
@@ -37,10 +32,16 @@ class HeadOutputs {
     for (const LayerKeep& keep : policies) cells_ += static_cast<Index>(keep.counts.size());
     width_ = layer.geometry.query_heads * layer.geometry.value_size;
     values_ = Buffer<float>(cells_ * layer.queries() * width_);
+    kept_ = Buffer<float>((cells_ - 1) * layer.queries() * width_);
   }
 
   Index cells() const { return cells_; }
   const float* values() const { return values_.data(); }
+  Index width() const { return width_; }
+  /// The kept head outputs of one query in cell 1 or later.
+  const float* kept(Index cell, Index query) const {
+    return kept_.data() + ((cell - 1) * layer_.queries() + query) * width_;
+  }
   double evicted_mass(Index cell) const { return evicted_mass_.col(cell).sum(); }
 
   void compute(int threads) {
@@ -81,7 +82,8 @@ class HeadOutputs {
     rows.logits(0, layer_.tokens, logits);
     const LogitTable table{rows, logits, layer_.v.data<float>() + kv_head * layer_.tokens * value_size, value_size};
     const std::vector<double> sinks = sinks_of(layer_, kv_head);
-    float* first = values_.data() + first_query * width_ + kv_head * group * value_size;
+    const Index offset = first_query * width_ + kv_head * group * value_size;
+    float* first = values_.data() + offset;
     write_exact(table, sinks, first);
 
     Index cell = 1;
@@ -90,7 +92,8 @@ class HeadOutputs {
       for (const auto& of_budget : keep.counts) counts.push_back(of_budget[static_cast<std::size_t>(kv_head)]);
       const Index cell_stride = layer_.queries() * width_;
       walk(table, layer_.context_length, layer_.tokens, keep.rankings[static_cast<std::size_t>(kv_head)], counts, sinks,
-           mode_, {first + cell * cell_stride, cell_stride, width_}, &evicted_mass_(task, cell));
+           mode_, {first + cell * cell_stride, kept_.data() + offset + (cell - 1) * cell_stride, cell_stride, width_},
+           &evicted_mass_(task, cell));
       cell += static_cast<Index>(counts.size());
     }
   }
@@ -117,8 +120,9 @@ class HeadOutputs {
   std::span<const LayerKeep> policies_;
   SoftmaxMode mode_;
   Index cells_, width_ = 0;
-  Buffer<float> values_;
-  Matrix evicted_mass_;  ///< [task, cell]
+  Buffer<float> values_;  ///< [cells, n, width]: exact head outputs, then differences to them
+  Buffer<float> kept_;    ///< [cells - 1, n, width]: the kept head outputs
+  Matrix evicted_mass_;   ///< [task, cell]
 };
 
 /// ||A_h[:, i]|| ||v_i W_O^h|| over the judged queries: what evicting i adds to the bound. [query_heads, C]
@@ -135,6 +139,41 @@ void check_finite(const Matrix& exact, const LayerTensors& layer) {
                   layer.layer));
 }
 
+/// Sums the kept outputs of some queries of some cells themselves.
+class CancelledRows {
+ public:
+  CancelledRows(const LayerTensors& layer, const HeadOutputs& heads) : layer_(layer), heads_(heads) {}
+
+  void add(Index cell, const std::vector<Index>& queries, OutputError& error) {
+    for (const Index query : queries) rows_.push_back({cell, query, &error});
+  }
+
+  void sum(const Matrix& exact, int threads) const {
+    if (rows_.empty()) return;
+    Buffer<float> x(static_cast<Index>(rows_.size()) * heads_.width());
+    std::vector<Index> queries;
+    for (const Row& row : rows_) {
+      std::copy_n(heads_.kept(row.cell, row.query), heads_.width(),
+                  x.data() + static_cast<Index>(queries.size()) * heads_.width());
+      queries.push_back(row.query);
+    }
+    const KeptSums sums = project_kept(layer_, x, queries, exact, threads);
+    for (std::size_t n = 0; n < rows_.size(); ++n) {
+      rows_[n].error->kept_square[static_cast<std::size_t>(rows_[n].query)] = sums.squares[n];
+      rows_[n].error->kept_product[static_cast<std::size_t>(rows_[n].query)] = sums.products[n];
+    }
+  }
+
+ private:
+  struct Row {
+    Index cell, query;
+    OutputError* error;
+  };
+  const LayerTensors& layer_;
+  const HeadOutputs& heads_;
+  std::vector<Row> rows_;
+};
+
 void add_batch_errors(const LayerTensors& layer, std::span<const LayerKeep> policies, SoftmaxMode mode, int threads,
                       LayerErrors& result) {
   HeadOutputs heads(layer, policies, mode);
@@ -145,18 +184,22 @@ void add_batch_errors(const LayerTensors& layer, std::span<const LayerKeep> poli
   const Matrix head_squares = heads.head_squares(threads);
   result.exact.head_norm.assign(head_squares.row(0).begin(), head_squares.row(0).end());
   const double rows = static_cast<double>(layer.geometry.query_heads * layer.queries());
+  CancelledRows cancelled(layer, heads);
   Index cell = 1;
   for (const LayerKeep& keep : policies) {
     auto& errors = result.errors.emplace_back(keep.counts.size());
     for (OutputError& error : errors) {
       const auto squares = projected.squares.row(cell), products = projected.products.row(cell);
       error.query_error.assign(squares.begin(), squares.end());
-      error.query_product.assign(products.begin(), products.end());
+      cancelled.add(cell,
+                    set_kept_sums(projected.exact, {products.data(), static_cast<std::size_t>(products.size())}, error),
+                    error);
       error.head_error.assign(head_squares.row(cell).begin(), head_squares.row(cell).end());
       error.retained_mass = 1 - heads.evicted_mass(cell) / rows;
       ++cell;
     }
   }
+  cancelled.sum(projected.exact, threads);
 }
 
 }  // namespace
@@ -164,9 +207,7 @@ void add_batch_errors(const LayerTensors& layer, std::span<const LayerKeep> poli
 LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies, SoftmaxMode mode,
                          int threads) {
   LayerErrors result;
-  const Index cell_elements = layer.queries() * layer.geometry.query_heads * layer.geometry.value_size;
-  const Index cells_per_batch = std::max<Index>(1, kHeldElements / cell_elements);
-  for_each_batch(policies, cells_per_batch,
+  for_each_batch(policies, cells_per_batch(layer),
                  [&](std::span<const LayerKeep> batch) { add_batch_errors(layer, batch, mode, threads, result); });
 
   if (mode == SoftmaxMode::truncated) {

@@ -59,4 +59,33 @@ Projected project(const LayerTensors& layer, const float* head_outputs, Index ce
   return projected;
 }
 
+KeptSums project_kept(const LayerTensors& layer, const Buffer<float>& x, const std::vector<Index>& queries,
+                      const Matrix& exact, int threads) {
+  const Index model_size = layer.geometry.model_size, rows = static_cast<Index>(queries.size());
+  const Index blocks = (model_size + kColumns - 1) / kColumns;
+  Matrix squares(blocks, rows), products(blocks, rows);
+  parallel_for(threads, blocks, [&](Index task) {
+    const Index first = task * kColumns, columns = std::min(kColumns, model_size - first);
+    Buffer<float> y(rows * kColumns);
+    multiply_columns(layer, x.data(), rows, first, first + columns, y.data());
+    for (Index row = 0; row < rows; ++row) {
+      double square = 0, product = 0;
+      for (Index c = 0; c < columns; ++c) {
+        const double bias = layer.bias.empty() ? 0.0 : layer.bias[static_cast<std::size_t>(first + c)];
+        const double value = y[row * kColumns + c] + bias;
+        square += value * value;
+        product += value * exact(queries[static_cast<std::size_t>(row)], first + c);
+      }
+      squares(task, row) = square;
+      products(task, row) = product;
+    }
+  });
+  KeptSums sums;
+  for (Index row = 0; row < rows; ++row) {
+    sums.squares.push_back(squares.col(row).sum());
+    sums.products.push_back(products.col(row).sum());
+  }
+  return sums;
+}
+
 }  // namespace laprox::cpu

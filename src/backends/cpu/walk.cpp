@@ -90,7 +90,8 @@ class RowDeltas {
         evicted_(cuts),
         shares_(cuts),
         evicted_values_(static_cast<Index>(cuts) * value_stride),
-        kept_values_(value_stride) {}
+        kept_values_(value_stride),
+        outputs_(static_cast<Index>(cuts) * value_stride) {}
 
   /// After the call, cut c's delta stands in delta(c) and its evicted share in evicted_share(c).
   void form(const std::vector<PartialSoftmax>& segments, Index row, const double* sink, SoftmaxMode mode) {
@@ -103,10 +104,13 @@ class RowDeltas {
       const auto [mine, theirs] = kept.join(segment.maximum[row], segment.sum[row]);
       add_scaled(kept_values_.data(), mine, &segment.values[row * value_stride_], theirs, value_stride_);
       shares_[cut] = share(evicted_[cut], kept);
+      write_kept(cut, kept, mode);
       write_delta(cut, kept, mode);
     }
   }
 
+  /// Cut c's head output over what it keeps.
+  const float* kept(std::size_t cut) const { return &outputs_[static_cast<Index>(cut) * value_stride_]; }
   const float* delta(std::size_t cut) const { return &evicted_values_[static_cast<Index>(cut) * value_stride_]; }
   double evicted_share(std::size_t cut) const { return shares_[cut]; }
 
@@ -124,6 +128,14 @@ class RowDeltas {
     }
   }
 
+  /// o_kept; truncated: (1 - w) o_kept, where 1 - w is the kept share itself.
+  void write_kept(std::size_t cut, const RowSums& kept, SoftmaxMode mode) {
+    float* output = &outputs_[static_cast<Index>(cut) * value_stride_];
+    const double weight = mode == SoftmaxMode::renormalized ? 1 : share(kept, evicted_[cut]);
+    const float factor = kept.sum > 0 ? static_cast<float>(weight / kept.sum) : 0.0F;
+    for (Index c = 0; c < value_stride_; ++c) output[c] = factor * kept_values_[c];
+  }
+
   /// w (o_kept - o_evicted) in place of the evicted values; truncated: -w o_evicted.
   void write_delta(std::size_t cut, const RowSums& kept, SoftmaxMode mode) {
     float* values = &evicted_values_[static_cast<Index>(cut) * value_stride_];
@@ -137,7 +149,7 @@ class RowDeltas {
   Index value_stride_;
   std::vector<RowSums> evicted_;
   std::vector<double> shares_;
-  Buffer<float> evicted_values_, kept_values_;
+  Buffer<float> evicted_values_, kept_values_, outputs_;
 };
 
 }  // namespace
@@ -197,9 +209,10 @@ void walk(const LogitTable& table, Index context, Index tokens, const Ranking& r
     for (Index query = 0; query < table.rows.queries(); ++query) {
       deltas.form(segments.sums, head * table.rows.head_stride() + query, sink, mode);
       for (std::size_t cell = 0; cell < counts.size(); ++cell) {
-        std::copy_n(deltas.delta(cut_of_cell[cell]), table.value_size,
-                    target.first + static_cast<Index>(cell) * target.cell_stride + query * target.query_stride +
-                        head * table.value_size);
+        const Index offset =
+            static_cast<Index>(cell) * target.cell_stride + query * target.query_stride + head * table.value_size;
+        std::copy_n(deltas.delta(cut_of_cell[cell]), table.value_size, target.first + offset);
+        std::copy_n(deltas.kept(cut_of_cell[cell]), table.value_size, target.kept + offset);
         evicted_mass[cell] += deltas.evicted_share(cut_of_cell[cell]);
       }
     }

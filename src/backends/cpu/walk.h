@@ -29,13 +29,15 @@ PartialSoftmax sum_over(const LogitTable& table, std::span<const std::int32_t> t
 /// Where a walk leaves its results: rows of head outputs' differences, one cell after the other.
 struct DeltaTarget {
   float* first;        ///< the delta of cell 0, query 0, head 0 of the table's rows
+  float* kept;         ///< the kept output of the same, at the same strides
   Index cell_stride;   ///< floats from one cell to the next
   Index query_stride;  ///< floats from one query to the next
 };
 
 /// Walks once along one KV head's `ranking`: cell b keeps its first counts[b] tokens and all decoded ones ([context,
-/// tokens)). Writes each cell's kept minus exact head outputs to `target`, and adds its evicted weight, summed over the
-/// real rows, to evicted_mass[b]. `sinks` is empty or holds the sink logit of each of the table's heads.
+/// tokens)). Writes each cell's kept head outputs, and these minus the exact ones, to `target`, and adds its evicted
+/// weight, summed over the real rows, to evicted_mass[b]. `sinks` is empty or holds the sink logit of each of the
+/// table's heads.
 ///
 /// The difference is formed as w (o_kept - o_evicted), w being the evicted share of the softmax denominator, from sums
 /// over the kept and over the evicted tokens: no two nearly equal outputs are ever subtracted, so that small errors are

@@ -15,11 +15,6 @@ namespace laprox::cuda {
 
 namespace {
 
-/// Query rows whose logits against all tokens are held at once.
-constexpr int kRowsPerTable = 256;
-/// Head outputs and differences that are held at once; more policies than fit are taken in turns.
-constexpr Index kHeldElements = Index{1} << 26;
-
 std::size_t elements(Index rows, Index columns) { return static_cast<std::size_t>(rows * columns); }
 
 /// The head outputs of some policies' cells behind the exact ones (cell 0), for all judged queries of a layer.
@@ -33,12 +28,15 @@ class HeadOutputs {
     }
     width_ = Index{layer.query_heads} * layer.value_size;
     values_ = DeviceBuffer<float>(elements(cells_ * layer.queries, width_));
+    kept_ = DeviceBuffer<float>(elements((cells_ - 1) * layer.queries, width_));
     shares_ = DeviceBuffer<double>(elements(cells_, rows()));
   }
 
   Index cells() const { return cells_; }
   Index rows() const { return Index{layer_.query_heads} * layer_.queries; }
   const float* values() const { return values_.data(); }
+  const float* kept() const { return kept_.data(); }
+  Index width() const { return width_; }
   const float* cell(Index cell) const { return values_.data() + cell * layer_.queries * width_; }
 
   void compute() {
@@ -69,20 +67,22 @@ class HeadOutputs {
  private:
   int queries_per_table() const {
     const int resident = RowLayout(layer_, {0, layer_.queries}).resident;
-    return std::max(1, kRowsPerTable / layer_.group / resident) * resident;
+    return std::max(1, static_cast<int>(kRowsPerTask) / layer_.group / resident) * resident;
   }
 
   void compute_table(Pieces& pieces, QueryRange range, int kv_head, const float* logits) {
     const Index offset = range.first * width_ + Index{kv_head} * layer_.group * layer_.value_size;
     const long long stride = layer_.queries * width_;
-    pieces.exact(kv_head, logits, {values_.data() + offset, stride, width_});
+    pieces.exact(kv_head, logits, {values_.data() + offset, nullptr, stride, width_});
     Index cell = 1;
     for (const LayerKeep& keep : policies_) {
       std::vector<Index> counts;
       for (const auto& of_budget : keep.counts) counts.push_back(of_budget[static_cast<std::size_t>(kv_head)]);
       double* shares = shares_.data() + cell * rows() + Index{kv_head} * layer_.group * layer_.queries + range.first;
-      pieces.walk(kv_head, logits, keep.rankings[static_cast<std::size_t>(kv_head)], counts, truncated_,
-                  {values_.data() + cell * stride + offset, stride, width_}, {shares, rows(), layer_.queries});
+      pieces.walk(
+          kv_head, logits, keep.rankings[static_cast<std::size_t>(kv_head)], counts, truncated_,
+          {values_.data() + cell * stride + offset, kept_.data() + (cell - 1) * stride + offset, stride, width_},
+          {shares, rows(), layer_.queries});
       cell += static_cast<Index>(counts.size());
     }
   }
@@ -92,18 +92,24 @@ class HeadOutputs {
   bool truncated_;
   cudaStream_t stream_;
   Index cells_ = 1, largest_ = 0, width_ = 0;
-  DeviceBuffer<float> values_;
+  DeviceBuffer<float> values_;   ///< [cells, queries, width]: exact head outputs, then differences to them
+  DeviceBuffer<float> kept_;     ///< [cells - 1, queries, width]: the kept head outputs
   DeviceBuffer<double> shares_;  ///< [cells, query_heads, queries]; of cell 0 without meaning
 };
 
+DeviceBuffer<float> on_device(const std::vector<double>& bias, cudaStream_t stream) {
+  const std::vector<float> values(bias.begin(), bias.end());
+  DeviceBuffer<float> buffer(values.size());
+  upload(buffer.data(), values.data(), values.size(), stream);
+  check(cudaStreamSynchronize(stream), "waiting for the device");
+  return buffer;
+}
+
 /// The exact output [n, D] in device memory.
-DeviceBuffer<float> project(const Layer& layer, const std::vector<double>& bias, const float* heads,
+DeviceBuffer<float> project(const Layer& layer, const DeviceBuffer<float>& bias, const float* heads,
                             cudaStream_t stream) {
-  const std::vector<float> bias_values(bias.begin(), bias.end());
-  DeviceBuffer<float> on_device(bias_values.size());
-  upload(on_device.data(), bias_values.data(), bias_values.size(), stream);
   DeviceBuffer<float> exact(elements(layer.queries, layer.model_size));
-  project_exact(layer, heads, layer.queries, on_device.data(), exact.data(), stream);
+  project_exact(layer, heads, layer.queries, bias.data(), exact.data(), stream);
   check(cudaStreamSynchronize(stream), "waiting for the device");
   return exact;
 }
@@ -116,12 +122,53 @@ void check_finite(const Matrix& exact, Index layer) {
                   layer));
 }
 
+/// Sums the kept outputs of some queries of some cells themselves.
+class CancelledRows {
+ public:
+  explicit CancelledRows(Index queries) : queries_(queries) {}
+
+  void add(Index cell, const std::vector<Index>& queries, OutputError& error) {
+    for (const Index query : queries) {
+      rows_.push_back(static_cast<int>((cell - 1) * queries_ + query));
+      row_queries_.push_back(static_cast<int>(query));
+      errors_.push_back(&error);
+    }
+  }
+
+  void sum(const Layer& layer, const HeadOutputs& heads, const DeviceBuffer<float>& bias,
+           const DeviceBuffer<float>& exact, DeviceBuffer<double2>& partial, cudaStream_t stream) const {
+    if (rows_.empty()) return;
+    const int count = static_cast<int>(rows_.size());
+    DeviceBuffer<int> rows(rows_.size()), row_queries(rows_.size());
+    upload(rows.data(), rows_.data(), rows_.size(), stream);
+    upload(row_queries.data(), row_queries_.data(), rows_.size(), stream);
+    DeviceBuffer<float> kept(elements(count, heads.width()));
+    gather_rows(heads.kept(), rows.data(), count, static_cast<int>(heads.width()), kept.data(), stream);
+    DeviceBuffer<double2> sums(rows_.size());
+    project_kept(layer, kept.data(), count, bias.data(), exact.data(), row_queries.data(), partial, sums.data(),
+                 stream);
+    Buffer<double2> host(count);
+    download(host.data(), sums.data(), sums.size(), stream);
+    for (std::size_t n = 0; n < rows_.size(); ++n) {
+      const auto query = static_cast<std::size_t>(row_queries_[n]);
+      errors_[n]->kept_square[query] = host[static_cast<Index>(n)].x;
+      errors_[n]->kept_product[query] = host[static_cast<Index>(n)].y;
+    }
+  }
+
+ private:
+  Index queries_;
+  std::vector<int> rows_, row_queries_;  ///< of the kept head outputs, and the query of each
+  std::vector<OutputError*> errors_;
+};
+
 void add_batch_errors(const LayerTensors& tensors, const Layer& layer, std::span<const LayerKeep> policies,
                       SoftmaxMode mode, cudaStream_t stream, LayerErrors& result) {
   HeadOutputs heads(layer, policies, mode, stream);
   heads.compute();
   const Index cells = heads.cells(), queries = layer.queries, query_heads = layer.query_heads;
-  const DeviceBuffer<float> exact = project(layer, tensors.bias, heads.values(), stream);
+  const DeviceBuffer<float> bias = on_device(tensors.bias, stream);
+  const DeviceBuffer<float> exact = project(layer, bias, heads.values(), stream);
   result.exact.output = download_matrix(exact.data(), queries, layer.model_size, stream);
   check_finite(result.exact.output, tensors.layer);
 
@@ -142,18 +189,22 @@ void add_batch_errors(const LayerTensors& tensors, const Layer& layer, std::span
   download(row_sums.data(), sums.data(), sums.size(), stream);
   const std::vector<double> evicted = heads.evicted_mass();
 
+  CancelledRows cancelled(queries);
   Index cell = 1;
   for (const LayerKeep& keep : policies) {
     for (OutputError& error : result.errors.emplace_back(keep.counts.size())) {
+      std::vector<double> products;
       for (Index query = 0; query < queries; ++query) {
         error.query_error.push_back(row_sums[(cell - 1) * queries + query].x);
-        error.query_product.push_back(row_sums[(cell - 1) * queries + query].y);
+        products.push_back(row_sums[(cell - 1) * queries + query].y);
       }
+      cancelled.add(cell, set_kept_sums(result.exact.output, products, error), error);
       error.head_error.assign(head_square.row(cell).begin(), head_square.row(cell).end());
       error.retained_mass = 1 - evicted[static_cast<std::size_t>(cell)] / static_cast<double>(query_heads * queries);
       ++cell;
     }
   }
+  cancelled.sum(layer, heads, bias, exact, partial, stream);
 }
 
 /// ||A_h[:, i]|| ||v_i W_O^h|| over the judged queries: what evicting i adds to the bound. [query_heads, C]
@@ -172,12 +223,10 @@ Matrix bound_terms(const Layer& layer, cudaStream_t stream) {
 
 LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies, SoftmaxMode mode) {
   const Stream stream;
-  const DeviceLayer on_device(layer, stream);
-  const Layer& view = on_device.view();
+  const DeviceLayer device_layer(layer, stream);
+  const Layer& view = device_layer.view();
   LayerErrors result;
-  const Index cell_elements = layer.queries() * layer.geometry.query_heads * layer.geometry.value_size;
-  const Index cells_per_batch = std::max<Index>(1, kHeldElements / std::max<Index>(1, cell_elements));
-  for_each_batch(policies, cells_per_batch,
+  for_each_batch(policies, cells_per_batch(layer),
                  [&](std::span<const LayerKeep> batch) { add_batch_errors(layer, view, batch, mode, stream, result); });
 
   if (mode == SoftmaxMode::truncated) {

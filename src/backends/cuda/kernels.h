@@ -76,6 +76,9 @@ void project_exact(const Layer& layer, const float* heads, int queries, const fl
 /// For each of `rows` rows x, the row's query being its index modulo `queries`: ||x W_o||^2 and <x W_o, exact>.
 void project_errors(const Layer& layer, const float* deltas, int rows, const float* exact, int queries,
                     DeviceBuffer<double2>& partial, double2* sums, cudaStream_t stream);
+/// For each of `rows` rows x, of the query query_of_row[row]: ||x W_o + bias||^2 and <x W_o + bias, exact>.
+void project_kept(const Layer& layer, const float* kept, int rows, const float* bias, const float* exact,
+                  const int* query_of_row, DeviceBuffer<double2>& partial, double2* sums, cudaStream_t stream);
 /// ||v_i W_O^h||_1 of one query head: the x of [C].
 void value_absolute_sums(const Layer& layer, int head, DeviceBuffer<double2>& partial, double2* sums,
                          cudaStream_t stream);

@@ -13,8 +13,8 @@ class Pieces {
 
   /// The exact head outputs of the range's queries to cell 0 of `out`, all tokens in their natural order.
   void exact(int kv_head, const float* logits, OutputRows out);
-  /// Kept minus exact outputs, and evicted shares, of the sets of each KV head's first counts[b] tokens of `ranking`
-  /// and all decoded tokens; set b goes to cell b of `out` and `shares`.
+  /// Kept outputs, these minus the exact ones, and evicted shares, of the sets of each KV head's first counts[b] tokens
+  /// of `ranking` and all decoded tokens; set b goes to cell b of `out` and `shares`.
   void walk(int kv_head, const float* logits, const Ranking& ranking, const std::vector<Index>& counts, bool truncated,
             OutputRows out, ShareRows shares);
 

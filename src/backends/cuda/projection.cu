@@ -115,6 +115,18 @@ __global__ void __launch_bounds__(kThreads)
       partial);
 }
 
+template <class W>
+__global__ void __launch_bounds__(kThreads) kept_sums_kernel(Factors<float, W> f, const float* bias, const float* exact,
+                                                             const int* query_of_row, double2* partial) {
+  row_sums(
+      f,
+      [=](double y, int row, int column) {
+        const double kept = y + (bias ? bias[column] : 0.0F);
+        return make_double2(kept * kept, kept * exact[static_cast<size_t>(query_of_row[row]) * f.columns + column]);
+      },
+      partial);
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads) absolute_sums_kernel(Factors<T, T> f, double2* partial) {
   row_sums(
@@ -170,6 +182,18 @@ void project_errors(const Layer& layer, const float* deltas, int rows, const flo
         <<<grid, kThreads, 0, stream>>>(output_factors<T>(layer, deltas, rows), exact, queries, partial.data());
   });
   check_launch("errors of the output");
+  add_parts(partial.data(), rows, sums, stream);
+}
+
+void project_kept(const Layer& layer, const float* kept, int rows, const float* bias, const float* exact,
+                  const int* query_of_row, DeviceBuffer<double2>& partial, double2* sums, cudaStream_t stream) {
+  partial.at_least(static_cast<size_t>(kColumnParts) * rows);
+  const dim3 grid((rows + kTileSize - 1) / kTileSize, kColumnParts);
+  for_element(layer.element, [&]<class T>() {
+    kept_sums_kernel<T><<<grid, kThreads, 0, stream>>>(output_factors<T>(layer, kept, rows), bias, exact, query_of_row,
+                                                       partial.data());
+  });
+  check_launch("sums of kept outputs");
   add_parts(partial.data(), rows, sums, stream);
 }
 

@@ -161,11 +161,22 @@ __global__ void deltas_kernel(TableShape table, PieceSums pieces, WalkRoute rout
     const float of_kept = !truncated && kept.sum > 0 ? static_cast<float>(weight / kept.sum) : 0.0F;
     const float of_evicted = weight > 0 ? static_cast<float>(-weight / gone.sum) : 0.0F;
     float& delta = target[route.slots[cell] * out.cell_stride];
-    if (real) delta = of_evicted * delta + of_kept * kept.value;
+    if (real) {
+      const double remaining = truncated ? share(kept, gone) : 1;
+      const float factor = kept.sum > 0 ? static_cast<float>(remaining / kept.sum) : 0.0F;
+      (out.kept + (target - out.first))[route.slots[cell] * out.cell_stride] = factor * kept.value;
+      delta = of_evicted * delta + of_kept * kept.value;
+    }
     if (element == 0) {
       shares.first[route.slots[cell] * shares.cell_stride + row.head * shares.head_stride + row.query] = weight;
     }
   }
+}
+
+__global__ void gather_rows_kernel(const float* x, const int* rows, int width, float* gathered) {
+  const float* from = x + static_cast<size_t>(rows[blockIdx.x]) * width;
+  float* to = gathered + static_cast<size_t>(blockIdx.x) * width;
+  for (int i = static_cast<int>(threadIdx.x); i < width; i += static_cast<int>(blockDim.x)) to[i] = from[i];
 }
 
 /// Block (head, cell): squared norm of one query head's part of a cell over all queries.
@@ -214,6 +225,12 @@ void deltas(const TableShape& table, PieceSums sums, const WalkRoute& route, boo
   allow_shared_memory(deltas_kernel, shared_bytes);
   deltas_kernel<<<table.rows, value_threads(table), shared_bytes, stream>>>(table, sums, route, truncated, out, shares);
   check_launch("differences of outputs");
+}
+
+void gather_rows(const float* x, const int* rows, int count, int width, float* gathered, cudaStream_t stream) {
+  if (count == 0) return;
+  gather_rows_kernel<<<count, kThreads, 0, stream>>>(x, rows, width, gathered);
+  check_launch("rows of kept outputs");
 }
 
 void head_squares(const Layer& layer, const float* outputs, int cells, int queries, double* squares,

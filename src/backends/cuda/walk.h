@@ -26,6 +26,7 @@ struct PieceSums {
 /// value_size + c].
 struct OutputRows {
   float* first;
+  float* kept;  ///< where kept outputs go, at the same strides; nullptr of the exact outputs
   long long cell_stride, query_stride;
 };
 
@@ -49,9 +50,11 @@ void piece_sums(const Layer& layer, int kv_head, const TableShape& table, const 
                 const int* bounds, int pieces, PieceSums sums, cudaStream_t stream);
 /// The attention outputs over all pieces together, written to cell 0.
 void exact_outputs(const TableShape& table, PieceSums sums, int pieces, OutputRows out, cudaStream_t stream);
-/// Kept minus exact outputs of every cell, and the evicted share of each row's softmax denominator.
+/// Kept minus exact outputs and kept outputs of every cell, and the evicted share of each row's softmax denominator.
 void deltas(const TableShape& table, PieceSums sums, const WalkRoute& route, bool truncated, OutputRows out,
             ShareRows shares, cudaStream_t stream);
+/// Rows `rows` [count] of x [.., width], one behind the other.
+void gather_rows(const float* x, const int* rows, int count, int width, float* gathered, cudaStream_t stream);
 /// Squared norms over all queries of each head's part of outputs [cells, queries, H_q * value_size]: [cells, H_q].
 void head_squares(const Layer& layer, const float* outputs, int cells, int queries, double* squares,
                   cudaStream_t stream);

@@ -100,10 +100,11 @@ std::vector<OutputError> LayerReplay::output_errors(const LayerKeep& keep, Softm
 
 OutputError LayerReplay::compare(const Heads& kept_heads, const std::vector<std::vector<bool>>& kept) const {
   OutputError error;
-  const Matrix delta = layer_output(kept_heads) - exact_.output;
+  const Matrix kept_output = layer_output(kept_heads), delta = kept_output - exact_.output;
   for (Index t = 0; t < delta.rows(); ++t) {
     error.query_error.push_back(delta.row(t).squaredNorm());
-    error.query_product.push_back(delta.row(t).dot(exact_.output.row(t)));
+    error.kept_square.push_back(kept_output.row(t).squaredNorm());
+    error.kept_product.push_back(kept_output.row(t).dot(exact_.output.row(t)));
   }
   double evicted_mass = 0;
   for (Index head = 0; head < layer_.geometry.query_heads; ++head) {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from .errors import UnsupportedModel
+from .errors import MaskMismatch, UnsupportedModel
 
 BLOCK = 1 << 24  # mask elements evaluated at once
 
@@ -92,7 +92,7 @@ def as_mask(mask, query: torch.Tensor, key: torch.Tensor) -> Mask:
     n_queries, n_keys = query.shape[2], key.shape[2]
     if isinstance(mask, Mask):
         if mask.n_keys != n_keys or mask.n_queries != n_queries:
-            raise UnsupportedModel(
+            raise MaskMismatch(
                 f"its mask is for {mask.n_queries} queries and {mask.n_keys} keys, its attention for {n_queries} and {n_keys}"
             )
         return mask

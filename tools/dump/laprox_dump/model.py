@@ -7,7 +7,7 @@ from packaging.version import Version
 from . import attention
 from .adapters import fold
 from .checkpoint import locate
-from .errors import DeviceError, InputError, UnsupportedModel, first_line
+from .errors import DeviceError, InputError, UnsupportedModel, first_line, foreign
 
 RELEASE = Version(transformers.__version__)
 
@@ -22,20 +22,21 @@ def check_device(device: str) -> torch.device:
     return found
 
 
-def load(name: str, dtype: torch.dtype | None, device: torch.device) -> torch.nn.Module:
-    """The model in evaluation mode; `dtype` None means the checkpoint's own. Throws InputError or DeviceError."""
+def load(name: str, dtype: torch.dtype | None, device: torch.device, **hub) -> torch.nn.Module:
+    """The model in evaluation mode; `dtype` None means the checkpoint's own. Throws InputError or DeviceError.
+
+    `hub` is passed on: revision, and trust_remote_code, which is off unless it says True; transformers then never asks.
+    """
     attention.register()
     checkpoint = locate(name)
     key = "dtype" if RELEASE >= Version("4.56") else "torch_dtype"
-    options = {**checkpoint.model_options, "attn_implementation": "eager", key: dtype or "auto"}
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.location, **options)
-    except (OSError, ValueError, KeyError, ImportError) as e:
-        raise InputError(f"{name}: not a causal language model that transformers can load: {first_line(e)}") from e
+    options = {"trust_remote_code": False, **hub, **checkpoint.model_options, "attn_implementation": "eager", key: dtype or "auto"}
+    with foreign(f"{name}: not a causal language model that transformers can load", InputError):
+        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.location, **options).to(device)
     _check_rotation(name, text_config(model))
     if checkpoint.facts:
         model.name_or_path, model.dump_facts = checkpoint.name, checkpoint.facts
-    return prepare(model.to(device), name)
+    return prepare(model, name)
 
 
 def prepare(model: torch.nn.Module, name: str | None = None) -> torch.nn.Module:
@@ -60,11 +61,6 @@ def prepare(model: torch.nn.Module, name: str | None = None) -> torch.nn.Module:
 def text_config(model: torch.nn.Module):
     """The configuration of the language model, which composed models keep inside their own."""
     return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-
-
-def context_limit(model: torch.nn.Module) -> int | None:
-    """The longest sequence the model is made for, in tokens; None if it does not say."""
-    return getattr(text_config(model), "max_position_embeddings", None)
 
 
 def _check_rotation(name: str, config) -> None:

@@ -1,0 +1,12 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace laprox {
+
+/// The known name nearest to `name`, for "did you mean"; the closest by edit distance, prefixes first.
+std::string nearest(std::string_view name, const std::vector<std::string>& known);
+
+}  // namespace laprox

@@ -1,0 +1,36 @@
+#include "laprox/names.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+namespace laprox {
+
+namespace {
+
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t substituted = diagonal + (a[i] != b[j]);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({substituted, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+}  // namespace
+
+std::string nearest(std::string_view name, const std::vector<std::string>& known) {
+  const auto distance = [&](const std::string& candidate) {
+    // A user who types the beginning of a name means that name.
+    return candidate.starts_with(name) && !name.empty() ? std::size_t{0} : edit_distance(name, candidate);
+  };
+  return *std::min_element(known.begin(), known.end(),
+                           [&](const auto& a, const auto& b) { return distance(a) < distance(b); });
+}
+
+}  // namespace laprox
