@@ -210,9 +210,11 @@ def _digest(*tensors: torch.Tensor) -> bytes:
 def _projection(module: torch.nn.Module, width: int, call: attention.Call) -> torch.Tensor:
     """The projection's weights as [H_q * d_v, D], so that output = heads @ weights."""
     weight = module.weight.detach()
-    if not weight.is_floating_point():
+    plain = type(module.weight) in (torch.Tensor, torch.nn.Parameter)  # torchao's subclasses say that they are floating-point
+    if not plain or not weight.is_floating_point():
+        kind = weight.dtype if plain else type(weight).__name__
         raise UnsupportedModel(
-            f"{_name(call)}: its output projection ({type(module).__name__}) holds {weight.dtype} weights; "
+            f"{_name(call)}: its output projection ({type(module).__name__}) holds {kind} weights; "
             "load the model unquantised"
         )
     if isinstance(module, torch.nn.Linear) and weight.shape[1] == width:

@@ -282,6 +282,8 @@ def _export(args, todo, inputs) -> None:
 
 def _show(bar, name: str, others: dict, usual: tuple, stage: str, count: int) -> None:
     """Show `count` of a stage's units; `others` are the stages whose (unit, total) is not the usual one."""
+    if bar.disable:  # such a bar has no unit and no total
+        return
     unit, total = others.get(stage, usual)
     if (bar.unit, bar.total) != (unit, total):
         bar.unit = unit

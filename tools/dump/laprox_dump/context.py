@@ -37,7 +37,7 @@ def rotations(config) -> list[Rotation]:
     for p in nested or [found]:
         factor = p.get("factor")
         sound = isinstance(factor, (int, float)) and not isinstance(factor, bool) and math.isfinite(factor) and factor > 0
-        original = p.get("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None))
+        original = getattr(config, "original_max_position_embeddings", None) or p.get("original_max_position_embeddings")
         result.append(
             Rotation(str(p.get("rope_type", p.get("type", "default"))), float(factor) if sound else 1.0, _whole(original))
         )

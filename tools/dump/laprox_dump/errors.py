@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).parent
+STANDARD_LIBRARY = Path(traceback.__file__).parent
 BUG_EXIT_CODE = 70
 
 
@@ -76,8 +77,14 @@ def _escaped(character: str) -> str:
 
 def is_ours(error: BaseException) -> bool:
     """Whether this package threw `error`, and not transformers, torch or a model's own code that it called."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and HERE in Path(frames[-1].filename).parents
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        place = Path(frame.filename)
+        if HERE in place.parents:
+            return True
+        standard = STANDARD_LIBRARY in place.parents and "site-packages" not in place.parts
+        if not standard and not frame.filename.startswith("<frozen "):
+            return False  # the standard library throws on behalf of whoever called it
+    return False
 
 
 @contextmanager
