@@ -19,10 +19,8 @@ from .output import check_output
 from .replay import TOLERANCE, prove
 from .writer import DumpWriter
 
-LAYER_KEY = re.compile(
-    r"layers\.(0|[1-9][0-9]{0,5})\.(q|k|v|w_o|b_o|sinks|output|residual_norms|rope_inv_freq|scale|softcap|sliding_window"
-    r"|model_layer|kv_source)"
-)
+LAYER_FIELDS = (*TENSORS, *FACTS, "scale", "softcap", "sliding_window", "model_layer", "kv_source")
+LAYER_KEY = re.compile(rf"layers\.(0|[1-9][0-9]{{0,5}})\.({'|'.join(LAYER_FIELDS)})")
 ROOT_KEYS = ("context_length", "query_positions", "output_positions", "token_ids")
 MAX_TOKEN_ID = 2**31 - 1  # a dump stores them as int32
 
@@ -124,15 +122,13 @@ def _layer(arrays: Arrays, i: int) -> Layer:
 def _kv_source(arrays: Arrays, i: int, tensors: dict) -> int | None:
     """The layer whose cache layer i reads, None if it has its own. Throws InputError where keys and values are not that layer's."""
     name = f"layers.{i}.kv_source"
-    if name not in arrays.names:
+    found = arrays.whole(name, None)
+    if found is None:
         return None
-    found = arrays.whole(name, 0)
     if found not in range(i) or f"layers.{found}.kv_source" in arrays.names:
         raise InputError(f"{arrays.path}: {name}: expected a layer before {i} that has a cache of its own, found {found}")
     for key in ("k", "v"):
         other = arrays.tensor(f"layers.{found}.{key}")
         if other.dtype != tensors[key].dtype or not torch.equal(other, tensors[key]):
-            raise InputError(
-                f"{arrays.path}: layers.{i}.{key}: expected the {key} of layer {found}, its kv_source; it differs"
-            )
+            raise InputError(f"{arrays.path}: layers.{i}.{key}: expected the {key} of layer {found}, its kv_source; it differs")
     return found
