@@ -30,9 +30,6 @@ const Matrix& ScoringKernels::far_energies(Index distance) {
 
 namespace {
 
-/// The distance at which far energies are looked at.
-constexpr Index kDistance = 16;
-
 /// One of the matrices that visit_heads hands out, head under head. The visitor may be called from several threads.
 Matrix visited(const LayerView& layer, ScoringKernels& kernels, Index window, Matrix HeadAttention::*part,
                Index columns) {
@@ -45,6 +42,8 @@ Matrix visited(const LayerView& layer, ScoringKernels& kernels, Index window, Ma
 
 }  // namespace
 
+// far_energies are left out: their plain evaluation takes tokens x tokens x D operations. Who verifies laprox-far has
+// them assessed as its scores.
 std::vector<Primitive> primitives(Index window) {
   using Kind = QueryNeed::Kind;
   using View = const LayerView&;
@@ -67,8 +66,6 @@ std::vector<Primitive> primitives(Index window) {
        [=](View, Kernels k) -> Matrix { return k.removal_energies(window, OverQueries::maximum, true).cwiseSqrt(); }},
       {"separate removal norms", "KV head", Kind::window, 1,
        [=](View, Kernels k) -> Matrix { return k.removal_energies(window, OverQueries::sum, false).cwiseSqrt(); }},
-      {"far removal norms", "KV head", Kind::all, 1,
-       [](View, Kernels k) -> Matrix { return k.far_energies(kDistance).cwiseSqrt(); }},
       {"value_products", "pair", Kind::none, 1, [](View, Kernels k) { return k.value_products(); }},
   };
 }
