@@ -124,7 +124,8 @@ TEST_CASE("float32 keeps its digits where values are nearly equal to the output"
       const auto [exact, single] = both_types(layer);
       const auto expected = both[0]->scoring(exact), found = both[1]->scoring(single);
       // Logits of some hundreds in float32 are what is left: see kScore, and an energy has the square's twice of it.
-      const double tolerance = 1e-4;
+      // On the GPU they are products of two tf32 numbers each, 22 bits instead of 24: four times the error.
+      const double tolerance = both[1]->name() == "cuda" ? 4e-4 : 1e-4;
       for (bool joint : {true, false}) {
         for (OverQueries over : {OverQueries::sum, OverQueries::maximum}) {
           CHECK(relative_difference(found->removal_energies(9, over, joint),

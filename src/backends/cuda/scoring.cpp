@@ -100,7 +100,7 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
   Pieces pieces(layer, range, 0, stream_);
   for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
     logit_table(layer, range, kv_head, table.data(), stream_);
-    pieces.exact(kv_head, table.data(), {outputs.data(), 0, static_cast<long long>(width)});
+    pieces.exact(kv_head, table.data(), {outputs.data(), nullptr, 0, static_cast<long long>(width)});
     download(logits.data(), table.data(), size, stream_);
     to_weights(layer, range, kv_head, table.data(), partial_, stream_);
     download(weights.data(), table.data(), size, stream_);
