@@ -1,7 +1,7 @@
 # Sourced by tools/demo, tools/test and tools/bench/run: installs what is missing on Debian 12 (or a relative) and builds.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-build_packages=(build-essential cmake ninja-build libeigen3-dev libhdf5-dev libcli11-dev libfmt-dev libssl-dev nlohmann-json3-dev)
+build_packages=(build-essential cmake ninja-build libeigen3-dev libhdf5-dev libcli11-dev libfmt-dev libssl-dev zlib1g-dev nlohmann-json3-dev)
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -25,16 +25,46 @@ install_packages() {
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# build PRESET [CMAKE OPTION...]: configures and builds; the compiler's output is shown only where it fails.
+# usage_of SCRIPT ARGUMENT...: prints the comment at the script's head for --help, and refuses options that no script has.
+usage_of() {
+  local script=$1 argument
+  shift
+  for argument in "$@"; do
+    case $argument in
+      -h | --help) sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$script"; exit 0 ;;
+    esac
+  done
+  case ${1:-} in
+    -*) printf '%s: unknown option %s; --help says what there is\n' "$script" "$1" >&2; exit 2 ;;
+  esac
+}
+
+# build PRESET [CMAKE OPTION...]: configures and builds. Progress is one line on a terminal and a line every ten seconds elsewhere;
+# the compiler's output is shown only where it fails.
 build() {
   local preset=$1 log
   shift
   log=$(mktemp)
   say "building (preset $preset)"
-  if ! { cmake --preset "$preset" "$@" -S "$root" && cmake --build "$root/build/$preset"; } >"$log" 2>&1; then
+  if ! { cmake --preset "$preset" "$@" -S "$root" >"$log" 2>&1 && cmake --build "$root/build/$preset" 2>&1 | tee "$log" | show_progress; }; then
     cat "$log" >&2
     rm -f "$log"
     return 1
   fi
   rm -f "$log"
+}
+
+show_progress() {
+  local line last=$SECONDS
+  while IFS= read -r line; do
+    case $line in \[*/*\]*) ;; *) continue ;; esac
+    if [ -t 1 ]; then
+      printf '\r\033[K%s' "${line%%]*}] compiled"
+    elif ((SECONDS - last >= 10)); then
+      last=$SECONDS
+      printf '%s compiled\n' "${line%%]*}]"
+    fi
+  done
+  [ -t 1 ] && printf '\r\033[K'
+  return 0
 }

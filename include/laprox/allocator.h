@@ -3,6 +3,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "laprox/budget.h"
@@ -20,22 +21,38 @@ struct Contest {
   std::vector<std::vector<std::vector<double>>> scores;
   std::vector<double> pinned_sum;  ///< [layer]: sum of the pinned tokens' scores
   std::vector<double> preference;  ///< [layer]: the scorer's own layer weights; empty where it gives none
+  /// [layer]: how large the residual stream is that the layer's output is added to, the root of the mean over the last
+  /// prompt queries of its squared norm; empty unless the allocator asks for it.
+  std::vector<double> residual_norm;
 
   Index per_head() const { return context_length - pinned; }
+};
+
+/// What an allocator is, beside the work that it does.
+struct AllocatorTraits {
+  /// True where the split reads no scores, so that it serves rankings that do more than sort by score.
+  bool ignores_scores = false;
+  /// True where Contest::preference is read.
+  bool needs_preference = false;
+  /// True where Contest::residual_norm is read.
+  bool needs_residual_norm = false;
+  /// False where an option reproduces published code that does not keep the budget.
+  bool spends_exactly = true;
 };
 
 /// Splits a budget over layers and KV heads. Integers only; the counts add up to the budget exactly.
 class Allocator {
  public:
   virtual ~Allocator() = default;
+  const AllocatorTraits& traits() const { return traits_; }
   /// Kept entries per layer and KV head, pinned tokens included: pinned <= count <= context_length.
   virtual HeadCounts allocate(const Contest& contest, const Budget& budget) const = 0;
-  /// True where the split reads no scores, so that it serves rankings that do more than sort by score.
-  virtual bool ignores_scores() const { return false; }
-  /// True where Contest::preference is read.
-  virtual bool needs_preference() const { return false; }
-  /// False where an option reproduces published code that does not keep the budget.
-  virtual bool spends_exactly() const { return true; }
+
+ protected:
+  explicit Allocator(const AllocatorTraits& traits) : traits_(traits) {}
+
+ private:
+  AllocatorTraits traits_;
 };
 
 /// An allocator's entry in the registry.
@@ -49,6 +66,16 @@ struct AllocatorInfo {
   std::vector<OptionSpec> options;
   std::unique_ptr<Allocator> (*make)(const Options&);
 };
+
+/// The factory of an allocator that is made from its options, or of nothing where it has none.
+template <class T>
+std::unique_ptr<Allocator> make_allocator(const Options& options) {
+  if constexpr (std::is_constructible_v<T, const Options&>) {
+    return std::make_unique<T>(options);
+  } else {
+    return std::make_unique<T>();
+  }
+}
 
 /// All allocators, in the order of src/allocators/list.inc.
 const std::vector<AllocatorInfo>& allocators();

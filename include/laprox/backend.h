@@ -1,6 +1,5 @@
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -9,6 +8,7 @@
 
 #include "laprox/budget.h"
 #include "laprox/layer.h"
+#include "laprox/primitives.h"
 #include "laprox/ranking.h"
 
 namespace laprox {
@@ -20,46 +20,6 @@ enum class SoftmaxMode {
 };
 
 std::string_view to_string(SoftmaxMode mode);
-
-/// Column statistics of the observation window's attention, all [query_heads, C]. A_h[t, i] is the causal softmax of
-/// the window's queries over the whole context, window columns included.
-struct WindowStatistics {
-  Matrix sum;      ///< sum_t A_h[t, i]
-  Matrix squares;  ///< sum_t A_h[t, i]^2
-};
-
-/// What one query head sees from the window's queries.
-struct HeadAttention {
-  Matrix weights;  ///< [queries, C] A_h[t, i], 0 where the query does not see the token
-  Matrix logits;   ///< [queries, C] what the softmax was taken of, 0 where the query does not see the token
-  Matrix outputs;  ///< [queries, d_v] o_h[t], over all keys that the query sees
-};
-using HeadVisitor = std::function<void(Index query_head, const HeadAttention&)>;
-
-/// The scoring primitives on one layer. Results may be kept between calls, so that scorers share them.
-class ScoringKernels {
- public:
-  virtual ~ScoringKernels() = default;
-
-  /// Statistics over the last min(window, C) stored queries.
-  virtual const WindowStatistics& window_statistics(Index window) = 0;
-  /// <A_h[:, i], A_h'[:, i]> over the same queries for all pairs of query heads of a group: [kv_heads * G * G, C],
-  /// row (g * G + a) * G + b.
-  virtual const Matrix& window_products(Index window) = 0;
-  /// Column sums over all prompt queries, sum_{t >= i} A_h[t, i]: [query_heads, C].
-  virtual const Matrix& column_sums() = 0;
-  /// Calls visit once for every query head, in any order and from several threads at once, with the attention of the
-  /// same queries row by row. For scores that column statistics do not carry; nothing is kept.
-  virtual void visit_heads(Index window, const HeadVisitor& visit) = 0;
-  /// How many threads work for these kernels, for scorers with work of their own.
-  virtual int threads() const = 0;
-  /// ||v_i W_O^h||_2: [query_heads, C].
-  virtual const Matrix& value_norms() = 0;
-  /// ||v_i W_O^h||_1: [query_heads, C].
-  virtual const Matrix& value_l1_norms() = 0;
-  /// <v_i W_O^h, v_i W_O^h'> for all pairs of query heads of a group: [kv_heads * G * G, C], rows as above.
-  virtual const Matrix& value_products() = 0;
-};
 
 /// One policy's kept sets on one layer: budget b keeps the first counts[b][kv_head] tokens of rankings[kv_head].
 struct LayerKeep {

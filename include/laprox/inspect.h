@@ -21,6 +21,6 @@ double self_check_tolerance(const LayerSummary& layer);
 
 /// Replays every layer's exact output at output_positions and compares it with the framework's own output in the dump.
 /// Reads and checks every tensor. [layer]. Throws DumpError, BackendError.
-std::vector<LayerCheck> check_dump(const DumpReader& dump, const Backend& backend, const Progress& progress = {});
+std::vector<LayerCheck> check_dump(const LayerSource& dump, const Backend& backend, const Progress& progress = {});
 
 }  // namespace laprox

@@ -29,6 +29,11 @@ struct Policy {
 /// range, combinations that make no sense.
 Policy parse_policy(std::string_view text);
 
+/// A policy with a scorer of the caller's own, which no registry knows: `text` is "name[+allocator][:key=value,...]",
+/// where the options are the allocator's. Throws UsageError as parse_policy does.
+Policy compose_policy(std::string_view text, std::shared_ptr<const Scorer> scorer,
+                      const std::string& default_allocator = "head");
+
 /// The policy with every option spelled out; parse_policy reads it back.
 std::string to_string(const Policy& policy);
 

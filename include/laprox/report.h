@@ -54,7 +54,8 @@ Report make_report(const std::vector<DumpResult>& results, const SweepOptions& o
 void write_report(const std::filesystem::path& path, const Report& report, bool replace);
 
 /// Checks early, before long work, that write_report could write there. Same errors.
-void check_writable(const std::filesystem::path& path, bool replace);
+void check_writable(const std::filesystem::path& path, bool replace,
+                    const std::vector<std::filesystem::path>& inputs = {});
 
 /// Throws DumpError or FileError where the file is no report.
 Report read_report(const std::filesystem::path& path);

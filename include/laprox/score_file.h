@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "laprox/dump_reader.h"
 #include "laprox/sweep.h"
 
 namespace laprox {
@@ -22,5 +23,12 @@ namespace laprox {
 void write_scores(const std::filesystem::path& path, const DumpReader& dump, const Policy& policy,
                   const std::vector<BudgetRequest>& budgets, const Backend& backend, bool replace,
                   const Progress& progress = {});
+
+/// A policy whose scores, or else kept tokens, come from a file of this layout: `text` is
+/// FILE[+allocator][:key=value,...], and its label is the file's stem with what follows. Where the file names its
+/// policy, that policy's pinned tokens, ranking and split hold; else nothing is pinned, and `head` splits. Kept tokens
+/// serve the file's own budgets only, and `budgets` are what they are wanted for. Throws DumpError where the file
+/// breaks the layout, lacks a layer or belongs to another dump; UsageError where it cannot serve the request.
+Policy read_score_policy(const std::string& text, const DumpReader& dump, const std::vector<BudgetRequest>& budgets);
 
 }  // namespace laprox

@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "laprox/backend.h"
@@ -13,16 +14,33 @@
 
 namespace laprox {
 
-/// The queries that a scorer reads.
-struct QueryNeed {
-  enum class Kind {
-    none,
-    window,  ///< the last `window` prompt queries
-    all,     ///< all prompt queries
-    judged   ///< the very queries that judge: an oracle
-  };
-  Kind kind = Kind::none;
-  Index window = 0;
+/// What a scorer is, beside the work that it does. The defaults are those of a scorer that reads no query, pins nothing
+/// and whose kept set is simply the best scores.
+struct ScorerTraits {
+  QueryNeed queries = {};
+  Pins pins = {};
+  /// The distance at which it reads far energies; 0: it reads none.
+  Index far_distance = 0;
+  /// True where it undoes RoPE, so that the dump must say how queries and keys were rotated.
+  bool undoes_rope = false;
+  /// True where the scores, and with them the order, change with the budget: then no ranking serves every budget, and
+  /// score_each has them instead of score.
+  bool depends_on_budget = false;
+  /// True where preference() says how much of the budget the layer should have.
+  bool gives_preference = false;
+  /// False for published code that does not keep the budget (whole layers, whole chunks): then spends() says what it
+  /// keeps, and no allocator but `head` makes sense.
+  bool spends_exactly = true;
+  /// False where rank() does more than sort by score, so that no allocator but `head` can cut the scores.
+  bool ranks_by_score = true;
+  /// True where scores only say an order (places in it, or 1 for what is kept), so that their size means nothing.
+  bool scores_are_places = false;
+  /// True where a score may jump although attention changes ever so little: a threshold marks the token, or does not.
+  bool scores_jump = false;
+  /// True for the policy that evicts nothing: every budget keeps the whole context.
+  bool keeps_everything = false;
+  /// The longest context that it can score in reasonable time.
+  Index longest_context = std::numeric_limits<Index>::max();
 };
 
 /// Gives every context token of every KV head of a layer a score; what scores higher is kept longer. Stateless.
@@ -30,49 +48,34 @@ class Scorer {
  public:
   virtual ~Scorer() = default;
 
-  virtual QueryNeed queries() const { return {}; }
-  /// True where it undoes RoPE, so that the dump must say how queries and keys were rotated.
-  virtual bool undoes_rope() const { return false; }
-  virtual Pins pins() const { return {}; }
+  const ScorerTraits& traits() const { return traits_; }
 
   /// Scores [kv_heads, C] of one layer. Scores of pinned tokens are never read. Throws Bug where the scores depend on
-  /// the budget: then score_each has them.
+  /// the budget.
   virtual Matrix score(const LayerView& layer, ScoringKernels& kernels) const;
 
-  /// True where the scores, and with them the order, change with the budget: then no ranking serves every budget.
-  virtual bool depends_on_budget() const { return false; }
-  /// Scores [kv_heads, C] for each budget, in tokens per KV head.
+  /// Scores [kv_heads, C] for each budget, in tokens per KV head. Throws Bug where they do not depend on it.
   virtual std::vector<Matrix> score_each(std::span<const Index> budgets, const LayerView& layer,
                                          ScoringKernels& kernels) const;
 
   /// How much of the model's budget the layer should have, relative to the others, for the allocators that ask for it.
-  virtual bool gives_preference() const { return false; }
+  /// Throws Bug where the scorer gives no preference.
   virtual double preference(const LayerView& layer, ScoringKernels& kernels) const;
 
-  /// How many tokens of a head's ranking are kept at a budget of `tokens`, for published code that does not keep the
-  /// budget (whole layers, whole chunks); then spends_exactly() is false, and no allocator but `head` makes sense.
+  /// How many tokens of a head's ranking are kept at a budget of `tokens`.
   virtual Index spends(Index tokens, Index layer, const Ranking& ranking) const;
-  virtual bool spends_exactly() const { return true; }
 
   /// One KV head's context tokens, best first. Policies whose kept set is not simply the best scores override this.
-  virtual Ranking rank(std::span<const double> scores) const { return rank_by_score(scores, pins()); }
+  virtual Ranking rank(std::span<const double> scores) const { return rank_by_score(scores, traits_.pins); }
 
-  /// False where rank() does more than sort by score, so that no allocator but `head` can cut the scores.
-  virtual bool ranks_by_score() const { return true; }
-
-  /// True where scores only say an order (places in it, or 1 for what is kept), so that their size means nothing.
-  virtual bool scores_are_places() const { return false; }
-
-  /// True where a score may jump although attention changes ever so little: a threshold marks the token, or does not.
-  virtual bool scores_jump() const { return false; }
-
-  /// The longest context that it can score in reasonable time, and the floating-point operations that one layer takes
-  /// beyond the kernels' primitives.
-  virtual Index longest_context() const { return std::numeric_limits<Index>::max(); }
+  /// The floating-point operations that one layer takes beyond the kernels' primitives.
   virtual double flops(const LayerGeometry&, Index /*context*/, Index /*queries*/) const { return 0; }
 
-  /// The policy that evicts nothing: every budget keeps the whole context.
-  virtual bool keeps_everything() const { return false; }
+ protected:
+  explicit Scorer(const ScorerTraits& traits) : traits_(traits) {}
+
+ private:
+  ScorerTraits traits_;
 };
 
 /// A scorer's entry in the registry: everything the command line, the help and the report say of it.
@@ -90,6 +93,16 @@ struct ScorerInfo {
   /// contradict.
   std::unique_ptr<Scorer> (*make)(Options&);
 };
+
+/// The factory of a scorer that is made from its options, or of nothing where it has none.
+template <class T>
+std::unique_ptr<Scorer> make_scorer(Options& options) {
+  if constexpr (std::is_constructible_v<T, Options&>) {
+    return std::make_unique<T>(options);
+  } else {
+    return std::make_unique<T>();
+  }
+}
 
 /// All scorers, in the order of src/scorers/list.inc.
 const std::vector<ScorerInfo>& scorers();

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "laprox/budget.h"
-#include "laprox/dump_reader.h"
+#include "laprox/layer_source.h"
 #include "laprox/metrics.h"
 #include "laprox/policy.h"
 #include "laprox/progress.h"
@@ -68,11 +68,8 @@ void check_selection_request(const DumpInfo& dump, const SweepOptions& options);
 /// Why this dump cannot serve a policy at any budget, or nothing where it can.
 std::optional<std::string> why_not(const DumpInfo& dump, const Policy& policy, const SweepOptions& options);
 
-/// Throws UsageError where two dumps are the same file or hold the same bytes: they would count as two samples.
-void check_distinct(const std::vector<DumpReader>& dumps);
-
 /// What every policy keeps at every budget, without judging it: [policy].
-std::vector<Selection> select_kept(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+std::vector<Selection> select_kept(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                                    const Progress& progress = {});
 
 /// [policy][budget]: the first earlier policy that keeps exactly the same entries at that budget, or -1.
@@ -80,14 +77,14 @@ std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selecti
 
 /// Replays one dump: which entries each policy keeps at each budget, and how far that moves each layer's output. Every
 /// layer is read exactly twice. Throws UsageError (see check_request), DumpError, BackendError.
-DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                       const Progress& progress = {});
 
 /// Calls visit(layer tensors, scores, kernels) for every layer in turn: one policy's scores [kv_heads, C], and the
 /// tensors and primitives that they come from, with the queries that the policy reads. `budget` is read where the
 /// scores depend on it.
 using ScoreVisitor = std::function<void(const LayerTensors&, const Matrix&, ScoringKernels&)>;
-void visit_scores(const DumpReader& dump, const Policy& policy, const std::optional<BudgetRequest>& budget,
+void visit_scores(const LayerSource& dump, const Policy& policy, const std::optional<BudgetRequest>& budget,
                   const Backend& backend, const ScoreVisitor& visit, const Progress& progress = {});
 
 }  // namespace laprox

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace laprox {
@@ -24,12 +25,15 @@ Index size_of(ElementType type);
 template <class T>
 inline constexpr ElementType element_type_of = sizeof(T) == sizeof(float) ? ElementType::float32 : ElementType::float64;
 
-/// An owned, row-major array of rank 1 to 3 whose element type is known at run time. Its memory is uninitialised and
-/// aligned to 64 bytes.
+/// A row-major array of rank 1 to 3 whose element type is known at run time. Its memory, unless it is
+/// borrowed, is uninitialised and aligned to 64 bytes.
 class Tensor {
  public:
   Tensor() = default;
   Tensor(ElementType type, std::vector<Index> shape);
+  /// Somebody else's elements, which are only read and which `owner` keeps alive; aligned as their type is.
+  static Tensor borrow(ElementType type, std::vector<Index> shape, const std::byte* data,
+                       std::shared_ptr<const void> owner);
 
   ElementType type() const { return type_; }
   const std::vector<Index>& shape() const { return shape_; }
@@ -59,7 +63,11 @@ class Tensor {
   }
 
  private:
-  struct AlignedDelete {
+  struct Release {
+    Release() : borrowed(false) {}
+    explicit Release(std::shared_ptr<const void> kept) : owner(std::move(kept)), borrowed(true) {}
+    std::shared_ptr<const void> owner;  ///< of borrowed memory
+    bool borrowed;
     void operator()(std::byte* memory) const;
   };
   void check_type(ElementType wanted) const;
@@ -67,7 +75,7 @@ class Tensor {
   ElementType type_ = ElementType::float32;
   std::vector<Index> shape_;
   Index size_ = 0;
-  std::unique_ptr<std::byte, AlignedDelete> memory_;
+  std::unique_ptr<std::byte, Release> memory_;
 };
 
 }  // namespace laprox

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "laprox/dump_reader.h"
 #include "laprox/sweep.h"
 
 namespace laprox {
@@ -83,7 +84,7 @@ struct VerifyOptions {
 /// Checks a backend on one dump: every scoring primitive, the exact output, and every registered policy's scores and
 /// kept sets against the float64 reference. What the dump cannot serve is listed as skipped. Cost: the reference's, one
 /// thread. Throws DumpError, BackendError, UsageError.
-Verification verify_backend(const DumpReader& dump, const Backend& backend, const VerifyOptions& options,
+Verification verify_backend(const LayerSource& dump, const Backend& backend, const VerifyOptions& options,
                             const Progress& progress = {});
 
 /// Checks the results of a foreign kernel in a file of the layout that write_scores writes (data/README.md documents

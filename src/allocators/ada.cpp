@@ -11,10 +11,9 @@ namespace {
 class Ada : public Allocator {
  public:
   explicit Ada(const Options& options)
-      : how_{options.real("floor"), options.text("rounding") == "exact", options.boolean("normalize")},
+      : Allocator({.spends_exactly = options.text("variant") != "official" || options.text("rounding") == "exact"}),
+        how_{options.real("floor"), options.text("rounding") == "exact", options.boolean("normalize")},
         variant_(options.text("variant")) {}
-
-  bool spends_exactly() const override { return how_.exact || variant_ != "official"; }
 
   HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     const Index share = budget.tokens_per_head() - contest.pinned;
@@ -61,7 +60,7 @@ AllocatorInfo ada_allocator_info() {
                   OptionSpec::choice("variant", "official", {"official", "kvpress", "fork"}, "whose safeguard"),
                   OptionSpec::boolean("normalize", false, "heads compete by scores relative to their own best"),
                   OptionSpec::choice("rounding", "exact", {"exact", "official"}, "of variant=official")},
-      .make = [](const Options& options) -> std::unique_ptr<Allocator> { return std::make_unique<Ada>(options); },
+      .make = make_allocator<Ada>,
   };
 }
 

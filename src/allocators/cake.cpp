@@ -45,10 +45,9 @@ std::vector<Index> by_preference(const std::vector<double>& preference, Index to
 
 class CakeLayers : public Allocator {
  public:
-  explicit CakeLayers(const Options& options) : variant_(options.text("variant")) {}
-
-  bool needs_preference() const override { return true; }
-  bool spends_exactly() const override { return variant_ == "exact"; }
+  explicit CakeLayers(const Options& options)
+      : Allocator({.needs_preference = true, .spends_exactly = options.text("variant") == "exact"}),
+        variant_(options.text("variant")) {}
 
   HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     const Index layers = static_cast<Index>(contest.scores.size()), cap = contest.per_head();
@@ -99,9 +98,7 @@ AllocatorInfo cake_allocator_info() {
       .scope = "layers",
       .nested = false,
       .options = {OptionSpec::choice("variant", "exact", {"exact", "published", "cascade"}, "how integers are found")},
-      .make = [](const Options& options) -> std::unique_ptr<Allocator> {
-        return std::make_unique<CakeLayers>(options);
-      },
+      .make = make_allocator<CakeLayers>,
   };
 }
 

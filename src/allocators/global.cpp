@@ -10,7 +10,9 @@ namespace {
 class Global : public Allocator {
  public:
   explicit Global(const Options& options)
-      : normalize_(options.boolean("normalize")), whole_row_(options.text("norm-domain") == "full") {}
+      : Allocator({.needs_residual_norm = options.text("normalize") == "residual"}),
+        normalize_(options.text("normalize") == "true"),
+        whole_row_(options.text("norm-domain") == "full") {}
 
   HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     std::vector<ScoreList> lists;
@@ -30,8 +32,9 @@ class Global : public Allocator {
   }
 
  private:
-  /// The layer's sum of scores; a layer whose scores are all zero stays as it is.
+  /// The size of the layer's residual stream, or its sum of scores; a layer where that is zero stays as it is.
   double layer_divisor(const Contest& contest, std::size_t layer) const {
+    if (traits().needs_residual_norm) return contest.residual_norm[layer] > 0 ? contest.residual_norm[layer] : 1;
     if (!normalize_) return 1;
     double sum = whole_row_ ? contest.pinned_sum[layer] : 0;
     for (const auto& scores : contest.scores[layer]) sum = std::accumulate(scores.begin(), scores.end(), sum);
@@ -50,13 +53,18 @@ AllocatorInfo global_allocator_info() {
       .paper = "LaProx, global, 2026, arXiv 2605.07234",
       .description =
           "The model's budget goes to the best (layer, head, token) entries; pinned tokens are kept first. With "
-          "normalize=true each layer's scores are divided by their sum, so that layers are comparable. No layer or "
-          "head is guaranteed more than its pinned tokens. Ties: layer, head, token ascending.",
+          "normalize=true each layer's scores are divided by their sum, so that layers are comparable; with "
+          "normalize=residual, by the size of the residual stream right after the layer's attention output was added "
+          "to it: the root of the mean squared norm at the window's queries, or, for scorers without a window, at the "
+          "last 32 stored prompt queries, or, for oracles, at the judging ones (the dump's residual_norms). An error matters relative to the stream that "
+          "it is added to, since RMSNorm divides by that norm in every later block. No layer or head is guaranteed more than its pinned tokens. Ties: layer, head, token ascending.",
       .scope = "model",
-      .options = {OptionSpec::boolean("normalize", true, "divide each layer's scores by their sum"),
+      .options = {OptionSpec::choice("normalize", "true", {"true", "false", "residual"},
+                                     "divide each layer's scores by their sum, by nothing, or by the norm of its "
+                                     "residual stream"),
                   OptionSpec::choice("norm-domain", "prefix", {"prefix", "full"},
                                      "sum over the contenders, or over the pinned tokens too")},
-      .make = [](const Options& options) -> std::unique_ptr<Allocator> { return std::make_unique<Global>(options); },
+      .make = make_allocator<Global>,
   };
 }
 

@@ -6,12 +6,13 @@ namespace {
 
 class Head : public Allocator {
  public:
+  Head() : Allocator({.ignores_scores = true}) {}
+
   HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     HeadCounts counts;
     for (const auto& layer : contest.scores) counts.emplace_back(layer.size(), budget.tokens_per_head());
     return counts;
   }
-  bool ignores_scores() const override { return true; }
 };
 
 }  // namespace
@@ -24,7 +25,7 @@ AllocatorInfo head_allocator_info() {
       .description = "Uniform: each KV head keeps its own best tokens.",
       .scope = "head",
       .options = {},
-      .make = [](const Options&) -> std::unique_ptr<Allocator> { return std::make_unique<Head>(); },
+      .make = make_allocator<Head>,
   };
 }
 

@@ -26,9 +26,9 @@ double normalized_entropy(const std::vector<std::vector<double>>& layer) {
 class LavaShares : public Allocator {
  public:
   explicit LavaShares(const Options& options)
-      : how_{options.real("floor"), options.text("variant") == "exact"}, variant_(options.text("variant")) {}
-
-  bool spends_exactly() const override { return how_.exact; }
+      : Allocator({.spends_exactly = options.text("variant") == "exact"}),
+        how_{options.real("floor"), options.text("variant") == "exact"},
+        variant_(options.text("variant")) {}
 
   HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     const Index share = budget.tokens_per_head() - contest.pinned;
@@ -107,9 +107,7 @@ AllocatorInfo lava_allocator_info() {
       .nested = false,
       .options = {OptionSpec::real("floor", 0.2, 0, 1, "share of a layer's budget that is split evenly"),
                   OptionSpec::choice("variant", "exact", {"exact", "rounded", "code"}, "how integers are found")},
-      .make = [](const Options& options) -> std::unique_ptr<Allocator> {
-        return std::make_unique<LavaShares>(options);
-      },
+      .make = make_allocator<LavaShares>,
   };
 }
 

@@ -7,6 +7,8 @@ namespace {
 
 class Layer : public Allocator {
  public:
+  Layer() : Allocator({}) {}
+
   HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     HeadCounts counts;
     for (const auto& layer : contest.scores) {
@@ -32,7 +34,7 @@ AllocatorInfo layer_allocator_info() {
           "layer; pinned tokens are kept first. Ties: head, then token ascending.",
       .scope = "layer",
       .options = {},
-      .make = [](const Options&) -> std::unique_ptr<Allocator> { return std::make_unique<Layer>(); },
+      .make = make_allocator<Layer>,
   };
 }
 

@@ -8,10 +8,10 @@ namespace {
 
 class Pyramid : public Allocator {
  public:
-  explicit Pyramid(const Options& options) : beta_(options.real("beta")), variant_(options.text("variant")) {}
-
-  bool ignores_scores() const override { return false; }
-  bool spends_exactly() const override { return variant_ == "exact"; }
+  explicit Pyramid(const Options& options)
+      : Allocator({.spends_exactly = options.text("variant") == "exact"}),
+        beta_(options.real("beta")),
+        variant_(options.text("variant")) {}
 
   HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     const Index layers = static_cast<Index>(contest.scores.size());
@@ -98,7 +98,7 @@ AllocatorInfo pyramid_allocator_info() {
       .scope = "layers",
       .options = {OptionSpec::real("beta", 20, 1, 1e6, "the last layer's share is B / beta"),
                   OptionSpec::choice("variant", "exact", {"exact", "kvcf", "adakv", "kvpress"}, "whose rounding")},
-      .make = [](const Options& options) -> std::unique_ptr<Allocator> { return std::make_unique<Pyramid>(options); },
+      .make = make_allocator<Pyramid>,
   };
 }
 

@@ -33,4 +33,13 @@ std::string nearest(std::string_view name, const std::vector<std::string>& known
                            [&](const auto& a, const auto& b) { return distance(a) < distance(b); });
 }
 
+std::optional<std::string> near_miss(std::string_view name, const std::vector<std::string>& known) {
+  if (known.empty() || std::find(known.begin(), known.end(), name) != known.end()) return std::nullopt;
+  const auto closest = std::min_element(known.begin(), known.end(), [&](const auto& a, const auto& b) {
+    return edit_distance(name, a) < edit_distance(name, b);
+  });
+  if (edit_distance(name, *closest) > 2 || closest->size() < 4) return std::nullopt;
+  return *closest;
+}
+
 }  // namespace laprox

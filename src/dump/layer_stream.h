@@ -3,7 +3,7 @@
 #include <future>
 
 #include "laprox/backend.h"
-#include "laprox/dump_reader.h"
+#include "laprox/layer_source.h"
 
 namespace laprox {
 
@@ -19,7 +19,7 @@ class LayerStream {
  public:
   /// Reads `rows` of q, in the types that `backend` wants. With check_all, the other rows are checked to be finite too,
   /// though not kept.
-  LayerStream(const DumpReader& dump, DumpInfo::Rows rows, const Backend& backend, bool check_all)
+  LayerStream(const LayerSource& dump, DumpInfo::Rows rows, const Backend& backend, bool check_all)
       : dump_(dump), rows_(rows), backend_(backend), check_all_(check_all) {
     start(0);
   }
@@ -39,7 +39,7 @@ class LayerStream {
     });
   }
 
-  const DumpReader& dump_;
+  const LayerSource& dump_;
   DumpInfo::Rows rows_;
   const Backend& backend_;
   bool check_all_;

@@ -180,9 +180,10 @@ std::vector<std::vector<std::vector<std::uint8_t>>> CandidateReader::read_kept(I
   const std::string name = object(layer, "kept");
   const H5::DataSet dataset = reader_.dataset(name);
   const std::vector<Index> shape = reader_.shape(dataset);
-  std::vector<std::uint8_t> values(static_cast<std::size_t>(shape[0] * shape[1] * shape[2]));
+  // Wider than they are stored, so that a negative number stays one: HDF5 would clip it to 0.
+  std::vector<std::int16_t> values(static_cast<std::size_t>(shape[0] * shape[1] * shape[2]));
   try {
-    dataset.read(values.data(), H5::PredType::NATIVE_UINT8);
+    dataset.read(values.data(), H5::PredType::NATIVE_INT16);
   } catch (const H5::Exception& error) {
     reader_.refuse(name, "readable data", "a damaged or cut-off file (" + error.getDetailMsg() + ")");
   }
@@ -190,7 +191,7 @@ std::vector<std::vector<std::vector<std::uint8_t>>> CandidateReader::read_kept(I
   auto next = values.begin();
   for (auto& heads : kept) {
     for (Index head = 0; head < shape[1]; ++head, next += shape[2]) {
-      const auto bad = std::find_if(next, next + shape[2], [](std::uint8_t value) { return value > 1; });
+      const auto bad = std::find_if(next, next + shape[2], [](std::int16_t value) { return value < 0 || value > 1; });
       if (bad != next + shape[2]) {
         reader_.refuse(name, "1 where the token is kept, else 0",
                        fmt::format("{} at KV head {}, token {}", *bad, head, bad - next));

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <set>
 
+#include "base/text.h"
 #include "laprox/error.h"
 
 namespace laprox::io {
@@ -29,14 +31,18 @@ class StructureReader {
     info.model = reader_.text_attribute(root_, "/", "model").value_or("");
     info.source = reader_.text_attribute(root_, "/", "source").value_or("");
     info.prompt = reader_.text_attribute(root_, "/", "prompt").value_or("");
-    info.query_positions = reader_.integers("/query_positions");
-    if (info.query_positions.empty()) reader_.refuse("/query_positions", "at least one position", "none");
-    if (reader_.has("/output_positions")) info.output_positions = reader_.integers("/output_positions");
-    sizes_.queries = static_cast<Index>(info.query_positions.size());
-    sizes_.outputs = static_cast<Index>(info.output_positions.size());
+    check_names();
+    // Sizes first: what a file declares must fit together before anything that large is read.
+    sizes_.queries = reader_.extent("/query_positions");
+    if (sizes_.queries == 0) reader_.refuse("/query_positions", "at least one position", "none");
+    if (reader_.has("/output_positions")) sizes_.outputs = reader_.extent("/output_positions");
     const Index layers = count_layers();
     for (Index layer = 0; layer < layers; ++layer) info.layers.push_back(read_layer(layer));
     info.tokens = sizes_.tokens;
+    check_extent("/query_positions", sizes_.queries, sizes_.tokens, "T");
+    check_extent("/output_positions", sizes_.outputs, sizes_.queries, "N");
+    info.query_positions = reader_.integers("/query_positions");
+    if (sizes_.outputs > 0) info.output_positions = reader_.integers("/output_positions");
     info.context_length = read_context_length();
     check_positions("/query_positions", info.query_positions);
     check_positions("/output_positions", info.output_positions);
@@ -46,6 +52,57 @@ class StructureReader {
   }
 
  private:
+  void check_extent(const std::string& name, Index found, Index most, const std::string& symbol) {
+    if (found > most)
+      reader_.refuse(name, fmt::format("at most {} = {} positions", symbol, most), std::to_string(found));
+  }
+
+  /// A name that nobody reads is a mistake that would otherwise change every result without a word.
+  void check_names() {
+    static const std::vector<std::string> known{"layers", "query_positions", "output_positions", "token_ids"};
+    for (const std::string& name : reader_.members("/")) check_object("/" + name, name, known, {});
+    static const std::vector<std::string> attributes{"format", "version", "context_length",
+                                                     "model",  "source",  "prompt"};
+    check_attributes("/", root_, attributes, {});
+  }
+
+  void check_layer_names(Index layer, const H5::Group& group) {
+    static const std::vector<std::string> datasets{
+        "q", "k", "v", "w_o", "b_o", "sinks", "rope_inv_freq", "output", "residual_norms"};
+    static const std::map<std::string, std::string> datasets_elsewhere{
+        {"s_aux", "sinks"}, {"bias", "b_o"}, {"o_proj", "w_o"}, {"inv_freq", "rope_inv_freq"}};
+    static const std::vector<std::string> attributes{"scale", "softcap", "sliding_window", "kv_source"};
+    static const std::map<std::string, std::string> attributes_elsewhere{
+        {"softmax_scale", "scale"},       {"scaling", "scale"},
+        {"logit_softcapping", "softcap"}, {"attn_logit_softcapping", "softcap"},
+        {"window", "sliding_window"},     {"window_size", "sliding_window"}};
+    const std::string name = layer_object(layer);
+    for (const std::string& member : reader_.members(name)) {
+      check_object(name + "/" + member, member, datasets, datasets_elsewhere);
+    }
+    check_attributes(name, group, attributes, attributes_elsewhere);
+  }
+
+  void check_object(const std::string& object, const std::string& name, const std::vector<std::string>& known,
+                    const std::map<std::string, std::string>& elsewhere) {
+    if (std::find(known.begin(), known.end(), name) != known.end()) return;
+    const auto alias = elsewhere.find(name);
+    reader_.refuse(object, "one of " + join(known, ", "), "'" + name + "'",
+                   fmt::format("did you mean '{}'?", alias == elsewhere.end() ? nearest(name, known) : alias->second));
+  }
+
+  /// Attributes of other names are the writer's own notes; those that nearly have a known name are not.
+  void check_attributes(const std::string& owner_name, const H5::H5Object& owner, const std::vector<std::string>& known,
+                        const std::map<std::string, std::string>& elsewhere) {
+    for (const std::string& name : reader_.attributes(owner)) {
+      const auto alias = elsewhere.find(name);
+      const auto meant = alias == elsewhere.end() ? near_miss(name, known) : std::optional(alias->second);
+      if (!meant) continue;
+      reader_.refuse(owner_name + " attribute " + name, "one of " + join(known, ", "), "'" + name + "'",
+                     fmt::format("did you mean '{}'?", *meant));
+    }
+  }
+
   void check_format() {
     const auto format = reader_.text_attribute(root_, "/", "format");
     if (format != kDumpFormat) {
@@ -97,9 +154,16 @@ class StructureReader {
       std::string sizes = describe(expected);
       for (std::size_t at; (at = sizes.find("-1")) != std::string::npos;) sizes.replace(at, 2, "any");
       reader_.refuse(object, fmt::format("shape {} = {}", meaning, sizes),
-                     array.shape.empty() ? "a scalar" : "shape " + describe(array.shape));
+                     array.shape.empty() ? "a scalar" : "shape " + describe(array.shape), transposed(array.shape));
     }
     return array;
+  }
+
+  /// Frameworks also lay heads behind tokens, and that shape is answered with what to do.
+  std::string transposed(const std::vector<Index>& shape) const {
+    const bool heads_last =
+        shape.size() == 3 && (shape[0] == sizes_.queries || shape[0] == sizes_.tokens) && shape[0] != shape[1];
+    return heads_last ? "this looks like [tokens, heads, d]; store heads first, as transpose(0, 1) makes them" : "";
   }
 
   LayerSummary read_layer(Index layer) {
@@ -108,6 +172,7 @@ class StructureReader {
     const Index any = -1, known_tokens = layer == 0 ? any : sizes_.tokens;
     const Index known_model_size = layer == 0 ? any : sizes_.model_size;
     const H5::Group group = reader_.group(layer_object(layer));
+    check_layer_names(layer, group);
 
     const StoredArray q = tensor(layer, "q", {any, sizes_.queries, any}, "[H_q, N, d]");
     geometry.query_heads = q.shape[0];

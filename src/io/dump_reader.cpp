@@ -102,6 +102,7 @@ LayerTensors DumpReader::read_layer(Index layer, DumpInfo::Rows rows, ElementTyp
   tensors.w_o = impl_->read_as(io::layer_object(layer, "w_o"), type);
   if (summary.has_bias) tensors.bias = impl_->file.reals(io::layer_object(layer, "b_o"));
   if (summary.has_residual_norms) tensors.residual_norms = impl_->residual_norms(layer, rows);
+  impl_->file.check_unchanged();
   return tensors;
 }
 
@@ -123,6 +124,10 @@ std::optional<Matrix> DumpReader::read_output(Index layer) const {
   return output.matrix<double>();
 }
 
-std::string DumpReader::content_hash() const { return io::sha256_of_file(impl_->info.path); }
+std::string DumpReader::content_hash() const {
+  std::string hash = io::sha256_of_file(impl_->info.path);
+  impl_->file.check_unchanged();
+  return hash;
+}
 
 }  // namespace laprox

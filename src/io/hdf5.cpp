@@ -2,30 +2,72 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
 
 #include "base/convert.h"
+#include "base/text.h"
+#include "io/rehearsal.h"
+#include "io/soundness.h"
 #include "laprox/error.h"
 
 namespace laprox::io {
 
 namespace {
 
+/// Elements beyond which an array's declared shape is a fault of the file: no tensor is so large, and products of sizes
+/// below it do not overflow.
+constexpr double kMostElements = 0x1p48;
+
+FileState state_of(const std::filesystem::path& path, const std::string& kind) {
+  struct stat status {};
+  if (stat(path.c_str(), &status) != 0) {
+    throw FileError(fmt::format("{}: {}", path.string(), errno == ENOENT ? "no such file" : std::strerror(errno)));
+  }
+  if (!S_ISREG(status.st_mode)) {
+    throw DumpError(path.string(), "file", kind + " (HDF5)",
+                    S_ISDIR(status.st_mode) ? "a directory" : "something that is no regular file (a pipe or a device)");
+  }
+  return {status.st_dev, status.st_ino, static_cast<std::uint64_t>(status.st_size), status.st_mtim.tv_sec,
+          status.st_mtim.tv_nsec};
+}
+
+/// What HDF5 says of the call that failed last, its own words of every level.
+std::string hdf5_words() {
+  std::string words;
+  H5Ewalk2(
+      H5E_DEFAULT, H5E_WALK_UPWARD,
+      [](unsigned, const H5E_error2_t* error, void* out) -> herr_t {
+        if (error->desc) *static_cast<std::string*>(out) += std::string(error->desc) + "; ";
+        return 0;
+      },
+      &words);
+  return words;
+}
+
 H5::H5File open(const std::filesystem::path& path, const std::string& kind) {
   H5::Exception::dontPrint();
-  std::error_code error;
-  const auto status = std::filesystem::status(path, error);
-  if (!std::filesystem::exists(status)) throw FileError(fmt::format("{}: no such file", path.string()));
-  if (std::filesystem::is_directory(status)) {
-    throw DumpError(path.string(), "file", kind + " (HDF5)", "a directory");
-  }
+  rehearse(path, kind);
   try {
     return H5::H5File(path.string(), H5F_ACC_RDONLY);
   } catch (const H5::Exception&) {
+    const std::string words = hdf5_words();
+    if (words.find("lock") != std::string::npos) {
+      throw FileError(fmt::format(
+          "{}: cannot be locked for reading: it is open for writing elsewhere, or its file system has no locks (NFS, "
+          "Lustre); then set HDF5_USE_FILE_LOCKING=FALSE",
+          path.string()));
+    }
+    if (words.find("Permission denied") != std::string::npos) {
+      throw FileError(fmt::format("{}: cannot be read: permission denied", path.string()));
+    }
     throw DumpError(path.string(), "file", kind + " (HDF5)", "a file that HDF5 cannot open",
-                    "it may be of another kind, cut short, unreadable for you, or open for writing elsewhere");
+                    "it may be of another kind, or cut short");
   }
 }
 
@@ -85,7 +127,31 @@ H5::FloatType float16_type() {
 std::string describe(const std::vector<Index>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
 Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, const std::string& kind)
-    : path_(path.string()), file_(open(path, kind)) {}
+    : path_(path.string()), state_(state_of(path, kind)), file_(open(path, kind)) {
+  H5O_info_t info;
+  if (H5Oget_info2(file_.getId(), &info, H5O_INFO_BASIC) >= 0) file_number_ = info.fileno;
+}
+
+void Hdf5Reader::check_unchanged() const {
+  struct stat now {};
+  const bool there = stat(path_.c_str(), &now) == 0;
+  const FileState found{now.st_dev, now.st_ino, static_cast<std::uint64_t>(now.st_size), now.st_mtim.tv_sec,
+                        now.st_mtim.tv_nsec};
+  if (!there || !(found == state_)) {
+    refuse("file", "the file as it was opened", there ? "one that has changed since" : "nothing",
+           "something writes to it while it is read; nothing was computed from it");
+  }
+}
+
+/// A link may lead out of the file, and then nothing that is known of this file holds for what is read.
+void Hdf5Reader::check_in_file(hid_t object, const std::string& name) const {
+  H5O_info_t info;
+  if (H5Oget_info2(object, &info, H5O_INFO_BASIC) < 0) refuse(name, "a readable object", "a damaged one");
+  if (info.fileno != file_number_) {
+    refuse(name, "an object in this file", "a link to another file",
+           "copy the data into the file, for example with h5repack");
+  }
+}
 
 void Hdf5Reader::refuse(const std::string& object, const std::string& expected, const std::string& found,
                         const std::string& advice) const {
@@ -103,19 +169,34 @@ bool Hdf5Reader::has(const std::string& object) const {
 H5::Group Hdf5Reader::group(const std::string& name) const {
   if (!has(name)) refuse(name, "a group", "nothing");
   if (file_.childObjType(name) != H5O_TYPE_GROUP) refuse(name, "a group", "a dataset");
-  return file_.openGroup(name);
+  H5::Group found = file_.openGroup(name);
+  check_in_file(found.getId(), name);
+  return found;
 }
 
 H5::DataSet Hdf5Reader::dataset(const std::string& name) const {
   if (!has(name)) refuse(name, "a dataset", "nothing");
   if (file_.childObjType(name) != H5O_TYPE_DATASET) refuse(name, "a dataset", "a group");
-  return file_.openDataSet(name);
+  H5::DataSet found = file_.openDataSet(name);
+  check_in_file(found.getId(), name);
+  double elements = 1;
+  for (Index extent : shape(found)) elements *= static_cast<double>(extent);
+  if (elements > kMostElements) refuse(name, "an array that memory can hold", "shape " + describe(shape(found)));
+  if (sound_.insert(name).second) check_stored(*this, found, name);
+  return found;
 }
 
 std::vector<std::string> Hdf5Reader::members(const std::string& name) const {
   const H5::Group parent = group(name);
   std::vector<std::string> names;
   for (hsize_t i = 0; i < parent.getNumObjs(); ++i) names.push_back(parent.getObjnameByIdx(i));
+  return names;
+}
+
+std::vector<std::string> Hdf5Reader::attributes(const H5::H5Object& owner) const {
+  std::vector<std::string> names;
+  for (int i = 0; i < owner.getNumAttrs(); ++i)
+    names.push_back(owner.openAttribute(static_cast<unsigned>(i)).getName());
   return names;
 }
 
@@ -166,12 +247,50 @@ std::vector<Index> Hdf5Reader::integers(const std::string& name) const {
   const std::vector<Index> extents = shape(stored);
   if (extents.size() != 1) refuse(name, "an array of rank 1", fmt::format("rank {}", extents.size()));
   std::vector<std::int64_t> values(static_cast<std::size_t>(extents[0]));
+  H5::Exception::dontPrint();
   try {
     if (!values.empty()) stored.read(values.data(), H5::PredType::NATIVE_INT64);
   } catch (const H5::Exception& error) {
     refuse(name, "readable data", error.getDetailMsg());
   }
   return {values.begin(), values.end()};
+}
+
+Index Hdf5Reader::extent(const std::string& name) const {
+  const std::vector<Index> extents = shape(dataset(name));
+  if (extents.size() != 1) refuse(name, "an array of rank 1", fmt::format("rank {}", extents.size()));
+  return extents[0];
+}
+
+std::vector<std::string> Hdf5Reader::strings(const std::string& name) const {
+  const H5::DataSet stored = dataset(name);
+  const std::vector<Index> extents = shape(stored);
+  if (stored.getTypeClass() != H5T_STRING || extents.size() != 1) {
+    refuse(name, "a list of strings",
+           fmt::format("{} of rank {}", describe_type(stored.getDataType()), extents.size()));
+  }
+  std::vector<std::string> values(static_cast<std::size_t>(extents[0]));
+  if (values.empty()) return values;
+  const H5::StrType type = stored.getStrType();
+  if (!type.isVariableStr()) {
+    std::vector<char> block(values.size() * type.getSize());
+    stored.read(block.data(), type);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const char* text = block.data() + i * type.getSize();
+      values[i] = printable({text, strnlen(text, type.getSize())});
+    }
+    return values;
+  }
+  std::vector<char*> pointers(values.size());
+  stored.read(pointers.data(), type);
+  bool written = true;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (pointers[i]) values[i] = printable(pointers[i]);
+    written = written && pointers[i];
+  }
+  H5::DataSet::vlenReclaim(pointers.data(), type, stored.getSpace());
+  if (!written) refuse(name, "strings", "a string that was never written");
+  return values;
 }
 
 std::optional<H5::Attribute> Hdf5Reader::scalar_attribute(const H5::H5Object& owner, const std::string& owner_name,
@@ -193,13 +312,23 @@ std::optional<std::string> Hdf5Reader::text_attribute(const H5::H5Object& owner,
                                                       const std::string& name) const {
   const auto attribute = scalar_attribute(owner, owner_name, name, H5T_STRING, "a string");
   if (!attribute) return std::nullopt;
-  std::string value;
+  const H5::StrType type = attribute->getStrType();
+  const std::string object = owner_name + " attribute " + name;
   try {
-    attribute->read(attribute->getDataType(), value);
+    if (type.isVariableStr()) {
+      char* text = nullptr;
+      attribute->read(type, static_cast<void*>(&text));
+      if (!text) refuse(object, "a string", "one that was never written");
+      std::string value = printable(text);
+      H5free_memory(text);
+      return value;
+    }
+    std::vector<char> text(type.getSize() + 1, '\0');
+    attribute->read(type, static_cast<void*>(text.data()));
+    return printable(text.data());
   } catch (const H5::Exception& error) {
-    refuse(owner_name + " attribute " + name, "a readable string", error.getDetailMsg());
+    refuse(object, "a readable string", error.getDetailMsg());
   }
-  return value.substr(0, value.find('\0'));
 }
 
 std::optional<long long> Hdf5Reader::integer_attribute(const H5::H5Object& owner, const std::string& owner_name,
@@ -221,6 +350,7 @@ std::optional<double> Hdf5Reader::real_attribute(const H5::H5Object& owner, cons
 }
 
 void Hdf5Reader::read_raw(const StoredArray& array, const std::string& name, std::byte* target) const {
+  H5::Exception::dontPrint();
   try {
     array.dataset.read(target, memory_type(array.type));
   } catch (const H5::Exception& error) {
@@ -230,6 +360,7 @@ void Hdf5Reader::read_raw(const StoredArray& array, const std::string& name, std
 
 void Hdf5Reader::read_raw_rows(const StoredArray& array, const std::string& name, Index first, Index count,
                                std::byte* target) const {
+  H5::Exception::dontPrint();  // HDF5 knows this for each thread by itself
   const auto extent = [](Index n) { return static_cast<hsize_t>(n); };
   const std::array<hsize_t, 3> start{0, extent(first), 0};
   const std::array<hsize_t, 3> block{extent(array.shape[0]), extent(count), extent(array.shape[2])};

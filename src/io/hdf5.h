@@ -2,8 +2,10 @@
 
 #include <H5Cpp.h>
 
+#include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,20 +23,30 @@ struct StoredArray {
   std::vector<Index> shape;
 };
 
+/// What says that a file is still the one that was opened.
+struct FileState {
+  std::uint64_t device = 0, inode = 0, size = 0;
+  std::int64_t seconds = 0, nanoseconds = 0;  ///< of the last change
+  bool operator==(const FileState&) const = default;
+};
+
 /// Reads the objects of one file and turns every surprise into a DumpError that names file, object, expectation and
-/// find.
+/// find. Only what lies in the file itself and was written is read (soundness.h).
 class Hdf5Reader {
  public:
-  /// `kind` says what the file should be, for messages: "a laprox dump".
+  /// `kind` says what the file should be, for messages: "a laprox dump". The file is rehearsed first (rehearsal.h).
   Hdf5Reader(const std::filesystem::path& path, const std::string& kind);
 
   const std::string& path() const { return path_; }
-  const H5::H5File& file() const { return file_; }
+  std::uint64_t file_size() const { return state_.size; }
+  /// Refuses a file that is no longer the one that was opened.
+  void check_unchanged() const;
 
   bool has(const std::string& object) const;
   H5::Group group(const std::string& name) const;
   H5::DataSet dataset(const std::string& name) const;
   std::vector<std::string> members(const std::string& group) const;
+  std::vector<std::string> attributes(const H5::H5Object& owner) const;
   std::vector<Index> shape(const H5::DataSet& dataset) const;
 
   /// An array of float16, bfloat16, float32 or float64.
@@ -43,8 +55,12 @@ class Hdf5Reader {
   std::vector<double> reals(const std::string& name) const;
   /// A rank-1 array of integers.
   std::vector<Index> integers(const std::string& name) const;
+  /// A rank-1 array of strings, of fixed or of variable length; control characters are escaped.
+  std::vector<std::string> strings(const std::string& name) const;
+  /// How many elements a rank-1 array has, without reading them.
+  Index extent(const std::string& name) const;
 
-  /// Attributes of the object; nothing where it has none of that name.
+  /// Attributes of the object; nothing where it has none of that name. Control characters in texts are escaped.
   std::optional<std::string> text_attribute(const H5::H5Object& owner, const std::string& owner_name,
                                             const std::string& name) const;
   std::optional<long long> integer_attribute(const H5::H5Object& owner, const std::string& owner_name,
@@ -65,9 +81,13 @@ class Hdf5Reader {
                                                 const std::string& name, H5T_class_t type_class,
                                                 const std::string& expected) const;
   ElementType element_type(const H5::DataSet& dataset, const std::string& name) const;
+  void check_in_file(hid_t object, const std::string& name) const;
 
   std::string path_;
+  FileState state_;
   H5::H5File file_;
+  unsigned long file_number_ = 0;        ///< HDF5's number of this file, which an object in another one lacks
+  mutable std::set<std::string> sound_;  ///< datasets whose storage was checked
 };
 
 std::string describe(const std::vector<Index>& shape);

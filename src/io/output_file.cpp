@@ -1,43 +1,68 @@
 #include "io/output_file.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
+#include <algorithm>
+
+#include "io/temporary.h"
 #include "laprox/error.h"
 
 namespace laprox::io {
 
 namespace {
 
-void check_replaceable(const std::filesystem::path& path, bool replace) {
+constexpr std::size_t kLongText = 60000;  // what fits into an attribute that lies with its object
+
+std::filesystem::path folder_of(const std::filesystem::path& path) {
+  return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+}
+
+}  // namespace
+
+void check_output(const std::filesystem::path& path, bool replace, std::span<const std::filesystem::path> inputs) {
+  if (path.empty()) throw UsageError("the output has an empty name; give it one, for example -o report.h5");
   std::error_code error;
-  const auto status = std::filesystem::status(path, error);
+  if (!std::filesystem::is_directory(folder_of(path), error)) {
+    throw FileError(fmt::format("{}: there is no folder {}; make it first", path.string(), folder_of(path).string()));
+  }
+  const auto status = std::filesystem::symlink_status(path, error);
   if (!std::filesystem::exists(status)) return;
+  for (const std::filesystem::path& input : inputs) {
+    if (std::filesystem::equivalent(path, input, error)) {
+      throw UsageError(fmt::format("{}: is the input {} itself, which would be lost; choose another name",
+                                   path.string(), input.string()));
+    }
+  }
+  if (std::filesystem::is_symlink(status)) {
+    throw FileError(
+        fmt::format("{}: is a link; name the file that it leads to, or choose another name", path.string()));
+  }
   if (!std::filesystem::is_regular_file(status)) {
     throw FileError(fmt::format("{}: exists and is not a regular file; choose another name", path.string()));
   }
   if (!replace) throw UsageError(fmt::format("{}: exists already; give --force to replace it", path.string()));
 }
 
-}  // namespace
-
-OutputFile::OutputFile(const std::filesystem::path& path, bool replace)
-    : path_(path), temporary_(fmt::format("{}.{}.part", path.string(), getpid())), replace_(replace) {
-  check_replaceable(path, replace);
+OutputFile::OutputFile(const std::filesystem::path& path, bool replace, std::span<const std::filesystem::path> inputs)
+    : path_(path), replace_(replace) {
+  check_output(path, replace, inputs);
+  temporary_ = make_temporary(path);
   H5::Exception::dontPrint();
   try {
     file_ = H5::H5File(temporary_.string(), H5F_ACC_TRUNC);
   } catch (const H5::Exception&) {
-    throw FileError(
-        fmt::format("{}: cannot be written; does the folder exist, and may you write there?", path.string()));
+    remove_temporary(temporary_);
+    throw FileError(fmt::format("{}: cannot be written; is the disk full?", path.string()));
   }
 }
 
 OutputFile::~OutputFile() {
   if (committed_) return;
-  file_.close();
-  std::error_code ignored;
-  std::filesystem::remove(temporary_, ignored);
+  try {
+    file_.close();
+  } catch (const H5::Exception&) {  // what could not be written is thrown away in any case
+  }
+  remove_temporary(temporary_);
 }
 
 void OutputFile::commit() {
@@ -47,10 +72,8 @@ void OutputFile::commit() {
   } catch (const H5::Exception& error) {
     throw FileError(fmt::format("{}: cannot be written ({}); is the disk full?", path_.string(), error.getDetailMsg()));
   }
-  check_replaceable(path_, replace_);  // somebody may have made it meanwhile
-  std::error_code error;
-  std::filesystem::rename(temporary_, path_, error);
-  if (error) throw FileError(fmt::format("{}: cannot be written ({})", path_.string(), error.message()));
+  check_output(path_, replace_, {});  // somebody may have made it meanwhile
+  keep_temporary(temporary_, path_);
   committed_ = true;
 }
 
@@ -62,10 +85,23 @@ H5::DSetCreatPropList dataset_properties() {
   return properties;
 }
 
-void write_attribute(H5::H5Object& owner, const std::string& name, const std::string& value) {
-  H5::StrType type(H5::PredType::C_S1, H5T_VARIABLE);
+H5::StrType text_type(std::size_t size) {
+  H5::StrType type(H5::PredType::C_S1, std::max<std::size_t>(1, size));
   type.setCset(H5T_CSET_UTF8);
-  owner.createAttribute(name, type, H5::DataSpace(H5S_SCALAR)).write(type, value);
+  type.setStrpad(H5T_STR_NULLPAD);
+  return type;
+}
+
+void write_attribute(H5::H5Object& owner, const std::string& name, const std::string& value) {
+  if (value.size() >= kLongText) {
+    H5::StrType type(H5::PredType::C_S1, H5T_VARIABLE);
+    type.setCset(H5T_CSET_UTF8);
+    owner.createAttribute(name, type, H5::DataSpace(H5S_SCALAR)).write(type, value);
+    return;
+  }
+  const H5::StrType type = text_type(value.size());
+  const std::string padded = value + '\0';  // an empty text has one byte all the same
+  owner.createAttribute(name, type, H5::DataSpace(H5S_SCALAR)).write(type, static_cast<const void*>(padded.data()));
 }
 
 void write_attribute(H5::H5Object& owner, const std::string& name, long long value) {

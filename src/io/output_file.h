@@ -3,16 +3,18 @@
 #include <H5Cpp.h>
 
 #include <filesystem>
+#include <span>
 #include <string>
 
 namespace laprox::io {
 
 /// An HDF5 file that appears under its name only when it is complete: it is written beside it and renamed by commit().
-/// A file that was not committed is removed.
+/// A file that was not committed is removed, also where a signal ends the program (temporary.h).
 class OutputFile {
  public:
-  /// Throws FileError where `path` exists and not `replace`, or its folder cannot be written.
-  OutputFile(const std::filesystem::path& path, bool replace);
+  /// Throws FileError where `path` is one of `inputs` or no regular file, or its folder cannot be written; UsageError
+  /// where it exists and not `replace`.
+  OutputFile(const std::filesystem::path& path, bool replace, std::span<const std::filesystem::path> inputs = {});
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
@@ -27,8 +29,14 @@ class OutputFile {
   H5::H5File file_;
 };
 
+/// What OutputFile's constructor refuses of a name, without making anything.
+void check_output(const std::filesystem::path& path, bool replace, std::span<const std::filesystem::path> inputs);
+
 /// What datasets are created with: they do not store when, so that equal contents are equal bytes.
 H5::DSetCreatPropList dataset_properties();
+
+/// A text of fixed length: HDF5 keeps texts of variable length apart, where damage to them is hard to contain.
+H5::StrType text_type(std::size_t size);
 
 void write_attribute(H5::H5Object& owner, const std::string& name, const std::string& value);
 void write_attribute(H5::H5Object& owner, const std::string& name, long long value);

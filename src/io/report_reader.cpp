@@ -1,11 +1,15 @@
 #include <fmt/format.h>
 #include <hdf5_hl.h>
 
+#include <algorithm>
+#include <map>
 #include <set>
 
+#include "base/text.h"
 #include "io/hdf5.h"
 #include "io/report_layout.h"
 #include "laprox/error.h"
+#include "laprox/figures.h"
 #include "laprox/report.h"
 
 namespace laprox {
@@ -19,24 +23,72 @@ class ReportReader {
   Report read() {
     check_format();
     Report report;
-    report.dumps = strings("dump");
-    report.policies = strings("policy");
-    report.budgets = strings("budget");
+    report.dumps = reader_.strings("/dump");
+    report.policies = reader_.strings("/policy");
+    report.budgets = reader_.strings("/budget");
     report.layers = count("layer");
     report.kv_heads = count("kv_head");
     report.query_heads = count("query_head");
-    report.dump_hashes = strings("dump_sha256");
-    report.dump_models = strings("dump_model");
-    report.policy_specs = strings("policy_spec");
+    report.dump_hashes = reader_.strings("/dump_sha256");
+    report.dump_models = reader_.strings("/dump_model");
+    report.policy_specs = reader_.strings("/policy_spec");
     read_provenance(report);
+    check_labels(report);
     for (const std::string& name : reader_.members("/")) read_array(name, report);
-    for (const char* needed : {"model_relative_error", "relative_error", "kept_pairs", "kept_count", "budget_tokens"}) {
-      if (!report.arrays.contains(needed)) reader_.refuse("/" + std::string(needed), "a dataset", "nothing");
+    for (const auto& [name, shape] : known_arrays()) {
+      const auto found = report.arrays.find(name);
+      const bool there = found != report.arrays.end();
+      if (there ? found->second.dimensions == shape.dimensions : !shape.needed) continue;
+      reader_.refuse("/" + name, "numbers over " + join(shape.dimensions, ", "),
+                     there ? "numbers over " + join(found->second.dimensions, ", ") : "nothing, or something else");
     }
     return report;
   }
 
  private:
+  struct Shape {
+    std::vector<std::string> dimensions;
+    bool needed = false;
+  };
+
+  /// The arrays that programs ask a report for by name.
+  static const std::map<std::string, Shape>& known_arrays() {
+    static const std::map<std::string, Shape> arrays = [] {
+      const std::vector<std::string> cell{"dump", "policy", "budget"}, layer{"dump", "policy", "budget", "layer"};
+      std::map<std::string, Shape> known{
+          {"kept_pairs", {cell, true}},
+          {"kept_count", {{"dump", "policy", "budget", "layer", "kv_head"}, true}},
+          {"budget_tokens", {{"dump", "budget"}, true}},
+          {"context_length", {{"dump"}, true}},
+          {"is_oracle", {{"policy"}}},
+          {"identical_to", {cell}},
+          {"tied_entries", {cell}},
+          {"head_relative_error", {{"dump", "policy", "budget", "layer", "query_head"}}}};
+      for (const Figure& figure : figures()) {
+        const bool needed = figure.name == std::string("relative_error");
+        if (figure.layer_meaning) known[figure.layer_array()] = {layer, needed};
+        if (figure.model_meaning) known[figure.model_array()] = {cell, needed};
+      }
+      return known;
+    }();
+    return arrays;
+  }
+
+  void check_labels(const Report& report) {
+    const auto check = [&](const std::string& name, std::size_t found, std::size_t expected) {
+      if (expected == 0 || found != expected) {
+        reader_.refuse("/" + name, fmt::format("{} entries", std::max<std::size_t>(1, expected)),
+                       std::to_string(found));
+      }
+    };
+    check("dump", report.dumps.size(), report.dumps.size());
+    check("policy", report.policies.size(), report.policies.size());
+    check("budget", report.budgets.size(), report.budgets.size());
+    check("dump_sha256", report.dump_hashes.size(), report.dumps.size());
+    check("dump_model", report.dump_models.size(), report.dumps.size());
+    check("policy_spec", report.policy_specs.size(), report.policies.size());
+  }
+
   void check_format() {
     const H5::Group root = reader_.group("/");
     const auto format = reader_.text_attribute(root, "/", "format");
@@ -61,21 +113,7 @@ class ReportReader {
     }
   }
 
-  std::vector<std::string> strings(const std::string& name) {
-    const H5::DataSet dataset = reader_.dataset("/" + name);
-    const std::vector<Index> shape = reader_.shape(dataset);
-    if (dataset.getTypeClass() != H5T_STRING || !dataset.getStrType().isVariableStr() || shape.size() != 1) {
-      reader_.refuse("/" + name, "a list of strings", "something else");
-    }
-    std::vector<char*> pointers(static_cast<std::size_t>(shape[0]));
-    const H5::StrType type = dataset.getStrType();
-    dataset.read(pointers.data(), type);
-    std::vector<std::string> values(pointers.begin(), pointers.end());
-    H5::DataSet::vlenReclaim(pointers.data(), type, dataset.getSpace());
-    return values;
-  }
-
-  Index count(const std::string& dimension) { return static_cast<Index>(reader_.integers("/" + dimension).size()); }
+  Index count(const std::string& dimension) { return reader_.extent("/" + dimension); }
 
   /// Reads a dataset whose dimensions are those of a report; others are left alone.
   void read_array(const std::string& name, Report& report) {

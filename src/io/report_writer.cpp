@@ -3,18 +3,13 @@
 
 #include "io/output_file.h"
 #include "io/report_layout.h"
+#include "io/temporary.h"
 #include "laprox/error.h"
 #include "laprox/report.h"
 
 namespace laprox {
 
 namespace {
-
-H5::StrType text_type() {
-  H5::StrType type(H5::PredType::C_S1, H5T_VARIABLE);
-  type.setCset(H5T_CSET_UTF8);
-  return type;
-}
 
 class ReportWriter {
  public:
@@ -41,11 +36,15 @@ class ReportWriter {
 
  private:
   H5::DataSet write_strings(const std::string& name, const std::vector<std::string>& values) {
+    std::size_t longest = 1;
+    for (const std::string& value : values) longest = std::max(longest, value.size());
+    std::string block;
+    for (const std::string& value : values) block += value + std::string(longest - value.size(), '\0');
     const hsize_t size = values.size();
-    H5::DataSet dataset = root_.createDataSet(name, text_type(), H5::DataSpace(1, &size), io::dataset_properties());
-    std::vector<const char*> pointers;
-    for (const std::string& value : values) pointers.push_back(value.c_str());
-    dataset.write(pointers.data(), text_type());
+    const H5::StrType type = io::text_type(longest);
+    H5::DataSet dataset = root_.createDataSet(name, type, H5::DataSpace(1, &size), io::dataset_properties());
+    dataset.write(block.data(), type);
+    io::write_attribute(dataset, "_Encoding", std::string("utf-8"));  // so that xarray makes text of it, not bytes
     return dataset;
   }
 
@@ -128,6 +127,9 @@ void write_report(const std::filesystem::path& path, const Report& report, bool 
   }
 }
 
-void check_writable(const std::filesystem::path& path, bool replace) { io::OutputFile(path, replace); }
+void check_writable(const std::filesystem::path& path, bool replace, const std::vector<std::filesystem::path>& inputs) {
+  io::check_output(path, replace, inputs);
+  io::remove_temporary(io::make_temporary(path));
+}
 
 }  // namespace laprox

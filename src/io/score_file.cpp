@@ -36,7 +36,7 @@ void write_matrix(H5::Group& group, const std::string& name, const Matrix& matri
 
 /// The primitives on the queries that the policy reads; a policy without queries has none.
 void write_primitives(H5::Group& group, const Policy& policy, Index queries, ScoringKernels& kernels) {
-  const QueryNeed need = policy.scorer->queries();
+  const QueryNeed need = policy.scorer->traits().queries;
   if (need.kind == QueryNeed::Kind::window || need.kind == QueryNeed::Kind::judged) {
     const WindowStatistics& statistics = kernels.window_statistics(queries);
     write_matrix(group, "column_norms", statistics.squares.cwiseSqrt());
@@ -93,11 +93,12 @@ void write_scores(const std::filesystem::path& path, const DumpReader& dump, con
   options.policies = {policy};
   options.budgets = budgets;
   check_selection_request(info, options);
-  if (policy.scorer->depends_on_budget() && budgets.size() != 1) {
+  if (policy.scorer->traits().depends_on_budget && budgets.size() != 1) {
     throw UsageError(fmt::format("policy '{}': its scores depend on the budget; give exactly one --budget, found {}",
                                  policy.label, budgets.size()));
   }
-  io::OutputFile output(path, replace);
+  const std::vector<std::filesystem::path> inputs{dump.info().path};
+  io::OutputFile output(path, replace, inputs);
   const std::vector<Selection> selections = select_kept(dump, options, backend);
   try {
     H5::Group root = output.file().openGroup("/");

@@ -12,6 +12,8 @@ const std::vector<Method>& methods() {
        "PyramidKV, 2024, arXiv 2406.02069", true},
       {"layer-defensivekv", "defensivekv+global:normalize=false,hard-window=false",
        "DefensiveKV's scores, one top-K over the whole model", "DefensiveKV, 2025, arXiv 2510.13334", true},
+      {"laprox-far", "laprox-r:far=64,far-weight=8",
+       "LaProx-R's scores, with what distant queries of the prompt would lose", "LaProx-R, 2026, this project", true},
       {"keydiff-block128", "keydiff:block=128", "KeyDiff as a cache that evicts after every block of 128 tokens",
        "KeyDiff, 2025, arXiv 2504.15364", false},
   };

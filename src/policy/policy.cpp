@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 
 #include "base/text.h"
 #include "laprox/error.h"
@@ -93,7 +94,7 @@ std::string preferring_scorers() {
   std::vector<std::string> names;
   for (const ScorerInfo& info : scorers()) {
     Options defaults(info.options);
-    if (info.make(defaults)->gives_preference()) names.push_back(info.name);
+    if (info.make(defaults)->traits().gives_preference) names.push_back(info.name);
   }
   return join(names, ", ");
 }
@@ -103,18 +104,18 @@ void check_combination(const Policy& policy, const ScorerInfo& scorer) {
     throw UsageError(fmt::format("policy '{}': the scores of {} only mean something to the allocator {}; use {}+{}",
                                  policy.label, scorer.name, scorer.only_allocator, scorer.name, scorer.only_allocator));
   }
-  if (policy.allocator->needs_preference() && !policy.scorer->gives_preference()) {
+  if (policy.allocator->traits().needs_preference && !policy.scorer->traits().gives_preference) {
     throw UsageError(
         fmt::format("policy '{}': the allocator {} asks the scorer how much each layer should have, and {} does not "
                     "say; scorers that do: {}",
                     policy.label, policy.allocator_name, policy.scorer_name, preferring_scorers()));
   }
-  if (!policy.scorer->spends_exactly() && policy.allocator_name != "head") {
+  if (!policy.scorer->traits().spends_exactly && policy.allocator_name != "head") {
     throw UsageError(
         fmt::format("policy '{}': with these options {} decides itself how many tokens it keeps; use {}+head",
                     policy.label, policy.scorer_name, policy.scorer_name));
   }
-  if (!policy.scorer->ranks_by_score() && !policy.allocator->ignores_scores()) {
+  if (!policy.scorer->traits().ranks_by_score && !policy.allocator->traits().ignores_scores) {
     throw UsageError(fmt::format(
         "policy '{}': the kept set of {} with these options is not a cut through one score, so the allocator {} "
         "cannot split a budget over it; use {}+head, or see 'laprox policies {}'",
@@ -122,20 +123,17 @@ void check_combination(const Policy& policy, const ScorerInfo& scorer) {
   }
 }
 
-}  // namespace
+using MakeScorer = std::function<std::shared_ptr<const Scorer>(Options&)>;
 
-Policy parse_policy(std::string_view text) {
-  Policy policy;
-  policy.label = trim(text);
-  const Spelling spelling = spell(policy.label);
-  if (spelling.scorer.empty()) throw UsageError("an empty policy; 'laprox policies' lists all");
-  // A published method's name stands for a composition and its options.
-  const Method* method = spelling.allocator ? nullptr : find_method(spelling.scorer);
-  const Spelling meant = method ? spell(method->policy) : spelling;
-
-  const ScorerInfo& scorer = find_part(scorers(), "policy", meant.scorer);
+/// The policy that `spelling` asks for, once its scorer is known. `meant`: what the name stands for, where it is a
+/// published method's; else `spelling` itself.
+Policy assemble(const std::string& label, const Spelling& spelling, const Spelling& meant, const ScorerInfo& scorer,
+                const MakeScorer& make) {
+  const bool method = &meant != &spelling;
   const Spelling fallback = spell(scorer.default_allocator);
   const AllocatorInfo& allocator = find_part(allocators(), "allocator", meant.allocator.value_or(fallback.scorer));
+  Policy policy;
+  policy.label = label;
   policy.scorer_name = scorer.name;
   policy.allocator_name = allocator.name;
   policy.scorer_options = Options(scorer.options);
@@ -143,10 +141,34 @@ Policy parse_policy(std::string_view text) {
   for (const std::string& pair : spelling.options) set_option(policy, scorer, allocator, pair);
   if (method) set_others(policy, scorer, allocator, meant.options);
   if (!meant.allocator) set_others(policy, scorer, allocator, fallback.options);
-  policy.scorer = scorer.make(policy.scorer_options);
+  policy.scorer = make(policy.scorer_options);
   policy.allocator = allocator.make(policy.allocator_options);
   check_combination(policy, scorer);
   return policy;
+}
+
+}  // namespace
+
+Policy parse_policy(std::string_view text) {
+  const std::string label = trim(text);
+  const Spelling spelling = spell(label);
+  if (spelling.scorer.empty()) throw UsageError("an empty policy; 'laprox policies' lists all");
+  // A published method's name stands for a composition and its options.
+  const Method* method = spelling.allocator ? nullptr : find_method(spelling.scorer);
+  const Spelling composition = method ? spell(method->policy) : Spelling{};
+  const Spelling& meant = method ? composition : spelling;
+  const ScorerInfo& scorer = find_part(scorers(), "policy", meant.scorer);
+  return assemble(label, spelling, meant, scorer, scorer.make);
+}
+
+Policy compose_policy(std::string_view text, std::shared_ptr<const Scorer> scorer,
+                      const std::string& default_allocator) {
+  const std::string label = trim(text);
+  const Spelling spelling = spell(label);
+  ScorerInfo info{};
+  info.name = spelling.scorer;
+  info.default_allocator = default_allocator;
+  return assemble(label, spelling, spelling, info, [&](Options&) { return scorer; });
 }
 
 std::string to_string(const Policy& policy) {

@@ -33,7 +33,7 @@ Queries count_queries(const DumpInfo& dump, const SweepOptions& options) {
   queries.judging = std::max<Index>(1, dump.rows_between(first, last).count());
   bool judged = false;
   for (const Policy& policy : options.policies) {
-    const QueryNeed need = policy.scorer->queries();
+    const QueryNeed need = policy.scorer->traits().queries;
     if (need.kind == QueryNeed::Kind::all) queries.all = true;
     if (need.kind == QueryNeed::Kind::window) queries.window = std::max(queries.window, need.window);
     judged = judged || need.kind == QueryNeed::Kind::judged;

@@ -44,7 +44,7 @@ double self_check_tolerance(const LayerSummary& layer) {
   return tolerance;
 }
 
-std::vector<LayerCheck> check_dump(const DumpReader& dump, const Backend& backend, const Progress& progress) {
+std::vector<LayerCheck> check_dump(const LayerSource& dump, const Backend& backend, const Progress& progress) {
   const DumpInfo& info = dump.info();
   std::vector<LayerCheck> checks(info.layers.size());
   // The stored outputs are read first: the file has one reader at a time, and the stream reads ahead.

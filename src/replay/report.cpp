@@ -54,7 +54,7 @@ class ReportBuilder {
       }
     }
     for (std::size_t p = 0; p < options_.policies.size(); ++p) {
-      put("is_oracle", {p}, options_.policies[p].scorer->queries().kind == QueryNeed::Kind::judged ? 1 : 0);
+      put("is_oracle", {p}, options_.policies[p].scorer->traits().queries.kind == QueryNeed::Kind::judged ? 1 : 0);
     }
     if (options_.save_kept) add_kept();
     return std::move(report_);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "base/parallel.h"
@@ -21,14 +22,57 @@ std::vector<std::int32_t> kept_tokens(const Selection& selection, std::size_t bu
   return kept;
 }
 
+/// Queries that the residual stream's norm is averaged over where the scorer has no window.
+constexpr Index kResidualWindow = 32;
+
+/// How many of the last prompt queries a policy's residual norm is averaged over.
+Index residual_window(const Policy& policy) {
+  const Index window = policy.scorer->traits().queries.window;
+  return window > 0 ? window : kResidualWindow;
+}
+
+/// The root of the mean squared norm of the residual stream at the last stored prompt queries; for an oracle, which
+/// sees no other, at the judging ones.
+double residual_norm(const Policy& policy, const LayerView& layer) {
+  const std::vector<double>& norms = layer.residual_norms();
+  const Index queries = reads_judged(policy) ? layer.queries() : std::min(residual_window(policy), layer.queries());
+  require(queries > 0 && !norms.empty(), "the layer was read with the residual norms that its policies need");
+  double sum = 0;
+  for (auto norm = norms.end() - queries; norm != norms.end(); ++norm) sum += *norm * *norm;
+  return std::sqrt(sum / static_cast<double>(queries));
+}
+
+/// The rows of q whose residual norms a policy reads. Throws UsageError where the dump has none.
+DumpInfo::Rows residual_rows(const DumpInfo& dump, const Policy& policy) {
+  for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
+    if (dump.layers[layer].has_residual_norms) continue;
+    throw UsageError(
+        fmt::format("{}: policy '{}' divides each layer's scores by the norm of its residual stream, but "
+                    "/layers/{}/residual_norms is not stored; export the dump again with laprox-dump, which writes it, "
+                    "or use {}+layer or {}+global:normalize=false",
+                    dump.path.string(), policy.label, layer, policy.scorer_name, policy.scorer_name));
+  }
+  const DumpInfo::Rows stored = dump.rows_between(0, dump.context_length);
+  if (stored.count() == 0 && !reads_judged(policy)) {
+    throw UsageError(
+        fmt::format("{}: policy '{}' needs the norm of the residual stream at the last prompt queries, but no prompt "
+                    "query is stored; export the dump again with some, or use {}+global:normalize=false",
+                    dump.path.string(), policy.label, policy.scorer_name));
+  }
+  return {std::max(stored.first, stored.last - residual_window(policy)), stored.last};
+}
+
 }  // namespace
 
-bool reads_judged(const Policy& policy) { return policy.scorer->queries().kind == QueryNeed::Kind::judged; }
+bool reads_judged(const Policy& policy) { return policy.scorer->traits().queries.kind == QueryNeed::Kind::judged; }
 
 DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& policies) {
   DumpInfo::Rows rows = dump.rows_between(dump.context_length, dump.context_length);
   for (const Policy& policy : policies) {
-    const QueryNeed need = policy.scorer->queries();
+    const QueryNeed need = policy.scorer->traits().queries;
+    if (policy.allocator->traits().needs_residual_norm) {
+      rows.first = std::min(rows.first, residual_rows(dump, policy).first);
+    }
     if (need.kind == QueryNeed::Kind::none || reads_judged(policy)) continue;
     const std::string who = "policy '" + policy.label + "'";
     const DumpInfo::Rows needed =
@@ -52,7 +96,7 @@ DumpInfo::Rows judging_rows(const DumpInfo& dump, const SweepOptions& options) {
 
 std::vector<Matrix> unchecked_scores(const Scorer& scorer, std::span<const Index> budgets, const LayerView& layer,
                                      ScoringKernels& kernels) {
-  if (scorer.depends_on_budget()) return scorer.score_each(budgets, layer, kernels);
+  if (scorer.traits().depends_on_budget) return scorer.score_each(budgets, layer, kernels);
   std::vector<Matrix> scores;
   scores.push_back(scorer.score(layer, kernels));
   return scores;
@@ -68,13 +112,14 @@ std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, s
 LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
                         ScoringKernels& kernels) {
   LayerScores result{layer_scores(*policy.scorer, policy.label, budgets, layer, kernels)};
-  if (policy.allocator->needs_preference()) result.preference = policy.scorer->preference(layer, kernels);
+  if (policy.allocator->traits().needs_preference) result.preference = policy.scorer->preference(layer, kernels);
+  if (policy.allocator->traits().needs_residual_norm) result.residual_norm = residual_norm(policy, layer);
   return result;
 }
 
 Selector::Selector(const Policy& policy, std::vector<Budget> budgets, int threads)
     : policy_(policy), budgets_(std::move(budgets)), threads_(threads) {
-  selection_.orders.resize(policy.scorer->depends_on_budget() ? budgets_.size() : 1);
+  selection_.orders.resize(policy.scorer->traits().depends_on_budget ? budgets_.size() : 1);
   contests_.resize(selection_.orders.size());
   ties_.resize(selection_.orders.size());
 }
@@ -87,13 +132,16 @@ void Selector::add_layer(const LayerView& layer, ScoringKernels& kernels) {
 
 void Selector::add_layer(const LayerScores& layer) {
   for (std::size_t order = 0; order < layer.scores.size(); ++order) rank_layer(order, layer.scores[order]);
-  if (!policy_.allocator->needs_preference()) return;
-  for (Contest& contest : contests_) contest.preference.push_back(layer.preference);
+  const AllocatorTraits& traits = policy_.allocator->traits();
+  for (Contest& contest : contests_) {
+    if (traits.needs_preference) contest.preference.push_back(layer.preference);
+    if (traits.needs_residual_norm) contest.residual_norm.push_back(layer.residual_norm);
+  }
 }
 
 /// Scores become rankings and, for an allocator that reads them, contenders in descending order.
 void Selector::rank_layer(std::size_t order, const Matrix& scores) {
-  const Index context = scores.cols(), pinned = policy_.scorer->pins().count(context);
+  const Index context = scores.cols(), pinned = policy_.scorer->traits().pins.count(context);
   std::vector<Ranking> rankings(static_cast<std::size_t>(scores.rows()));
   std::vector<std::vector<double>> sorted(rankings.size());
   std::vector<double> pinned_sums(rankings.size(), 0.0);
@@ -101,14 +149,14 @@ void Selector::rank_layer(std::size_t order, const Matrix& scores) {
   parallel_for(threads_, scores.rows(), [&](Index head) {
     const auto at = static_cast<std::size_t>(head);
     rankings[at] = policy_.scorer->rank(std::span(&scores(head, 0), static_cast<std::size_t>(context)));
-    if (policy_.scorer->ranks_by_score()) {
+    if (policy_.scorer->traits().ranks_by_score) {
       const auto score = [&](Index n) { return scores(head, rankings[at][static_cast<std::size_t>(n)]); };
       for (Index first = pinned, last = pinned; first < context; first = last) {
         while (last < context && score(last) == score(first)) ++last;
         if (last - first > 1) ties[at].push_back({first, last});
       }
     }
-    if (policy_.allocator->ignores_scores()) return;
+    if (policy_.allocator->traits().ignores_scores) return;
     for (Index n = 0; n < context; ++n) {
       const double score = scores(head, rankings[at][static_cast<std::size_t>(n)]);
       if (n < pinned)
@@ -148,10 +196,11 @@ Index Selector::tied_entries(std::size_t order, const HeadCounts& counts) const 
 
 HeadCounts Selector::split(std::size_t order, const Budget& asked) const {
   const Index context = contests_[order].context_length, pinned = contests_[order].pinned;
-  const Budget budget = policy_.scorer->keeps_everything() ? Budget(context, asked.heads()) : asked;
-  const HeadCounts counts =
-      policy_.scorer->spends_exactly() ? policy_.allocator->allocate(contests_[order], budget) : spend(order, budget);
-  const bool exact = policy_.scorer->spends_exactly() && policy_.allocator->spends_exactly();
+  const Budget budget = policy_.scorer->traits().keeps_everything ? Budget(context, asked.heads()) : asked;
+  const HeadCounts counts = policy_.scorer->traits().spends_exactly
+                                ? policy_.allocator->allocate(contests_[order], budget)
+                                : spend(order, budget);
+  const bool exact = policy_.scorer->traits().spends_exactly && policy_.allocator->traits().spends_exactly;
   require(!exact || total(counts) == budget.pairs(), "an allocation adds up to its budget");
   for (const auto& layer : counts) {
     for (Index count : layer) require(count >= pinned && count <= context, "pinned <= count <= context_length");

@@ -22,11 +22,12 @@ std::vector<Matrix> unchecked_scores(const Scorer& scorer, std::span<const Index
 std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, std::span<const Index> budgets,
                                  const LayerView& layer, ScoringKernels& kernels);
 
-/// What a policy makes of one layer: the scores of each order, and the layer's preference where its allocator asks for
-/// it.
+/// What a policy makes of one layer: the scores of each order, and the layer's preference and the norm of its
+/// residual stream where its allocator asks for them.
 struct LayerScores {
   std::vector<Matrix> scores;
   double preference = 0;
+  double residual_norm = 0;
 };
 LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
                         ScoringKernels& kernels);

@@ -23,8 +23,8 @@ std::vector<Budget> resolve_budgets(const DumpInfo& dump, const SweepOptions& op
 
 void check_pins(const DumpInfo& dump, const Policy& policy, const BudgetRequest& request, const Budget& budget) {
   const Index tokens = budget.tokens_per_head();
-  const Index pinned = policy.scorer->pins().count(dump.context_length);
-  if (tokens < pinned && !policy.scorer->keeps_everything()) {
+  const Index pinned = policy.scorer->traits().pins.count(dump.context_length);
+  if (tokens < pinned && !policy.scorer->traits().keeps_everything) {
     throw UsageError(
         fmt::format("{}: budget {} is {} tokens per KV head, but policy '{}' always keeps {} (its window or sinks, "
                     "which count inside the budget); give it a larger budget or a smaller window",
@@ -33,15 +33,15 @@ void check_pins(const DumpInfo& dump, const Policy& policy, const BudgetRequest&
 }
 
 void check_context(const DumpInfo& dump, const Policy& policy) {
-  if (dump.context_length <= policy.scorer->longest_context()) return;
+  if (dump.context_length <= policy.scorer->traits().longest_context) return;
   throw UsageError(
       fmt::format("{}: the context has {} tokens, and policy '{}' takes at most {}, because its work grows with their "
                   "square; leave it out, or make a dump of a shorter prompt",
-                  dump.path.string(), dump.context_length, policy.label, policy.scorer->longest_context()));
+                  dump.path.string(), dump.context_length, policy.label, policy.scorer->traits().longest_context));
 }
 
 void check_rope(const DumpInfo& dump, const Policy& policy) {
-  if (!policy.scorer->undoes_rope()) return;
+  if (!policy.scorer->traits().undoes_rope) return;
   for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
     if (!dump.layers[layer].attention.rope_inv_freq.empty()) continue;
     throw UsageError(
@@ -66,6 +66,9 @@ struct SelectionRows {
 };
 
 void add_layer(std::vector<Selector>& selectors, const LayerView& layer, ScoringKernels& kernels, bool judged) {
+  for (const Selector& selector : selectors) {
+    if (const Index distance = selector.policy().scorer->traits().far_distance) kernels.expect_far_energies(distance);
+  }
   for (Selector& selector : selectors) {
     if (reads_judged(selector.policy()) == judged) selector.add_layer(layer, kernels);
   }
@@ -123,24 +126,6 @@ std::optional<std::string> why_not(const DumpInfo& dump, const Policy& policy, c
   return std::nullopt;
 }
 
-void check_distinct(const std::vector<DumpReader>& dumps) {
-  std::map<std::uintmax_t, std::vector<const DumpReader*>> by_size;
-  for (const DumpReader& dump : dumps) by_size[std::filesystem::file_size(dump.info().path)].push_back(&dump);
-  std::map<std::string, std::string> path_of;
-  for (const auto& [size, same_size] : by_size) {
-    if (same_size.size() < 2) continue;
-    for (const DumpReader* dump : same_size) {
-      const std::string path = dump->info().path.string();
-      const auto [other, is_new] = path_of.try_emplace(dump->content_hash(), path);
-      if (is_new) continue;
-      throw UsageError(
-          fmt::format("{}: is the same dump as {} (SHA-256 {}), which would count as two samples; give it "
-                      "once",
-                      path, other->second, other->first));
-    }
-  }
-}
-
 std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selections) {
   std::vector<std::vector<Index>> twins;
   std::vector<std::vector<std::uint64_t>> prints;
@@ -158,7 +143,7 @@ std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selecti
   return twins;
 }
 
-std::vector<Selection> select_kept(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+std::vector<Selection> select_kept(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                                    const Progress& progress) {
   const DumpInfo& info = dump.info();
   const std::vector<Budget> budgets = resolve_budgets(info, options);
@@ -184,7 +169,7 @@ std::vector<Selection> select_kept(const DumpReader& dump, const SweepOptions& o
   return selections;
 }
 
-DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const Backend& backend,
+DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                       const Progress& progress) {
   const DumpInfo& info = dump.info();
   check_request(info, options);
@@ -223,7 +208,7 @@ DumpResult sweep_dump(const DumpReader& dump, const SweepOptions& options, const
   return result;
 }
 
-void visit_scores(const DumpReader& dump, const Policy& policy, const std::optional<BudgetRequest>& budget,
+void visit_scores(const LayerSource& dump, const Policy& policy, const std::optional<BudgetRequest>& budget,
                   const Backend& backend, const ScoreVisitor& visit, const Progress& progress) {
   const DumpInfo& info = dump.info();
   const Index count = static_cast<Index>(info.layers.size());

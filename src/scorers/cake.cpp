@@ -10,7 +10,7 @@ namespace {
 class Cake : public WindowScorer {
  public:
   explicit Cake(const Options& options)
-      : WindowScorer(options, "cake"),
+      : WindowScorer(options, "cake", {.gives_preference = true}),
         gamma_(options.real("gamma")),
         tau1_(options.real("tau1")),
         tau2_(options.real("tau2")) {}
@@ -23,7 +23,6 @@ class Cake : public WindowScorer {
     return reduce_groups(scores, layer.geometry().group(), GroupReduction::mean);
   }
 
-  bool gives_preference() const override { return true; }
   /// H^(1/tau1) * V^(1/tau2): entropy of the window's attention, and its variance over queries, both summed up.
   double preference(const LayerView& layer, ScoringKernels& kernels) const override {
     const Index prefix = prefix_of(layer);
@@ -70,7 +69,7 @@ ScorerInfo cake_info() {
       .default_allocator = "cake",
       .needs = "window queries, K",
       .options = std::move(options),
-      .make = [](Options& chosen) -> std::unique_ptr<Scorer> { return std::make_unique<Cake>(chosen); },
+      .make = make_scorer<Cake>,
   };
 }
 

@@ -62,7 +62,7 @@ ScorerInfo capkv_info() {
       .default_allocator = "head",
       .needs = "all prompt queries before RoPE, K, V",
       .options = std::move(options),
-      .make = [](Options& chosen) -> std::unique_ptr<Scorer> { return std::make_unique<CapKV>(chosen); },
+      .make = make_scorer<CapKV>,
   };
 }
 

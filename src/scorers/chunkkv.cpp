@@ -1,23 +1,22 @@
 #include <algorithm>
 
-#include "scorers/snapkv_score.h"
+#include "scorers/snapkv_scorer.h"
 
 namespace laprox {
 
 namespace {
 
 /// ChunkKV: whole chunks of neighbouring tokens, the same for every head of a layer.
-class ChunkKV : public Scorer {
+class ChunkKV : public SnapKVScorer {
  public:
   explicit ChunkKV(const Options& options)
-      : base_(options, "chunkkv"), chunk_(options.integer("chunk")), whole_(options.text("variant") == "kvpress") {}
-
-  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::window, .window = base_.window()}; }
-  Pins pins() const override { return {.last = whole_ ? 0 : base_.window()}; }
+      : SnapKVScorer(options, "chunkkv", {.spends_exactly = !whole_chunks(options)},
+                     whole_chunks(options) ? WindowTokens::compete : WindowTokens::pinned),
+        chunk_(options.integer("chunk")) {}
 
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
-    if (layer.context_length() < chunk_) return base_.padded(layer, kernels);
-    Eigen::RowVectorXd sums = base_.padded(layer, kernels).colwise().sum();
+    if (layer.context_length() < chunk_) return padded_scores(layer, kernels);
+    Eigen::RowVectorXd sums = padded_scores(layer, kernels).colwise().sum();
     for (Index first = 0; first < sums.size(); first += chunk_) {
       auto chunk = sums.segment(first, std::min(chunk_, sums.size() - first));
       chunk.setConstant(chunk.mean());
@@ -25,7 +24,6 @@ class ChunkKV : public Scorer {
     return sums.replicate(layer.geometry().kv_heads, 1);
   }
 
-  bool spends_exactly() const override { return !whole_; }
   /// The tokens of the best max(1, int(chunks * share)) chunks, of which the context's last one may be shorter.
   Index spends(Index tokens, Index, const Ranking& ranking) const override {
     const Index context = static_cast<Index>(ranking.size());
@@ -40,15 +38,15 @@ class ChunkKV : public Scorer {
   }
 
  private:
-  SnapKVScore base_;
+  static bool whole_chunks(const Options& options) { return options.text("variant") == "kvpress"; }
+
   Index chunk_;
-  bool whole_;
 };
 
 }  // namespace
 
 ScorerInfo chunkkv_info() {
-  std::vector<OptionSpec> options = SnapKVScore::options("max", 7);
+  std::vector<OptionSpec> options = SnapKVScorer::options("max", 7);
   options.push_back(OptionSpec::integer("chunk", 20, 1, 1 << 20, "tokens per chunk"));
   options.push_back(OptionSpec::choice("variant", "exact", {"exact", "kvpress"},
                                        "cut the last chunk at the budget, or keep whole chunks only"));
@@ -66,7 +64,7 @@ ScorerInfo chunkkv_info() {
       .needs = "window queries, K",
       .only_allocator = "head",
       .options = std::move(options),
-      .make = [](Options& chosen) -> std::unique_ptr<Scorer> { return std::make_unique<ChunkKV>(chosen); },
+      .make = make_scorer<ChunkKV>,
   };
 }
 

@@ -1,7 +1,7 @@
 #include <cmath>
 
 #include "allocators/top_k.h"
-#include "scorers/snapkv_score.h"
+#include "scorers/snapkv_scorer.h"
 #include "scorers/two_stage.h"
 
 namespace laprox {
@@ -9,26 +9,21 @@ namespace laprox {
 namespace {
 
 /// CriticalAdaKV: AdaKV's head budgets, filled in CriticalKV's two stages.
-class CriticalAdaKV : public Scorer {
+class CriticalAdaKV : public SnapKVScorer {
  public:
   explicit CriticalAdaKV(const Options& options)
-      : base_(options, "criticaladakv"),
+      : SnapKVScorer(options, "criticaladakv", {.depends_on_budget = true, .scores_are_places = true},
+                     options.boolean("hard-window") ? WindowTokens::pinned : WindowTokens::compete),
         epsilon_(options.real("epsilon")),
         first_stage_(options.real("first-stage")),
-        safeguard_(options.real("safeguard")),
-        hard_window_(options.boolean("hard-window")) {}
-
-  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::window, .window = base_.window()}; }
-  Pins pins() const override { return {.last = hard_window_ ? base_.window() : 0}; }
-  bool depends_on_budget() const override { return true; }
-  bool scores_are_places() const override { return true; }
+        safeguard_(options.real("safeguard")) {}
 
   /// 1 for what is kept: the second stage of a head depends on how many tokens the head won.
   std::vector<Matrix> score_each(std::span<const Index> budgets, const LayerView& layer,
                                  ScoringKernels& kernels) const override {
-    const Matrix base = hard_window_ ? base_.of(layer, kernels) : base_.padded(layer, kernels);
+    const Matrix base = pins_window() ? snapkv_scores(layer, kernels) : padded_scores(layer, kernels);
     const CriticalScores scores = critical_scores(base, epsilon_, layer.geometry().group(), kernels);
-    const Index pinned = pins().count(layer.context_length());
+    const Index pinned = traits().pins.count(layer.context_length());
     const auto unpinned = static_cast<std::size_t>(layer.context_length() - pinned);
     std::vector<Ranking> by_base, by_critical;
     std::vector<std::vector<double>> sorted;
@@ -56,15 +51,13 @@ class CriticalAdaKV : public Scorer {
   }
 
  private:
-  SnapKVScore base_;
   double epsilon_, first_stage_, safeguard_;
-  bool hard_window_;
 };
 
 }  // namespace
 
 ScorerInfo criticaladakv_info() {
-  std::vector<OptionSpec> options = SnapKVScore::options("max", 7);
+  std::vector<OptionSpec> options = SnapKVScorer::options("max", 7);
   options.push_back(OptionSpec::real("safeguard", 0.2, 0, 1, "share of an equal budget that every head is sure of"));
   options.push_back(OptionSpec::real("first-stage", 0.5, 0, 1, "share of a head's tokens that the first stage picks"));
   options.push_back(OptionSpec::real("epsilon", 1e-4, 0, 1, "added to the attention in the second stage"));
@@ -83,7 +76,7 @@ ScorerInfo criticaladakv_info() {
       .nested = false,
       .only_allocator = "layer",
       .options = std::move(options),
-      .make = [](Options& chosen) -> std::unique_ptr<Scorer> { return std::make_unique<CriticalAdaKV>(chosen); },
+      .make = make_scorer<CriticalAdaKV>,
   };
 }
 

@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "scorers/snapkv_score.h"
+#include "scorers/snapkv_scorer.h"
 #include "scorers/two_stage.h"
 
 namespace laprox {
@@ -8,24 +8,19 @@ namespace laprox {
 namespace {
 
 /// CriticalKV: half of the budget by attention, the rest by attention times the norm of the projected value.
-class CriticalKV : public Scorer {
+class CriticalKV : public SnapKVScorer {
  public:
   explicit CriticalKV(const Options& options)
-      : base_(options, "criticalkv"),
+      : SnapKVScorer(options, "criticalkv", {.scores_are_places = true},
+                     options.text("variant") == "kvpress" ? WindowTokens::compete : WindowTokens::pinned),
         epsilon_(options.real("epsilon")),
-        first_stage_(options.real("first-stage")),
-        padded_(options.text("variant") == "kvpress") {}
-
-  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::window, .window = base_.window()}; }
-  Pins pins() const override { return {.last = padded_ ? 0 : base_.window()}; }
-
-  bool scores_are_places() const override { return true; }
+        first_stage_(options.real("first-stage")) {}
 
   /// Both stages grow with the budget, so that one order serves every budget; the scores are places in that order.
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
-    const Matrix base = padded_ ? base_.padded(layer, kernels) : base_.of(layer, kernels);
+    const Matrix base = pins_window() ? snapkv_scores(layer, kernels) : padded_scores(layer, kernels);
     const CriticalScores scores = critical_scores(base, epsilon_, layer.geometry().group(), kernels);
-    const Index unpinned = layer.context_length() - pins().count(layer.context_length());
+    const Index unpinned = layer.context_length() - traits().pins.count(layer.context_length());
     Matrix places = Matrix::Zero(base.rows(), base.cols());
     for (Index head = 0; head < base.rows(); ++head) {
       const auto row = [&](const Matrix& of) {
@@ -60,15 +55,13 @@ class CriticalKV : public Scorer {
     return static_cast<Index>(std::floor(static_cast<double>(budget) * first_stage_));
   }
 
-  SnapKVScore base_;
   double epsilon_, first_stage_;
-  bool padded_;
 };
 
 }  // namespace
 
 ScorerInfo criticalkv_info() {
-  std::vector<OptionSpec> options = SnapKVScore::options("max", 7);
+  std::vector<OptionSpec> options = SnapKVScorer::options("max", 7);
   options.push_back(OptionSpec::real("first-stage", 0.5, 0, 1, "share of the budget that the first stage fills"));
   options.push_back(OptionSpec::real("epsilon", 1e-4, 0, 1, "added to the attention in the second stage"));
   options.push_back(
@@ -87,7 +80,7 @@ ScorerInfo criticalkv_info() {
       .needs = "window queries, K, V, W_o",
       .only_allocator = "head",
       .options = std::move(options),
-      .make = [](Options& chosen) -> std::unique_ptr<Scorer> { return std::make_unique<CriticalKV>(chosen); },
+      .make = make_scorer<CriticalKV>,
   };
 }
 

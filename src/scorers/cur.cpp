@@ -10,9 +10,9 @@ namespace {
 class Cur : public Scorer {
  public:
   explicit Cur(const Options& options)
-      : block_(options.integer("block")), sinks_(options.integer("sinks")), kind_(options.text("leverage")) {}
-
-  Pins pins() const override { return {.first = sinks_}; }
+      : Scorer({.pins = {.first = options.integer("sinks")}}),
+        block_(options.integer("block")),
+        kind_(options.text("leverage")) {}
 
   Matrix score(const LayerView& layer, ScoringKernels&) const override {
     Matrix scores(layer.geometry().kv_heads, layer.context_length());
@@ -40,7 +40,7 @@ class Cur : public Scorer {
     return squares;
   }
 
-  Index block_, sinks_;
+  Index block_;
   std::string kind_;
 };
 
@@ -60,7 +60,7 @@ ScorerInfo cur_info() {
       .options = {OptionSpec::choice("leverage", "product", {"product", "key", "value", "average"}, "what is scored"),
                   OptionSpec::integer("block", 16, 1, 1 << 20, "tokens that are normalised together"),
                   OptionSpec::integer("sinks", 4, 0, 1 << 20, "first tokens that are always kept")},
-      .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<Cur>(options); },
+      .make = make_scorer<Cur>,
   };
 }
 

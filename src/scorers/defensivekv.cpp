@@ -10,14 +10,10 @@ namespace {
 class DefensiveKV : public WindowScorer {
  public:
   explicit DefensiveKV(const Options& options)
-      : WindowScorer(options, "defensivekv"),
+      : WindowScorer(options, "defensivekv", {.depends_on_budget = true, .scores_jump = true},
+                     options.boolean("hard-window") ? WindowTokens::pinned : WindowTokens::compete),
         mass_(options.real("mass")),
-        bias_from_window_(options.text("bias") == "window"),
-        hard_window_(options.boolean("hard-window")) {}
-
-  Pins pins() const override { return {.last = hard_window_ ? window() : 0}; }
-  bool depends_on_budget() const override { return true; }
-  bool scores_jump() const override { return true; }
+        bias_from_window_(options.text("bias") == "window") {}
 
   std::vector<Matrix> score_each(std::span<const Index> budgets, const LayerView& layer,
                                  ScoringKernels& kernels) const override {
@@ -94,7 +90,7 @@ class DefensiveKV : public WindowScorer {
   }
 
   double mass_;
-  bool bias_from_window_, hard_window_;
+  bool bias_from_window_;
 };
 
 }  // namespace
@@ -119,7 +115,7 @@ ScorerInfo defensivekv_info() {
       .default_allocator = "layer",
       .needs = "window queries, K, V, W_o",
       .options = std::move(options),
-      .make = [](Options& chosen) -> std::unique_ptr<Scorer> { return std::make_unique<DefensiveKV>(chosen); },
+      .make = make_scorer<DefensiveKV>,
   };
 }
 

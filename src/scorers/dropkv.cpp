@@ -92,7 +92,7 @@ ScorerInfo dropkv_info() {
       .default_allocator = "head",
       .needs = "window queries, K, V",
       .options = std::move(options),
-      .make = [](Options& chosen) -> std::unique_ptr<Scorer> { return std::make_unique<DropKV>(chosen); },
+      .make = make_scorer<DropKV>,
   };
 }
 

@@ -79,7 +79,7 @@ ScorerInfo expected_attention_info() {
       .default_allocator = "head",
       .needs = "all prompt queries before RoPE, K, V",
       .options = std::move(options),
-      .make = [](Options& chosen) -> std::unique_ptr<Scorer> { return std::make_unique<ExpectedAttention>(chosen); },
+      .make = make_scorer<ExpectedAttention>,
   };
 }
 

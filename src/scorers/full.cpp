@@ -7,10 +7,11 @@ namespace {
 /// The full cache: evicts nothing at any budget. Its error is exactly 0, which every sweep thereby checks.
 class Full : public Scorer {
  public:
+  Full() : Scorer({.keeps_everything = true}) {}
+
   Matrix score(const LayerView& layer, ScoringKernels&) const override {
     return Matrix::Zero(layer.geometry().kv_heads, layer.context_length());
   }
-  bool keeps_everything() const override { return true; }
 };
 
 }  // namespace
@@ -24,7 +25,7 @@ ScorerInfo full_info() {
       .default_allocator = "head",
       .needs = "-",
       .options = {},
-      .make = [](Options&) -> std::unique_ptr<Scorer> { return std::make_unique<Full>(); },
+      .make = make_scorer<Full>,
   };
 }
 

@@ -16,27 +16,26 @@ class FutureQueryScorer : public Scorer {
                                 "first tokens that are always kept, and whose queries do not count")};
   }
 
-  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::all}; }
-  Pins pins() const override { return {.first = sinks_}; }
-  bool undoes_rope() const override { return true; }
-
  protected:
   explicit FutureQueryScorer(const Options& options)
-      : future_(options.integer("future")), sinks_(options.integer("sinks")) {}
+      : Scorer({.queries = {.kind = QueryNeed::Kind::all},
+                .pins = {.first = options.integer("sinks")},
+                .undoes_rope = true}),
+        future_(options.integer("future")) {}
 
-  Index sinks() const { return sinks_; }
+  Index sinks() const { return traits().pins.first; }
   /// One head's queries behind the sinks, as they were before RoPE: [C - sinks, d].
   Matrix plain_queries(const LayerView& layer, Index query_head) const {
     const std::span<const Index> positions(layer.query_positions());
-    return before_rope(layer.queries_of(query_head).bottomRows(layer.queries() - sinks_),
-                       positions.subspan(static_cast<std::size_t>(sinks_)), layer.attention().rope_inv_freq);
+    return before_rope(layer.queries_of(query_head).bottomRows(layer.queries() - sinks()),
+                       positions.subspan(static_cast<std::size_t>(sinks())), layer.attention().rope_inv_freq);
   }
   Rotation future_rotation(const LayerView& layer) const {
     return mean_rotation(layer.context_length(), future_, layer.attention().rope_inv_freq);
   }
 
  private:
-  Index future_, sinks_;
+  Index future_;
 };
 
 }  // namespace laprox

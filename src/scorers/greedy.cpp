@@ -200,11 +200,11 @@ class Elimination {
 /// Backward elimination by the layer's true output error.
 class Greedy : public Scorer {
  public:
-  explicit Greedy(const Options& options) : step_(options.real("step")) {}
-
-  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::judged}; }
-  Index longest_context() const override { return kLongestContext; }
-  bool scores_are_places() const override { return true; }
+  explicit Greedy(const Options& options)
+      : Scorer({.queries = {.kind = QueryNeed::Kind::judged},
+                .scores_are_places = true,
+                .longest_context = kLongestContext}),
+        step_(options.real("step")) {}
 
   /// An entry's score is the number of entries that went before it.
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
@@ -251,7 +251,7 @@ ScorerInfo greedy_info() {
       .needs = "judging queries, K, V, W_o",
       .only_allocator = "layer",
       .options = {OptionSpec::real("step", 0.01, 0, 0.5, "share of the entries left that goes at a time")},
-      .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<Greedy>(options); },
+      .make = make_scorer<Greedy>,
   };
 }
 

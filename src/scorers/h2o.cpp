@@ -13,16 +13,13 @@ namespace {
 /// H2O: the tokens that received most attention from all prompt queries, and the most recent ones.
 class H2O : public Scorer {
  public:
-  explicit H2O(const Options& options) : recent_(options.real("recent")), group_(group_of(options)) {
+  explicit H2O(const Options& options)
+      : Scorer(traits_of(options.real("recent"))), recent_(options.real("recent")), group_(group_of(options)) {
     if (recent_ >= 1 && recent_ != std::floor(recent_)) {
       throw UsageError(fmt::format(
           "h2o: option recent: expected a share of the budget below 1 or a whole number of tokens, found {}", recent_));
     }
   }
-
-  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::all}; }
-  Pins pins() const override { return {.last = recent_is_share() ? 0 : static_cast<Index>(recent_)}; }
-  bool ranks_by_score() const override { return !recent_is_share(); }
 
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
     return reduce_groups(kernels.column_sums(), layer.geometry().group(), group_);
@@ -32,7 +29,7 @@ class H2O : public Scorer {
   /// From b - 1 to b exactly one token joins: the one that the longer recent zone reaches, or, where that one is in
   /// already or the recent zone did not grow, the best token still out.
   Ranking rank(std::span<const double> scores) const override {
-    if (!recent_is_share()) return rank_by_score(scores, pins());
+    if (!is_share(recent_)) return rank_by_score(scores, traits().pins);
     const Index context = static_cast<Index>(scores.size());
     const Ranking by_score = rank_by_score(scores, {});
     std::vector<bool> kept(scores.size());
@@ -53,7 +50,12 @@ class H2O : public Scorer {
   }
 
  private:
-  bool recent_is_share() const { return recent_ < 1; }
+  static bool is_share(double recent) { return recent < 1; }
+  static ScorerTraits traits_of(double recent) {
+    return {.queries = {.kind = QueryNeed::Kind::all},
+            .pins = {.last = is_share(recent) ? 0 : static_cast<Index>(recent)},
+            .ranks_by_score = !is_share(recent)};
+  }
   /// Heavy hitters in a budget of b: floor(b * (1 - share)), guarded against 1 - 0.9 = 0.0999...
   Index heavy(Index budget) const {
     return static_cast<Index>(std::floor(static_cast<double>(budget) * (1 - recent_) + 1e-9));
@@ -81,7 +83,7 @@ ScorerInfo h2o_info() {
       .options = {OptionSpec::real("recent", 0.5, 0, 1 << 20,
                                    "recent zone: share of the budget (< 1) or tokens (>= 1)"),
                   group_option("mean")},
-      .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<H2O>(options); },
+      .make = make_scorer<H2O>,
   };
 }
 

@@ -21,10 +21,9 @@ std::vector<double> dissimilarity(const Matrix& keys, const std::vector<Index>& 
 /// KeyDiff: keys that differ most from the average direction of all keys.
 class KeyDiff : public Scorer {
  public:
-  explicit KeyDiff(const Options& options) : block_(options.integer("block")) {}
-
-  bool depends_on_budget() const override { return block_ > 0; }
-  bool scores_are_places() const override { return block_ > 0; }
+  explicit KeyDiff(const Options& options)
+      : Scorer({.depends_on_budget = options.integer("block") > 0, .scores_are_places = options.integer("block") > 0}),
+        block_(options.integer("block")) {}
 
   Matrix score(const LayerView& layer, ScoringKernels&) const override {
     std::vector<Index> tokens(static_cast<std::size_t>(layer.context_length()));
@@ -86,7 +85,7 @@ ScorerInfo keydiff_info() {
       .needs = "K",
       .options = {OptionSpec::integer("block", 0, 0, 1 << 20,
                                       "evict after every so many tokens; 0: once, after the prompt")},
-      .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<KeyDiff>(options); },
+      .make = make_scorer<KeyDiff>,
   };
 }
 

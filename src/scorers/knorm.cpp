@@ -7,7 +7,8 @@ namespace {
 /// Knorm: keys of small norm attract attention.
 class Knorm : public Scorer {
  public:
-  explicit Knorm(const Options& options) : skip_layers_(options.integer("skip-layers")) {}
+  explicit Knorm(const Options& options)
+      : Scorer({.spends_exactly = options.integer("skip-layers") == 0}), skip_layers_(options.integer("skip-layers")) {}
 
   Matrix score(const LayerView& layer, ScoringKernels&) const override {
     Matrix scores(layer.geometry().kv_heads, layer.context_length());
@@ -16,7 +17,6 @@ class Knorm : public Scorer {
     return scores;
   }
 
-  bool spends_exactly() const override { return skip_layers_ == 0; }
   Index spends(Index tokens, Index layer, const Ranking& ranking) const override {
     return layer < skip_layers_ ? static_cast<Index>(ranking.size()) : tokens;
   }
@@ -39,7 +39,7 @@ ScorerInfo knorm_info() {
       .needs = "K",
       .options = {OptionSpec::integer("skip-layers", 0, 0, 1 << 20,
                                       "first layers that keep everything, beyond the budget")},
-      .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<Knorm>(options); },
+      .make = make_scorer<Knorm>,
   };
 }
 

@@ -10,9 +10,10 @@ namespace {
 class LagKV : public Scorer {
  public:
   explicit LagKV(const Options& options)
-      : lag_(options.integer("lag")), sinks_(options.integer("sinks")), raw_(options.boolean("cross-scoring")) {}
-
-  bool scores_are_places() const override { return !raw_; }
+      : Scorer({.scores_are_places = !options.boolean("cross-scoring")}),
+        lag_(options.integer("lag")),
+        sinks_(options.integer("sinks")),
+        raw_(options.boolean("cross-scoring")) {}
 
   Matrix score(const LayerView& layer, ScoringKernels&) const override {
     const Index context = layer.context_length();
@@ -85,7 +86,7 @@ ScorerInfo lagkv_info() {
       .options = {OptionSpec::integer("lag", 128, 1, 1 << 20, "tokens per partition"),
                   OptionSpec::integer("sinks", 4, 0, 1 << 20, "first tokens, which score 1"),
                   OptionSpec::boolean("cross-scoring", false, "compare raw values across partitions, not ranks")},
-      .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<LagKV>(options); },
+      .make = make_scorer<LagKV>,
   };
 }
 

@@ -2,9 +2,7 @@
 #include <cmath>
 
 #include "laprox/error.h"
-#include "laprox/scorer.h"
-#include "scorers/groups.h"
-#include "scorers/pooling.h"
+#include "scorers/window_scorer.h"
 
 namespace laprox {
 
@@ -12,24 +10,17 @@ namespace {
 
 /// LaProx: the Frobenius norm of the rank-one term ||A_h[:, i]|| * ||v_i W_O^h|| that an entry adds to the layer's
 /// output.
-class LaProx : public Scorer {
+class LaProx : public WindowScorer {
  public:
   explicit LaProx(const Options& options)
-      : window_(options.integer("window")),
-        kernel_(options.integer("kernel")),
-        pool_(pool_of(options)),
+      : WindowScorer(options, "laprox", {.pins = {.first = options.integer("sinks")}}),
         stage_(options.text("pool-stage")),
-        gqa_(options.text("gqa")) {
-    check_kernel(kernel_, "laprox");
-  }
-
-  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::window, .window = window_}; }
-  Pins pins() const override { return {.last = window_}; }
+        gqa_(options.text("gqa")) {}
 
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
-    const Index context = layer.context_length(), prefix = context - std::min(window_, context);
+    const Index prefix = prefix_of(layer);
     Matrix scores = gqa_ == "frobenius" ? frobenius(layer, kernels) : product(layer, kernels, prefix);
-    if (stage_ == "final") pool_prefix(scores, prefix, pool_, kernel_);
+    if (stage_ == "final") pool(scores, prefix);
     return scores;
   }
 
@@ -38,8 +29,8 @@ class LaProx : public Scorer {
   Matrix product(const LayerView& layer, ScoringKernels& kernels, Index prefix) const {
     const Index group = layer.geometry().group();
     Matrix attention = gqa_ == "mean-attn" ? norm_of_mean(layer, kernels)
-                                           : kernels.window_statistics(window_).squares.cwiseSqrt().eval();
-    if (stage_ == "attn") pool_prefix(attention, prefix, pool_, kernel_);
+                                           : kernels.window_statistics(window()).squares.cwiseSqrt().eval();
+    if (stage_ == "attn") pool(attention, prefix);
     const Matrix& values = kernels.value_norms();
     if (gqa_ == "mean-product") return reduce_groups(attention.cwiseProduct(values), group, GroupReduction::mean);
     if (gqa_ == "mean-norms") attention = reduce_groups(attention, group, GroupReduction::mean);
@@ -49,19 +40,17 @@ class LaProx : public Scorer {
   /// || mean_h A_h[:, i] ||_2 per KV head.
   Matrix norm_of_mean(const LayerView& layer, ScoringKernels& kernels) const {
     const Index group = layer.geometry().group();
-    const Matrix sums = reduce_groups(kernels.window_products(window_), group * group, GroupReduction::mean);
+    const Matrix sums = reduce_groups(kernels.window_products(window()), group * group, GroupReduction::mean);
     return sums.cwiseMax(0.0).cwiseSqrt();
   }
 
   /// || sum_h A_h[:, i] (x) v_i W_O^h ||_F per KV head: the exact contribution of an entry that a whole group reads.
   Matrix frobenius(const LayerView& layer, ScoringKernels& kernels) const {
     const Index group = layer.geometry().group();
-    const Matrix terms = kernels.window_products(window_).cwiseProduct(kernels.value_products());
+    const Matrix terms = kernels.window_products(window()).cwiseProduct(kernels.value_products());
     return reduce_groups(terms, group * group, GroupReduction::sum).cwiseMax(0.0).cwiseSqrt();
   }
 
-  Index window_, kernel_;
-  Pool pool_;
   std::string stage_, gqa_;
 };
 
@@ -73,16 +62,17 @@ std::unique_ptr<Scorer> make_laprox(Options& options) {
     }
     options.settle("pool-stage", "final");
   }
-  return std::make_unique<LaProx>(options);
+  return make_scorer<LaProx>(options);
 }
 
 }  // namespace
 
 ScorerInfo laprox_info() {
-  std::vector<OptionSpec> options{OptionSpec::integer("window", 32, 1, 1 << 20, "last prompt queries that vote; kept")};
-  options.push_back(OptionSpec::choice("gqa", "mean-product", {"mean-product", "mean-norms", "mean-attn", "frobenius"},
-                                       "how the query heads that share a KV head become one score"));
-  for (OptionSpec& spec : pooling_options("avg", 7)) options.push_back(std::move(spec));
+  std::vector<OptionSpec> options = WindowScorer::options(32, "avg", 7);
+  options.insert(options.begin() + 1,
+                 OptionSpec::choice("gqa", "mean-product", {"mean-product", "mean-norms", "mean-attn", "frobenius"},
+                                    "how the query heads that share a KV head become one score"));
+  options.push_back(OptionSpec::integer("sinks", 0, 0, 1 << 20, "first tokens that are always kept, and not pooled"));
   options.push_back(OptionSpec::choice("pool-stage", "attn", {"attn", "final", "none"},
                                        "pool the attention factor, the final score, or nothing"));
   return {
@@ -96,7 +86,8 @@ ScorerInfo laprox_info() {
           "was published; what the text leaves open is an option: gqa=mean-product averages the query heads' "
           "products, mean-norms multiplies the means of both factors, mean-attn takes the norm of the mean attention, "
           "frobenius is the exact norm of the group's joint term. Pooling follows SnapKV's place: on the attention "
-          "factor, over the tokens before the window.",
+          "factor, over the tokens before the window. sinks=n (not in the paper) keeps the first n tokens, which the score "
+          "alone evicts from real models at small budgets.",
       .default_allocator = "global",
       .needs = "window queries, K, V, W_o",
       .options = std::move(options),

@@ -35,7 +35,7 @@ ScorerInfo lava_info() {
       .default_allocator = "lava",
       .needs = "window queries, K, V",
       .options = WindowScorer::options(32, "max", 7),
-      .make = [](Options& chosen) -> std::unique_ptr<Scorer> { return std::make_unique<Lava>(chosen); },
+      .make = make_scorer<Lava>,
   };
 }
 

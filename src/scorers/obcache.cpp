@@ -58,7 +58,7 @@ ScorerInfo obcache_info() {
       .default_allocator = "head",
       .needs = "window queries, K, V",
       .options = std::move(options),
-      .make = [](Options& chosen) -> std::unique_ptr<Scorer> { return std::make_unique<OBCache>(chosen); },
+      .make = make_scorer<OBCache>,
   };
 }
 

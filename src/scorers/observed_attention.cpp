@@ -8,7 +8,7 @@ namespace {
 /// ObservedAttention: the mean attention that a token receives from the queries that can see it.
 class ObservedAttention : public Scorer {
  public:
-  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::all}; }
+  ObservedAttention() : Scorer({.queries = {.kind = QueryNeed::Kind::all}}) {}
 
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
     Matrix scores = reduce_groups(kernels.column_sums(), layer.geometry().group(), GroupReduction::mean);
@@ -30,7 +30,7 @@ ScorerInfo observed_attention_info() {
       .default_allocator = "head",
       .needs = "all prompt queries, K",
       .options = {},
-      .make = [](Options&) -> std::unique_ptr<Scorer> { return std::make_unique<ObservedAttention>(); },
+      .make = make_scorer<ObservedAttention>,
   };
 }
 

@@ -8,7 +8,7 @@ namespace {
 /// LaProx's exact term norm, measured on the very queries that judge.
 class Oracle : public Scorer {
  public:
-  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::judged}; }
+  Oracle() : Scorer({.queries = {.kind = QueryNeed::Kind::judged}}) {}
 
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
     const Index group = layer.geometry().group();
@@ -31,7 +31,7 @@ ScorerInfo oracle_info() {
       .default_allocator = "global:normalize=false",
       .needs = "judging queries, K, V, W_o",
       .options = {},
-      .make = [](Options&) -> std::unique_ptr<Scorer> { return std::make_unique<Oracle>(); },
+      .make = make_scorer<Oracle>,
   };
 }
 

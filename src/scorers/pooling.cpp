@@ -39,13 +39,15 @@ void check_kernel(Index kernel, const std::string& who) {
   }
 }
 
-void pool_prefix(Matrix& rows, Index prefix, Pool pool, Index kernel) {
-  if (pool == Pool::none || prefix == 0) return;
-  std::vector<double> row(static_cast<std::size_t>(prefix));
+void pool_between(Matrix& rows, Index first, Index last, Pool pool, Index kernel) {
+  if (pool == Pool::none || first >= last) return;
+  std::vector<double> row(static_cast<std::size_t>(last - first));
   for (Index r = 0; r < rows.rows(); ++r) {
-    std::copy_n(&rows(r, 0), prefix, row.begin());
-    for (Index token = 0; token < prefix; ++token) rows(r, token) = pooled(row, token, pool, kernel);
+    std::copy_n(&rows(r, first), last - first, row.begin());
+    for (Index token = first; token < last; ++token) rows(r, token) = pooled(row, token - first, pool, kernel);
   }
 }
+
+void pool_prefix(Matrix& rows, Index prefix, Pool pool, Index kernel) { pool_between(rows, 0, prefix, pool, kernel); }
 
 }  // namespace laprox

@@ -18,7 +18,7 @@ std::uint64_t scatter(std::uint64_t x) {
 /// depend on the order of computation or the machine.
 class Random : public Scorer {
  public:
-  explicit Random(const Options& options) : seed_(static_cast<std::uint64_t>(options.integer("seed"))) {}
+  explicit Random(const Options& options) : Scorer({}), seed_(static_cast<std::uint64_t>(options.integer("seed"))) {}
 
   Matrix score(const LayerView& layer, ScoringKernels&) const override {
     Matrix scores(layer.geometry().kv_heads, layer.context_length());
@@ -47,7 +47,7 @@ ScorerInfo random_info() {
       .default_allocator = "head",
       .needs = "-",
       .options = {OptionSpec::integer("seed", 0, 0, 1'000'000'000, "of the random scores")},
-      .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<Random>(options); },
+      .make = make_scorer<Random>,
   };
 }
 

@@ -7,6 +7,8 @@ namespace {
 /// The last tokens of the context, whatever they hold.
 class Recent : public Scorer {
  public:
+  Recent() : Scorer({}) {}
+
   Matrix score(const LayerView& layer, ScoringKernels&) const override {
     const Index context = layer.context_length();
     return Eigen::RowVectorXd::LinSpaced(context, 0.0, static_cast<double>(context - 1))
@@ -25,7 +27,7 @@ ScorerInfo recent_info() {
       .default_allocator = "head",
       .needs = "-",
       .options = {},
-      .make = [](Options&) -> std::unique_ptr<Scorer> { return std::make_unique<Recent>(); },
+      .make = make_scorer<Recent>,
   };
 }
 

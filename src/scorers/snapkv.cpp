@@ -1,20 +1,15 @@
-#include "scorers/snapkv_score.h"
+#include "scorers/snapkv_scorer.h"
 
 namespace laprox {
 
 namespace {
 
 /// SnapKV: the attention that the last prompt queries pay, pooled over neighbouring tokens.
-class SnapKV : public Scorer {
+class SnapKV : public SnapKVScorer {
  public:
-  explicit SnapKV(const Options& options) : score_(options, "snapkv") {}
+  explicit SnapKV(const Options& options) : SnapKVScorer(options, "snapkv") {}
 
-  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::window, .window = score_.window()}; }
-  Pins pins() const override { return {.last = score_.window()}; }
-  Matrix score(const LayerView& layer, ScoringKernels& kernels) const override { return score_.of(layer, kernels); }
-
- private:
-  SnapKVScore score_;
+  Matrix score(const LayerView& layer, ScoringKernels& kernels) const override { return snapkv_scores(layer, kernels); }
 };
 
 }  // namespace
@@ -31,8 +26,8 @@ ScorerInfo snapkv_info() {
           "query head, which multiplies the memory by the group size.",
       .default_allocator = "head",
       .needs = "window queries, K",
-      .options = SnapKVScore::options("max", 7),
-      .make = [](Options& chosen) -> std::unique_ptr<Scorer> { return std::make_unique<SnapKV>(chosen); },
+      .options = SnapKVScorer::options("max", 7),
+      .make = make_scorer<SnapKV>,
   };
 }
 

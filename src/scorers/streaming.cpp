@@ -7,18 +7,13 @@ namespace {
 /// StreamingLLM: the first tokens (attention sinks) and the most recent ones.
 class Streaming : public Scorer {
  public:
-  explicit Streaming(const Options& options) : sinks_(options.integer("sinks")) {}
-
-  Pins pins() const override { return {.first = sinks_}; }
+  explicit Streaming(const Options& options) : Scorer({.pins = {.first = options.integer("sinks")}}) {}
 
   Matrix score(const LayerView& layer, ScoringKernels&) const override {
     const Index context = layer.context_length();
     return Eigen::RowVectorXd::LinSpaced(context, 0.0, static_cast<double>(context - 1))
         .replicate(layer.geometry().kv_heads, 1);
   }
-
- private:
-  Index sinks_;
 };
 
 }  // namespace
@@ -34,7 +29,7 @@ ScorerInfo streaming_info() {
       .default_allocator = "head",
       .needs = "-",
       .options = {OptionSpec::integer("sinks", 4, 0, 1 << 20, "first tokens that are always kept")},
-      .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<Streaming>(options); },
+      .make = make_scorer<Streaming>,
   };
 }
 

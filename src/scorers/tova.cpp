@@ -7,17 +7,13 @@ namespace {
 /// TOVA: what the last prompt query attends to, one set for the whole layer.
 class Tova : public Scorer {
  public:
-  explicit Tova(const Options& options) : force_last_(options.boolean("force-last")) {}
-
-  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::window, .window = 1}; }
-  Pins pins() const override { return {.last = force_last_ ? 1 : 0}; }
+  explicit Tova(const Options& options)
+      : Scorer({.queries = {.kind = QueryNeed::Kind::window, .window = 1},
+                .pins = {.last = options.boolean("force-last") ? 1 : 0}}) {}
 
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
     return kernels.window_statistics(1).sum.colwise().mean().replicate(layer.geometry().kv_heads, 1);
   }
-
- private:
-  bool force_last_;
 };
 
 }  // namespace
@@ -34,7 +30,7 @@ ScorerInfo tova_info() {
       .default_allocator = "head",
       .needs = "last query, K",
       .options = {OptionSpec::boolean("force-last", false, "always keep the last prompt token (kvpress)")},
-      .make = [](Options& options) -> std::unique_ptr<Scorer> { return std::make_unique<Tova>(options); },
+      .make = make_scorer<Tova>,
   };
 }
 

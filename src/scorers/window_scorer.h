@@ -8,7 +8,7 @@
 
 namespace laprox {
 
-/// Base of scorers that read the attention of the last prompt queries, keep these, and pool what comes before.
+/// Base of scorers that read the attention of the last prompt queries and pool what comes before.
 class WindowScorer : public Scorer {
  public:
   /// The options window, pool and kernel.
@@ -19,25 +19,38 @@ class WindowScorer : public Scorer {
     return specs;
   }
 
-  QueryNeed queries() const override { return {.kind = QueryNeed::Kind::window, .window = window_}; }
-  Pins pins() const override { return {.last = window_}; }
-
  protected:
-  /// Throws UsageError, naming `who`, on an even kernel.
-  WindowScorer(const Options& options, const std::string& who)
-      : window_(options.integer("window")), kernel_(options.integer("kernel")), pool_(pool_of(options)) {
+  /// What becomes of the window's own tokens.
+  enum class WindowTokens { pinned, compete };
+
+  /// `traits`: all but the queries and the pins. Throws UsageError, naming `who`, on an even kernel.
+  WindowScorer(const Options& options, const std::string& who, const ScorerTraits& traits = {},
+               WindowTokens tokens = WindowTokens::pinned)
+      : Scorer(with_window(traits, options.integer("window"), tokens)),
+        kernel_(options.integer("kernel")),
+        pool_(pool_of(options)) {
     check_kernel(kernel_, who);
   }
 
-  Index window() const { return window_; }
+  Index window() const { return traits().queries.window; }
+  bool pins_window() const { return traits().pins.last > 0; }
   /// The tokens before the window.
   Index prefix_of(const LayerView& layer) const {
-    return layer.context_length() - std::min(window_, layer.context_length());
+    return layer.context_length() - std::min(window(), layer.context_length());
   }
-  void pool(Matrix& rows, Index prefix) const { pool_prefix(rows, prefix, pool_, kernel_); }
+  /// Pools what lies between the first pinned tokens and the window.
+  void pool(Matrix& rows, Index prefix) const {
+    pool_between(rows, std::min(traits().pins.first, prefix), prefix, pool_, kernel_);
+  }
 
  private:
-  Index window_, kernel_;
+  static ScorerTraits with_window(ScorerTraits traits, Index window, WindowTokens tokens) {
+    traits.queries = {.kind = QueryNeed::Kind::window, .window = window};
+    traits.pins.last = tokens == WindowTokens::pinned ? window : 0;
+    return traits;
+  }
+
+  Index kernel_;
   Pool pool_;
 };
 

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <functional>
 
 #include "dump/layer_stream.h"
 #include "laprox/methods.h"
@@ -15,48 +14,6 @@ namespace {
 using namespace verify;
 
 constexpr Index kWindow = 32;  ///< of the primitives that have one
-
-/// A scoring primitive as a matrix whose rows are assessed one by one.
-struct Primitive {
-  const char* name;
-  const char* rows;
-  QueryNeed::Kind needs;
-  Index rows_per_head;
-  std::function<Matrix(const LayerView&, ScoringKernels&)> compute;
-};
-
-/// One of the matrices that visit_heads hands out, head under head. The visitor may be called from several threads.
-Matrix visited(const LayerView& layer, ScoringKernels& kernels, Index window, Matrix HeadAttention::*part,
-               Index columns) {
-  Matrix all(layer.geometry().query_heads * window, columns);
-  kernels.visit_heads(window, [&](Index head, const HeadAttention& attention) {
-    all.middleRows(head * window, window) = attention.*part;
-  });
-  return all;
-}
-
-std::vector<Primitive> primitives(Index window) {
-  using Kind = QueryNeed::Kind;
-  using View = const LayerView&;
-  using Kernels = ScoringKernels&;
-  return {
-      {"column_norms", "head", Kind::window, 1,
-       [=](View, Kernels k) -> Matrix { return k.window_statistics(window).squares.cwiseSqrt(); }},
-      {"column_sums", "head", Kind::window, 1,
-       [=](View, Kernels k) -> Matrix { return k.window_statistics(window).sum; }},
-      {"window_products", "pair", Kind::window, 1, [=](View, Kernels k) { return k.window_products(window); }},
-      {"window weights", "head", Kind::window, window,
-       [=](View v, Kernels k) { return visited(v, k, window, &HeadAttention::weights, v.context_length()); }},
-      {"window logits", "head", Kind::window, window,
-       [=](View v, Kernels k) { return visited(v, k, window, &HeadAttention::logits, v.context_length()); }},
-      {"window outputs", "head", Kind::window, window,
-       [=](View v, Kernels k) { return visited(v, k, window, &HeadAttention::outputs, v.geometry().value_size); }},
-      {"column_sums of all", "head", Kind::all, 1, [](View, Kernels k) { return k.column_sums(); }},
-      {"value_norms", "head", Kind::none, 1, [](View, Kernels k) { return k.value_norms(); }},
-      {"value_l1_norms", "head", Kind::none, 1, [](View, Kernels k) { return k.value_l1_norms(); }},
-      {"value_products", "pair", Kind::none, 1, [](View, Kernels k) { return k.value_products(); }},
-  };
-}
 
 /// A policy under test: the scores that the backend gives, and the selection that they make.
 struct PolicyTest {
@@ -75,12 +32,12 @@ struct PolicyTest {
     LayerScores expected = yardsticks.expected_scores(*policy, tokens);
     auto plain = yardsticks.plain_scores(*policy, tokens, precision);
     LayerScores found{unchecked_scores(*policy->scorer, tokens, view, kernels)};
-    if (policy->allocator->needs_preference()) found.preference = policy->scorer->preference(view, kernels);
+    if (policy->allocator->traits().needs_preference) found.preference = policy->scorer->preference(view, kernels);
     for (std::size_t order = 0; order < found.scores.size(); ++order) {
-      if (!policy->scorer->scores_are_places()) {
+      if (!policy->scorer->traits().scores_are_places) {
         assess_scores(found.scores[order], expected, plain, order, *policy, precision, yardsticks.layer(), check);
       }
-      jumps = jumps || (policy->scorer->scores_jump() && jumps_elsewhere(expected, plain, order));
+      jumps = jumps || (policy->scorer->traits().scores_jump && jumps_elsewhere(expected, plain, order));
       finite = finite && found.scores[order].allFinite();
     }
     if (finite) selector->add_layer(found);
@@ -105,7 +62,7 @@ std::string reason(const UsageError& error, const DumpInfo& dump) {
 
 class BackendVerifier {
  public:
-  BackendVerifier(const DumpReader& dump, const Backend& backend, const VerifyOptions& options)
+  BackendVerifier(const LayerSource& dump, const Backend& backend, const VerifyOptions& options)
       : dump_(dump),
         info_(dump.info()),
         backend_(backend),
@@ -151,10 +108,10 @@ class BackendVerifier {
   void choose_policy(Policy policy, const std::vector<BudgetRequest>& budgets) {
     std::vector<BudgetRequest> served;
     try {
-      if (policy.scorer->longest_context() < info_.context_length) {
+      if (policy.scorer->traits().longest_context < info_.context_length) {
         throw UsageError(
             fmt::format("the context of {} tokens is longer than the {} that it can score in reasonable time",
-                        info_.context_length, policy.scorer->longest_context()));
+                        info_.context_length, policy.scorer->traits().longest_context));
       }
       check_selection_request(info_, {.policies = {policy}, .budgets = {}});
     } catch (const UsageError& error) {
@@ -169,7 +126,7 @@ class BackendVerifier {
         skip(fmt::format("{} at {}", policy.label, budget.text), error);
       }
     }
-    if (served.empty() && policy.scorer->depends_on_budget()) return;
+    if (served.empty() && policy.scorer->traits().depends_on_budget) return;
     policies_.emplace_back(std::move(policy), std::move(served), info_, precision_);
   }
 
@@ -187,7 +144,7 @@ class BackendVerifier {
         scoring_.first = std::min(scoring_.first, rows.first);
         primitives_.push_back(primitive);
         const char* columns = primitive.rows_per_head > 1 ? "column" : "token";
-        primitive_checks_.push_back(make_value_check(primitive.name, "", primitive.rows, columns, precision_));
+        primitive_checks_.push_back(make_value_check(primitive.name, "", primitive.row, columns, precision_));
       } catch (const UsageError& error) {
         skip(primitive.name, error);
       }
@@ -231,7 +188,7 @@ class BackendVerifier {
     result_.values = std::move(primitive_checks_);
     if (output_.count() > 0) result_.values.push_back(std::move(output_check_));
     for (PolicyTest& test : policies_) {
-      if (test.policy->scorer->scores_are_places()) {
+      if (test.policy->scorer->traits().scores_are_places) {
         result_.skipped.push_back({"scores " + test.policy->label, kPlaces});
       } else if (test.jumps && test.finite && !test.check.passed()) {
         result_.skipped.push_back({"scores " + test.policy->label, kJumps});
@@ -250,7 +207,7 @@ class BackendVerifier {
     return std::move(result_);
   }
 
-  const DumpReader& dump_;
+  const LayerSource& dump_;
   const DumpInfo& info_;
   const Backend& backend_;
   std::unique_ptr<Backend> reference_;
@@ -266,7 +223,7 @@ class BackendVerifier {
 
 }  // namespace
 
-Verification verify_backend(const DumpReader& dump, const Backend& backend, const VerifyOptions& options,
+Verification verify_backend(const LayerSource& dump, const Backend& backend, const VerifyOptions& options,
                             const Progress& progress) {
   return BackendVerifier(dump, backend, options).run(progress);
 }

@@ -21,7 +21,7 @@ class CandidateVerifier {
     choose_policy(path.string());
     choose_rows();
     if (file_.has("ranking")) result_.skipped.push_back({"ranking", "it follows from the scores and is not assessed"});
-    if (file_.has("scores") && policy_->scorer->scores_are_places()) {
+    if (file_.has("scores") && policy_->scorer->traits().scores_are_places) {
       result_.skipped.push_back({"scores", kPlaces});
     }
     if (file_.has("kept")) {
@@ -86,11 +86,11 @@ class CandidateVerifier {
     const bool kept = file_.has("kept");
     check_selection_request(info_,
                             {.policies = {*policy_}, .budgets = kept ? file_.budgets() : std::vector<BudgetRequest>{}});
-    if (policy_->scorer->depends_on_budget() && file_.has("scores") && file_.budgets().size() != 1) {
+    if (policy_->scorer->traits().depends_on_budget && file_.has("scores") && file_.budgets().size() != 1) {
       file_.refuse("scores", "one budget in the root attribute budgets, because the scores of this policy depend on it",
                    fmt::format("{} budgets", file_.budgets().size()));
     }
-    check_statistics(policy_->scorer->queries().kind);
+    check_statistics(policy_->scorer->traits().queries.kind);
   }
 
   /// Column statistics are those of the queries that the policy reads.
@@ -165,15 +165,11 @@ class CandidateVerifier {
     if (!any && !kept_) return;
     Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows_, ElementType::float64), judged_);
     const Index window = yardsticks.tensors().queries();
-    const bool all = policy_ && policy_->scorer->queries().kind == QueryNeed::Kind::all;
-    assess_dataset(yardsticks, "column_norms", [=](const LayerView&, ScoringKernels& kernels) -> Matrix {
-      return kernels.window_statistics(window).squares.cwiseSqrt();
-    });
-    assess_dataset(yardsticks, "column_sums", [=](const LayerView&, ScoringKernels& kernels) -> Matrix {
-      return all ? kernels.column_sums() : kernels.window_statistics(window).sum;
-    });
-    assess_dataset(yardsticks, "value_norms",
-                   [](const LayerView&, ScoringKernels& kernels) -> Matrix { return kernels.value_norms(); });
+    const bool all = policy_ && policy_->scorer->traits().queries.kind == QueryNeed::Kind::all;
+    for (const char* name : {"column_norms", "column_sums", "value_norms"}) {
+      const bool of_all = all && std::string_view(name) == "column_sums";
+      assess_dataset(yardsticks, name, find_primitive(of_all ? "column_sums of all" : name, window).compute);
+    }
     assess_policy(yardsticks);
   }
 
@@ -189,7 +185,7 @@ class CandidateVerifier {
     const bool scores = file_.has(layer, "scores");
     if (!scores && !kept_) return;
     LayerScores expected = yardsticks.expected_scores(*policy_, budgets_);
-    if (scores && !policy_->scorer->scores_are_places()) {
+    if (scores && !policy_->scorer->traits().scores_are_places) {
       const Precision precision = precision_of(layer, "scores");
       const auto plain = yardsticks.plain_scores(*policy_, budgets_, precision);
       const Matrix found = file_.read(layer, "scores");

@@ -83,7 +83,8 @@ std::vector<Selection> KeptAssessor::plain_selections() const {
 /// See the class: what a backend is excused, at any budget.
 bool KeptAssessor::excuses(const Selection& selection, const std::vector<Selection>& plain) const {
   const Scorer& scorer = *policy_.scorer;
-  if (subject_ != Subject::backend || (!scorer.scores_are_places() && !scorer.scores_jump())) return false;
+  if (subject_ != Subject::backend || (!scorer.traits().scores_are_places && !scorer.traits().scores_jump))
+    return false;
   const KeptMasks expected = masks_of(selection, context_);
   return std::any_of(plain.begin(), plain.end(),
                      [&](const Selection& each) { return masks_of(each, context_) != expected; });
@@ -138,7 +139,7 @@ KeptAssessor::Head KeptAssessor::head_of(std::size_t budget, const Selection& se
   head.count = static_cast<Index>(std::count(mask.begin(), mask.end(), std::uint8_t{1}));
 
   const auto scores = expected_[l].scores[order].row(kv_head);
-  const Pins pins = policy_.scorer->pins();
+  const Pins pins = policy_.scorer->traits().pins;
   double error = 0, size = 0;
   Index beside = 0;
   for (Index rank = std::max<Index>(0, head.count - kNear); rank < std::min(context_, head.count + kNear); ++rank) {
@@ -168,7 +169,7 @@ double KeptAssessor::plain_error(const Head& head, Index token) const {
 }
 
 double KeptAssessor::tolerance(double plain_error, double size) const {
-  if (policy_.scorer->scores_are_places()) return std::isfinite(plain_error) ? 2 * plain_error : 0;
+  if (policy_.scorer->traits().scores_are_places) return std::isfinite(plain_error) ? 2 * plain_error : 0;
   return std::min(kCap * size, 2 * plain_error + precision_.ulp(size)) + kFloor * size;
 }
 
@@ -176,7 +177,7 @@ double KeptAssessor::tolerance(double plain_error, double size) const {
 void KeptAssessor::assess_tokens(const Head& head, KeptCheck& check) const {
   const auto context = static_cast<std::size_t>(context_);
   const auto scores = expected_[static_cast<std::size_t>(head.layer)].scores[head.order].row(head.kv_head);
-  const bool places = policy_.scorer->scores_are_places();
+  const bool places = policy_.scorer->traits().scores_are_places;
   std::vector<double> favourable(context);
   std::vector<std::uint8_t> expected(context, 0), allowed(context, 0);
   // Equal scores stay equal unless they are moved, however small the tolerance: the least that moves them.
@@ -192,7 +193,7 @@ void KeptAssessor::assess_tokens(const Head& head, KeptCheck& check) const {
   for (Index n = 0; n < head.count; ++n) {
     expected[static_cast<std::size_t>(head.ranking[static_cast<std::size_t>(n)])] = 1;
   }
-  const Pins pins = policy_.scorer->pins();
+  const Pins pins = policy_.scorer->traits().pins;
   for (std::size_t i = 0; i < context; ++i) {
     if (head.found[i] == expected[i]) continue;
     ++check.differences;

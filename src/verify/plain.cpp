@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <limits>
-#include <map>
 
 #include "laprox/error.h"
 
@@ -78,6 +77,26 @@ class Arithmetic {
     return output;
   }
 
+  /// o W_O^h of one query head: [rows of output, D].
+  Array projected_output(Index head, const Array& output) const {
+    const Index size = layer_.geometry.value_size;
+    const Dense w = layer_.w_o.matrix<double>().middleRows(head * size, size).template cast<T>();
+    Array product = (output.matrix() * w).array();
+    round(product);
+    return product;
+  }
+
+  /// a / (1 - a) of weights, a being at most 1 - 1e-6.
+  void to_odds(Array& weights) const {
+    weights = weights.min(static_cast<T>(1 - 1e-6));
+    round(weights);
+    Array rest = 1 - weights;
+    round(rest);
+    // What has rounded to 1 keeps the largest odds.
+    weights = (weights / rest).min(static_cast<T>(1e6));
+    round(weights);
+  }
+
   /// v W_O^h of one query head over the context: [C, D].
   Array projected_values(Index head) const {
     const LayerGeometry& g = layer_.geometry;
@@ -146,8 +165,22 @@ class PlainScoring : public ScoringKernels {
 
   int threads() const override { return 1; }
 
-  const WindowStatistics& window_statistics(Index window) override {
-    if (const auto known = statistics_.find(window); known != statistics_.end()) return known->second;
+  void visit_heads(Index window, const HeadVisitor& visit) override {
+    const Index count = queries(window), first = layer_.queries() - count, context = layer_.context_length;
+    for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+      Array logits;
+      const Array weights = arithmetic_.weights(head, first, count, logits);
+      const HeadAttention attention{weights.leftCols(context).matrix().template cast<double>(),
+                                    logits.leftCols(context).matrix().template cast<double>(),
+                                    arithmetic_.head_output(head, weights).matrix().template cast<double>()};
+      require_finite(attention.weights);
+      require_finite(attention.outputs);
+      visit(head, attention);
+    }
+  }
+
+ protected:
+  WindowStatistics compute_window_statistics(Index window) override {
     WindowStatistics statistics{per_query_head(), per_query_head()};
     for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
       Array sum = Array::Zero(1, layer_.context_length), squares = sum;
@@ -165,58 +198,116 @@ class PlainScoring : public ScoringKernels {
     }
     require_finite(statistics.sum);
     require_finite(statistics.squares);
-    return statistics_.emplace(window, std::move(statistics)).first->second;
+    return statistics;
   }
 
-  const Matrix& window_products(Index window) override {
-    if (const auto known = window_products_.find(window); known != window_products_.end()) return known->second;
-    Matrix products = pair_products([&](Index head) {
+  Matrix compute_window_products(Index window) override {
+    return pair_products([&](Index head) {
       Array logits;
       const Array weights = arithmetic_.weights(head, layer_.queries() - queries(window), queries(window), logits);
       return Array(weights.leftCols(layer_.context_length).transpose());
     });
-    return window_products_.emplace(window, std::move(products)).first->second;
   }
 
-  const Matrix& column_sums() override {
-    if (column_sums_.size() == 0) column_sums_ = window_statistics(layer_.context_length).sum;
-    return column_sums_;
+  Matrix compute_column_sums() override { return window_statistics(layer_.context_length).sum; }
+
+  Matrix compute_value_norms() override {
+    return value_statistic([](const Array& product) { return product.square().rowwise().sum().sqrt(); });
+  }
+  Matrix compute_value_l1_norms() override {
+    return value_statistic([](const Array& product) { return product.abs().rowwise().sum(); });
+  }
+  Matrix compute_value_products() override {
+    return pair_products([&](Index head) { return arithmetic_.projected_values(head); });
   }
 
-  void visit_heads(Index window, const HeadVisitor& visit) override {
-    const Index count = queries(window), first = layer_.queries() - count, context = layer_.context_length;
-    for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
-      Array logits;
-      const Array weights = arithmetic_.weights(head, first, count, logits);
-      const HeadAttention attention{weights.leftCols(context).matrix().template cast<double>(),
-                                    logits.leftCols(context).matrix().template cast<double>(),
-                                    arithmetic_.head_output(head, weights).matrix().template cast<double>()};
-      require_finite(attention.weights);
-      require_finite(attention.outputs);
-      visit(head, attention);
+  Matrix compute_removal_energies(Index window, OverQueries over, bool joint) override {
+    const Index group = layer_.geometry.group(), count = queries(window);
+    Matrix norms = Matrix::Zero(layer_.geometry.kv_heads, layer_.context_length);
+    for (Index kv_head = 0; kv_head < norms.rows(); ++kv_head) {
+      std::vector<Removal> heads;
+      for (Index a = 0; a < group; ++a) {
+        heads.push_back(removal_of(kv_head * group + a, layer_.queries() - count, count));
+      }
+      Array total = Array::Zero(1, layer_.context_length);
+      for (Index t = 0; t < count; ++t) {
+        Array moved, energy = Array::Zero(1, layer_.context_length);
+        for (std::size_t a = 0; a < heads.size(); ++a) {
+          const Array change = moved_output(heads[a], t);
+          if (joint) {
+            moved = a == 0 ? change : Array(moved + change);
+            arithmetic_.round(moved);
+          } else {
+            energy += change.square().rowwise().sum().transpose();
+          }
+        }
+        if (joint) energy = moved.square().rowwise().sum().transpose();
+        total = over == OverQueries::sum ? Array(total + energy) : Array(total.max(energy));
+      }
+      norms.row(kv_head) = rounded_norms(total);
     }
+    return squares_of(norms);
   }
 
-  const Matrix& value_norms() override {
-    return value_statistic(value_norms_, [](const Array& product) { return product.square().rowwise().sum().sqrt(); });
-  }
-  const Matrix& value_l1_norms() override {
-    return value_statistic(value_l1_norms_, [](const Array& product) { return product.abs().rowwise().sum(); });
-  }
-  const Matrix& value_products() override {
-    if (value_products_.size() == 0) {
-      value_products_ = pair_products([&](Index head) { return arithmetic_.projected_values(head); });
+  Matrix compute_far_energies(Index distance) override {
+    constexpr Index kBlock = 64;
+    const Index group = layer_.geometry.group();
+    Matrix norms(layer_.geometry.kv_heads, layer_.context_length);
+    for (Index kv_head = 0; kv_head < norms.rows(); ++kv_head) {
+      Array total = Array::Zero(1, layer_.context_length);
+      for (Index a = 0; a < group; ++a) {
+        for (Index first = distance; first < layer_.queries(); first += kBlock) {
+          const Index count = std::min(kBlock, layer_.queries() - first);
+          const Removal removal = removal_of(kv_head * group + a, first, count);
+          for (Index t = 0; t < count; ++t) {
+            const Index keys = first + t - distance + 1;
+            total.leftCols(keys) += moved_output(removal, t).topRows(keys).square().rowwise().sum().transpose();
+          }
+        }
+      }
+      norms.row(kv_head) = rounded_norms(total);
     }
-    return value_products_;
+    return squares_of(norms);
   }
 
  private:
+  /// What one query head's output moves by when an entry is removed is odds (output - value), after W_O.
+  struct Removal {
+    Array odds;     ///< [queries, C]
+    Array outputs;  ///< [queries, D]
+    Array values;   ///< [C, D]
+  };
+  Removal removal_of(Index head, Index first, Index count) const {
+    Array logits, weights = arithmetic_.weights(head, first, count, logits);
+    const Array outputs = arithmetic_.projected_output(head, arithmetic_.head_output(head, weights));
+    Array odds = weights.leftCols(layer_.context_length);
+    arithmetic_.to_odds(odds);
+    return {std::move(odds), outputs, arithmetic_.projected_values(head)};
+  }
+  /// Of the removal's query t: [C, D].
+  Array moved_output(const Removal& removal, Index t) const {
+    Array moved = removal.outputs.row(t).replicate(removal.values.rows(), 1) - removal.values;
+    arithmetic_.round(moved);
+    moved.colwise() *= removal.odds.row(t).transpose();
+    arithmetic_.round(moved);
+    return moved;
+  }
+  /// A program asks for the norm, so it is the norm that is rounded.
+  Eigen::RowVectorXd rounded_norms(const Array& squares) const {
+    Array norms = squares.sqrt();
+    arithmetic_.round(norms);
+    return norms.matrix().template cast<double>();
+  }
+  Matrix squares_of(const Matrix& norms) const {
+    require_finite(norms);
+    return norms.cwiseAbs2();
+  }
+
   Index queries(Index window) const { return std::min(window, layer_.queries()); }
   Matrix per_query_head() const { return Matrix::Zero(layer_.geometry.query_heads, layer_.context_length); }
 
   template <class Statistic>
-  const Matrix& value_statistic(Matrix& result, const Statistic& statistic) {
-    if (result.size() > 0) return result;
+  Matrix value_statistic(const Statistic& statistic) const {
     Matrix all = per_query_head();
     for (Index head = 0; head < all.rows(); ++head) {
       Array values = statistic(arithmetic_.projected_values(head)).transpose();
@@ -224,7 +315,7 @@ class PlainScoring : public ScoringKernels {
       all.row(head) = values.matrix().template cast<double>();
     }
     require_finite(all);
-    return result = std::move(all);
+    return all;
   }
 
   /// <a_i, b_i> for all pairs of query heads of a group, where rows_of(head) is [C, anything].
@@ -256,9 +347,6 @@ class PlainScoring : public ScoringKernels {
   Precision precision_;
   Arithmetic<T> arithmetic_;
   const LayerTensors& layer_;
-  std::map<Index, WindowStatistics> statistics_;
-  std::map<Index, Matrix> window_products_;
-  Matrix column_sums_, value_norms_, value_l1_norms_, value_products_;
 };
 
 template <class T>
@@ -298,6 +386,7 @@ LayerTensors round_layer(const LayerTensors& layer, const Precision& precision) 
   copy.context_length = layer.context_length;
   copy.tokens = layer.tokens;
   copy.query_positions = layer.query_positions;
+  copy.residual_norms = layer.residual_norms;
   copy.q = rounded(layer.q, precision);
   copy.k = rounded(layer.k, precision);
   copy.v = rounded(layer.v, precision);

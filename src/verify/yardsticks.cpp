@@ -27,7 +27,7 @@ std::vector<std::optional<LayerScores>> Yardsticks::plain_scores(const Policy& p
 void assess_scores(const Matrix& found, const LayerScores& expected,
                    const std::vector<std::optional<LayerScores>>& plain, std::size_t order, const Policy& policy,
                    const Precision& precision, Index layer, ValueCheck& check) {
-  const Pins pins = policy.scorer->pins();
+  const Pins pins = policy.scorer->traits().pins;
   const Index context = found.cols(), first = std::min(pins.first, context);
   Values values{.found = found, .expected = expected.scores[order], .plain = {}, .first = first};
   values.last = std::max(first, context - std::min(pins.last, context));

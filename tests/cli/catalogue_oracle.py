@@ -11,11 +11,12 @@ import oracle
 
 
 def read_dump(path):
-    """The dump, its layers with RoPE's frequencies where the file has them."""
+    """The dump, its layers with RoPE's frequencies and the residual stream's norms where the file has them."""
     dump = oracle.read_dump(path)
     with h5py.File(path) as file:
         for i, layer in enumerate(dump.layers):
             layer.rope = oracle.read_tensor(file[f"layers/{i}"], "rope_inv_freq")
+            layer.residual_norms = oracle.read_tensor(file[f"layers/{i}"], "residual_norms")
     return dump
 
 
@@ -168,13 +169,19 @@ def dropkv(dump, layer, budget, window=8, pool="max", kernel=11, epsilon=1e-6, o
     return reduce_and_pool(((p / (1 - p + epsilon)) ** 2 * moved).sum(1), layer, "mean", order, pool, kernel)
 
 
-def laprox(dump, layer, budget, window=32, gqa="mean-product", pool="avg", kernel=7, pool_stage="attn"):
+def laprox(dump, layer, budget, window=32, gqa="mean-product", pool="avg", kernel=7, pool_stage="attn", sinks=0):
+    """Of a whole prefix whose first tokens are pinned, only the others are pooled."""
+    return behind_the_sinks(laprox_of(dump, layer, window, gqa, pool, kernel, pool_stage, sinks), sinks)
+
+
+def laprox_of(dump, layer, window, gqa, pool, kernel, pool_stage, sinks):
     weights = window_attention(dump, layer, window)
     prefix = weights.shape[-1]
-    norms = oracle.value_norms(layer)[:, :prefix]
+    weights = weights[:, :, sinks:]
+    norms = oracle.value_norms(layer)[:, sinks:prefix]
     smooth = lambda x, stage: pooled(x, pool, kernel) if stage == pool_stage else x
     if gqa == "frobenius":
-        return smooth(joint_norm(layer, weights), "final")
+        return smooth(joint_norm(layer, weights, sinks), "final")
     if gqa == "mean-product":
         product = reduce_group(smooth(np.linalg.norm(weights, axis=1), "attn") * norms, layer, "mean")
     elif gqa == "mean-norms":
@@ -185,13 +192,53 @@ def laprox(dump, layer, budget, window=32, gqa="mean-product", pool="avg", kerne
     return smooth(product, "final")
 
 
-def joint_norm(layer, weights):
-    """||sum over the group of A_h[:, i] (x) v_i W_O^h||_F: [H_kv, n], with the products multiplied out."""
+def joint_norm(layer, weights, first=0):
+    """||sum over the group of A_h[:, i] (x) v_i W_O^h||_F: [H_kv, n] of the tokens from `first` on, with the products multiplied out."""
     n = weights.shape[-1]
     grouped = weights.reshape(len(layer.k), layer.group, -1, n)
-    projected = projected_values(layer)[:, :n].reshape(len(layer.k), layer.group, n, -1)
+    projected = projected_values(layer)[:, first : first + n].reshape(len(layer.k), layer.group, n, -1)
     attention, output = np.einsum("khti,kgti->khgi", grouped, grouped), np.einsum("khid,kgid->khgi", projected, projected)
     return np.sqrt(np.maximum((attention * output).sum((1, 2)), 0))
+
+
+def removals(dump, layer, rows):
+    """What the layer's output moves by at some queries when one entry alone is removed, per query head: [H_q, n, C, D]."""
+    weights = oracle.attention(layer, rows, dump.positions)
+    values = projected_values(layer)
+    outputs = np.einsum("hnt,htd->hnd", weights, values)
+    a = np.minimum(weights[:, :, : dump.context], 1 - 1e-6)
+    return (a / (1 - a))[..., None] * (outputs[:, :, None] - values[:, None, : dump.context])
+
+
+def removal_energy(dump, layer, window, over="max", joint=True):
+    """E_g[i] over the last prompt queries: [H_kv, C]."""
+    moved = removals(dump, layer, dump.rows(np.arange(dump.context - window_size(dump, window), dump.context)))
+    moved = moved.reshape(len(layer.k), layer.group, *moved.shape[1:])
+    energy = (moved.sum(1) ** 2).sum(-1) if joint else (moved**2).sum(-1).sum(1)
+    return energy.max(1) if over == "max" else energy.sum(1)
+
+
+def far_energy(dump, layer, far):
+    """F_g[i] over all prompt queries that are `far` or more behind the entry: [H_kv, C]."""
+    token, energy = np.arange(dump.context), np.zeros((len(layer.q), dump.context))
+    for t in range(dump.context):
+        reached = token <= t - far
+        energy[:, reached] += (removals(dump, layer, dump.rows([t]))[:, 0] ** 2).sum(-1)[:, reached]
+    return reduce_group(energy, layer, "sum") / np.maximum(dump.context - far - token, 16)
+
+
+def laprox_r(dump, layer, budget, window=32, sinks=4, pinned=None, over="max", joint=True, pool="max", kernel=21, far=0, far_weight=8.0):
+    energy = removal_energy(dump, layer, window, over, joint)
+    if far:
+        energy = energy + far_weight * far_energy(dump, layer, far)
+    end = dump.context - min(window if pinned is None else pinned, dump.context)
+    return behind_the_sinks(np.sqrt(pooled(energy[:, min(sinks, end) : end], pool, kernel)), min(sinks, end))
+
+
+def residual_scale(dump, layer, window):
+    """x_l: the root mean square of the residual stream's norm over the last stored prompt queries."""
+    stored = np.flatnonzero(dump.positions < dump.context)[-window:]
+    return np.sqrt((layer.residual_norms[stored] ** 2).mean())
 
 
 def judging_oracle(dump, layer, budget):

@@ -13,12 +13,12 @@ SCORERS = {
     "snapkv": scorers.snapkv, "observed-attention": scorers.observed_attention, "tova": scorers.tova, "knorm": scorers.knorm,
     "keydiff": scorers.keydiff, "criticalkv": scorers.snapkv, "criticaladakv": scorers.snapkv, "defensivekv": scorers.defensivekv,
     "cake": scorers.cake, "lava": scorers.lava, "lagkv": scorers.lagkv, "cur": scorers.cur, "chunkkv": scorers.snapkv,
-    "obcache": scorers.obcache, "dropkv": scorers.dropkv, "laprox": scorers.laprox, "oracle": scorers.judging_oracle,
+    "obcache": scorers.obcache, "dropkv": scorers.dropkv, "laprox": scorers.laprox, "laprox-r": scorers.laprox_r, "oracle": scorers.judging_oracle,
     "expected-attention": scorers.expected_attention, "capkv": scorers.capkv,
 }
 ALIASES = {"adakv": "snapkv+ada", "pyramidkv": "snapkv+pyramid", "layer-defensivekv": "defensivekv+global:normalize=false,hard-window=false",
-           "keydiff-block128": "keydiff:block=128"}
-OWN_SPLIT = {"defensivekv": "layer", "cake": "cake", "lava": "lava", "laprox": "global", "oracle": "global"}
+           "keydiff-block128": "keydiff:block=128", "laprox-far": "laprox-r:far=64,far-weight=8"}
+OWN_SPLIT = {"defensivekv": "layer", "cake": "cake", "lava": "lava", "laprox": "global", "laprox-r": "global", "oracle": "global"}
 OF_ALLOCATOR = {"ada": ["floor", "variant", "normalize", "rounding"], "pyramid": ["beta", "variant"], "cake": ["variant"],
                 "lava": ["floor", "variant"], "global": ["normalize"], "head": [], "layer": []}
 
@@ -32,9 +32,10 @@ def parse(policy):
     scorer, _, allocator = name.partition("+")
     pairs = (option.split("=") for option in filter(None, options.split(",")))
     values = {key.replace("-", "_"): value_of(text) for key, text in pairs}
-    if scorer == "oracle":
-        values.setdefault("normalize", False)
-    return scorer, allocator or OWN_SPLIT.get(scorer, "head"), values
+    allocator = allocator or OWN_SPLIT.get(scorer, "head")
+    if allocator == "global" and scorer in ("oracle", "laprox-r"):
+        values.setdefault("normalize", "residual" if scorer == "laprox-r" else False)
+    return scorer, allocator, values
 
 
 def value_of(text):
@@ -68,6 +69,8 @@ def kept_masks(dump, policy, budget, tables=None):
         split = {key: value for key, value in options.items() if key in OF_ALLOCATOR[allocator]}
         if allocator == "cake":
             split["preferences"] = [scorers.cake_preference(dump, layer, **options) for layer in dump.layers]
+        if split.get("normalize") == "residual":
+            split["divisors"] = [scorers.residual_scale(dump, layer, options.get("window", 32)) for layer in dump.layers]
         counts = ALLOCATORS[allocator](tables, share, budget, **split)
         masks = [best(table, count) for table, count in zip(tables, counts)]
     for i in range(options.get("skip_layers", 0)):
@@ -109,9 +112,12 @@ def won(table, total):
     return np.bincount(chosen // table.shape[1], minlength=len(table))
 
 
-def over_the_model(tables, share, budget, normalize=True):
+def over_the_model(tables, share, budget, normalize=True, divisors=None):
+    """An infinite score is a pinned token's: it wins, and counts in no sum."""
+    if normalize is True:
+        divisors = [table[np.isfinite(table)].sum() or 1 for table in tables]
     if normalize:
-        tables = [table / table.sum() if table.sum() > 0 else table for table in tables]
+        tables = [table / divisor for table, divisor in zip(tables, divisors)]
     heads = np.concatenate([np.full(table.size, i) for i, table in enumerate(row[None] for table in tables for row in table)])
     chosen = heads[oracle.best_first(np.concatenate([table.ravel() for table in tables]))[: share * sum(map(len, tables))]]
     counts = np.bincount(chosen, minlength=sum(map(len, tables)))

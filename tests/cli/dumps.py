@@ -38,6 +38,7 @@ def write_dump(path, context, tokens, heads, head_size=16, value_size=16, model_
             put(group, "w_o", rng.standard_normal((query_heads * value_size, model_size)) / np.sqrt(query_heads * value_size), dtype)
             if sinks:
                 group["sinks"] = (3 * rng.standard_normal(query_heads)).astype("f4")
+            group["residual_norms"] = np.exp(rng.standard_normal(tokens - first)) * (i + 1)
             if bias:
                 group["b_o"] = rng.standard_normal(model_size).astype("f4")
     return path

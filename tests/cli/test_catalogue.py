@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "policies.md"
 BUDGETS = "5%,10%,20%,40%"
 
 
@@ -20,8 +20,8 @@ def model_rows(text):
     return {(row["policy"], row["budget"]): row for row in json.loads(text)["rows"] if row["layer"] == "model"}
 
 
-def test_the_readme_has_the_catalogue_as_it_is(laprox):
-    shown = re.search(r"<!-- policies:begin -->\n(.*)\n<!-- policies:end -->", README.read_text(), re.DOTALL).group(1)
+def test_the_document_has_the_catalogue_as_it_is(laprox):
+    shown = re.search(r"<!-- policies:begin -->\n(.*)\n<!-- policies:end -->", DOCUMENT.read_text(), re.DOTALL).group(1)
     assert shown.strip() == laprox("policies", "--format", "markdown").stdout.strip()
 
 

@@ -22,9 +22,12 @@ ANY_DUMP = [
     f"chunkkv:{SMALL},chunk=6", f"chunkkv:{SMALL},chunk=9,variant=kvpress", f"chunkkv:{SMALL}",
     f"obcache:{SMALL}", f"obcache:{SMALL},score=value", f"obcache:{SMALL},score=key,gqa=mean",
     f"dropkv:{SMALL}", f"dropkv:{SMALL},order=pool-first", f"laprox+layer:{SMALL}", "oracle",
+    f"laprox:{SMALL},sinks=3", f"laprox:{SMALL},sinks=3,gqa=frobenius,pool-stage=final", f"laprox:{SMALL},normalize=residual",
+    f"laprox-r:{SMALL}", f"laprox-r:{SMALL},normalize=false", f"laprox-r:{SMALL},over=sum,pool=avg,sinks=2,pinned=5",
+    f"laprox-r+layer:{SMALL},joint=false,pool=none", f"snapkv+global:{SMALL},normalize=residual", "knorm+global:normalize=residual",
 ] + [f"laprox:{SMALL},gqa={gqa},pool-stage={stage}" for gqa in ("mean-product", "mean-norms", "mean-attn", "frobenius")
      for stage in ("attn", "final", "none") if (gqa, stage) != ("frobenius", "attn")]
-ALL_QUERIES = ["observed-attention", "expected-attention", "expected-attention:future=9,sinks=2,covariance=false,epsilon=0.01",
+ALL_QUERIES = [f"laprox-far:{SMALL}", f"laprox-r:{SMALL},far=3,far-weight=0.5", "observed-attention", "expected-attention", "expected-attention:future=9,sinks=2,covariance=false,epsilon=0.01",
                "expected-attention:value-norm=false", "expected-attention+ada:variant=kvpress,epsilon=0.01", "capkv", "capkv:future=5,tau=2,sinks=1"]
 EQUAL_HEADS = [
     f"pyramidkv:{SMALL}", f"pyramidkv:{SMALL},beta=3", f"pyramidkv:{SMALL},variant=kvcf", f"pyramidkv:{SMALL},variant=adakv",

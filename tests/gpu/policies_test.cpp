@@ -58,8 +58,10 @@ TEST_CASE("every scorer gives the reference's scores in half types") {
       const HalfLayer prompt = rounded(whole, 0, shape.context, type);
       for (const ScorerInfo& info : scorers()) {
         const Policy policy = parse_policy(info.name);
-        if (policy.scorer->depends_on_budget() || policy.scorer->queries().kind == QueryNeed::Kind::judged) continue;
-        if (policy.scorer->longest_context() < shape.context) continue;
+        if (policy.scorer->traits().depends_on_budget ||
+            policy.scorer->traits().queries.kind == QueryNeed::Kind::judged)
+          continue;
+        if (policy.scorer->traits().longest_context < shape.context) continue;
         CAPTURE(info.name);
         CAPTURE(shape.context);
         CAPTURE(to_string(type));

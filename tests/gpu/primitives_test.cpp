@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -58,6 +59,16 @@ void check_values(ScoringKernels& found, ScoringKernels& expected, double tolera
   CHECK(difference(found.value_l1_norms(), expected.value_l1_norms()) <= kScore);
 }
 
+/// Every primitive of the table, whichever backend or type the two layers are in.
+void check_table(const LayerTensors& found_layer, ScoringKernels& found, const LayerTensors& expected_layer,
+                 ScoringKernels& expected) {
+  for (const Primitive& primitive : primitives(std::min<Index>(9, found_layer.context_length))) {
+    CAPTURE(primitive.name);
+    CHECK(difference(primitive.compute(LayerView(found_layer), found),
+                     primitive.compute(LayerView(expected_layer), expected)) <= kScore);
+  }
+}
+
 /// While it lives, kernels for sm_90a are used where they run, or never.
 class Sm90Allowed {
  public:
@@ -79,6 +90,7 @@ TEST_CASE("primitives in float32 are the reference's") {
     const auto expected = both[0]->scoring(exact), found = both[1]->scoring(single);
     check_attention(*found, *expected, kScore);
     check_values(*found, *expected, kScore);
+    check_table(single, *found, exact, *expected);
   }
 }
 
@@ -98,6 +110,7 @@ TEST_CASE("primitives in half types are the reference's of the same numbers") {
         const auto found = both[1]->scoring(layer.half);
         check_attention(*found, *expected, kScore);
         check_values(*found, *expected, kScore);
+        check_table(layer.half, *found, layer.exact, *expected);
       }
     }
   }

@@ -19,7 +19,8 @@ namespace laprox::testing {
 namespace {
 
 bool spends_exactly(const Policy& policy) {
-  return policy.scorer->spends_exactly() && policy.allocator->spends_exactly() && !policy.scorer->keeps_everything();
+  return policy.scorer->traits().spends_exactly && policy.allocator->traits().spends_exactly &&
+         !policy.scorer->traits().keeps_everything;
 }
 
 /// Every scorer with every allocator that it composes with, with a window that fits small layers.
@@ -104,7 +105,8 @@ std::vector<LayerTensors> prompts(const LayerShape& shape, const Backend& backen
 
 std::vector<Index> every_budget(const Policy& policy, Index context) {
   std::vector<Index> budgets;
-  for (Index b = std::max<Index>(1, policy.scorer->pins().count(context)); b <= context; b += context > 100 ? 23 : 1)
+  for (Index b = std::max<Index>(1, policy.scorer->traits().pins.count(context)); b <= context;
+       b += context > 100 ? 23 : 1)
     budgets.push_back(b);
   return budgets;
 }
@@ -151,7 +153,8 @@ TEST_CASE("both backends give every policy the same finite scores") {
     for (const Policy& policy : all_policies()) {
       CAPTURE(policy.label);
       CAPTURE(shape.context);
-      const std::vector<Index> budgets{std::max(policy.scorer->pins().count(shape.context), (shape.context + 1) / 2)};
+      const std::vector<Index> budgets{
+          std::max(policy.scorer->traits().pins.count(shape.context), (shape.context + 1) / 2)};
       const auto scores = [&](const Backend& backend, const LayerTensors& layer) {
         return layer_scores(*policy.scorer, policy.label, budgets, LayerView(layer), *backend.scoring(layer)).at(0);
       };
@@ -176,7 +179,7 @@ TEST_CASE("rankings are permutations with the pinned tokens first") {
     for (const Policy& policy : all_policies()) {
       CAPTURE(policy.label);
       const Kept kept = keep(policy, layers, {shape.context}, *backend);
-      const Pins pins = policy.scorer->pins();
+      const Pins pins = policy.scorer->traits().pins;
       for (const Ranking& ranking : kept.rankings(0)[0]) {
         CHECK(std::set<std::int32_t>(ranking.begin(), ranking.end()).size() == static_cast<std::size_t>(shape.context));
         CHECK(*std::max_element(ranking.begin(), ranking.end()) == shape.context - 1);
@@ -195,7 +198,7 @@ TEST_CASE("counts add up to the budget, hold the pinned tokens, and nested polic
       CAPTURE(policy.label);
       const std::vector<Index> budgets = every_budget(policy, shape.context);
       const Kept kept = keep(policy, layers, budgets, *backend);
-      const Index pinned = policy.scorer->pins().count(shape.context);
+      const Index pinned = policy.scorer->traits().pins.count(shape.context);
       const bool monotone = nested(policy);
       for (std::size_t b = 0; b < budgets.size(); ++b) {
         if (spends_exactly(policy)) REQUIRE(total(kept.counts[b]) == budgets[b] * 2 * shape.geometry.kv_heads);

@@ -133,6 +133,7 @@ LayerTensors fixture_layer(Index index, ElementType type) {
   layer.attention.scale = 1 / std::sqrt(2.0);
   layer.context_length = layer.tokens = 6;
   layer.query_positions = {0, 1, 2, 3, 4, 5};
+  layer.residual_norms = index == 0 ? std::vector<double>{1, 1, 1, 1, 3, 4} : std::vector<double>{2, 2, 2, 2, 6, 8};
   layer.q = converted(fixture_tensor(1, index, {4, 6, 2}), type);
   layer.k = converted(fixture_tensor(2, index, {2, 6, 2}), type);
   layer.v = converted(fixture_tensor(3, index, {2, 6, 2}), type);
@@ -171,7 +172,7 @@ Kept keep(const Policy& policy, const std::vector<LayerTensors>& prompts, const 
   std::vector<Budget> requests;
   for (Index budget : budgets) requests.emplace_back(budget, heads);
   Selector selector(policy, requests, backend.threads());
-  const bool judged = policy.scorer->queries().kind == QueryNeed::Kind::judged;
+  const bool judged = policy.scorer->traits().queries.kind == QueryNeed::Kind::judged;
   for (const LayerTensors& layer : prompts) {
     selector.add_layer(judged ? LayerView::of_judged(layer) : LayerView(layer), *backend.scoring(layer));
   }

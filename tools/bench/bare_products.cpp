@@ -72,6 +72,33 @@ void value_gram(Peer peer, const LayerTensors& layer) {
   }
 }
 
+void removal(Peer peer, const LayerTensors& layer) {
+  const LayerGeometry& g = layer.geometry;
+  const Index vectors = g.group() * g.group() * layer.queries();
+  std::vector<float> gram(static_cast<std::size_t>(g.value_size * g.value_size));
+  const std::vector<float> moments(static_cast<std::size_t>(vectors * g.value_size), 1.0F);
+  float* out = scratch(layer.tokens * std::max(g.value_size, vectors));
+  window_logits(peer, layer);
+  for (Index kv_head = 0; kv_head < g.kv_heads; ++kv_head) {
+    const float* v = layer.v.matrix<float>(kv_head).data();
+    const float* w = layer.w_o.data<float>() + kv_head * g.group() * g.value_size * g.model_size;
+    for (Index a = 0; a < g.group(); ++a) {
+      for (Index b = a; b < g.group(); ++b) {
+        const Index block = g.value_size * g.model_size;
+        product(peer, g.value_size, g.value_size, g.model_size, w + a * block, w + b * block, true, gram.data());
+        product(peer, layer.tokens, g.value_size, g.value_size, v, gram.data(), false, out);
+      }
+    }
+    product(peer, layer.tokens, vectors, g.value_size, v, moments.data(), true, out);
+  }
+}
+
+void far_removal(Peer peer, const LayerTensors& layer) {
+  causal_logits(peer, layer);
+  // (o M) V^T has the shape of Q K^T.
+  causal_logits(peer, layer);
+}
+
 void exact_output(Peer peer, const LayerTensors& layer) {
   const LayerGeometry& g = layer.geometry;
   const Index rows = g.group() * layer.queries(), width = g.query_heads * g.value_size;

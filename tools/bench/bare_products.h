@@ -14,6 +14,10 @@ void product(Peer peer, Index m, Index n, Index k, const float* a, const float* 
 void causal_logits(Peer peer, const LayerTensors& layer);  ///< Q K^T below the diagonal, in blocks of 512 queries
 void window_logits(Peer peer, const LayerTensors& layer);  ///< Q K^T of the stored queries
 void value_gram(Peer peer, const LayerTensors& layer);     ///< V (W W^T) per query head
-void exact_output(Peer peer, const LayerTensors& layer);   ///< Q K^T, P V and the output projection
+/// The window's logits, v M_ab per pair of query heads of a group, and V times one vector per query and ordered pair.
+void removal(Peer peer, const LayerTensors& layer);
+/// Q K^T and (o M) V^T below the diagonal; queries and values of one size.
+void far_removal(Peer peer, const LayerTensors& layer);
+void exact_output(Peer peer, const LayerTensors& layer);  ///< Q K^T, P V and the output projection
 
 }  // namespace laprox::bench

@@ -45,13 +45,33 @@ void column_sums(benchmark::State& state) {
   state.counters["peak_bytes"] = memory.above_start();  // the layer's tensors are there already
 }
 
-/// LaProx's score of a layer; arguments: context length, threads.
-void laprox_scores(benchmark::State& state) {
-  const LayerTensors& layer = random_layer(state.range(0), 0, kWindow);
+/// A policy's scores of a layer that holds the last `queries` queries; arguments: context length, threads.
+void policy_scores(benchmark::State& state, const char* name, Index queries) {
+  const LayerTensors& layer = random_layer(state.range(0), 0, queries);
   const auto backend = make_cpu_backend(static_cast<int>(state.range(1)));
-  const Policy policy = parse_policy("laprox");
+  const Policy policy = parse_policy(name);
+  const PeakMemory memory;
   for (auto _ : state) {
     benchmark::DoNotOptimize(policy.scorer->score(LayerView(layer), *backend->scoring(layer)).data());
+  }
+  state.counters["peak_bytes"] = memory.above_start();
+}
+
+void laprox_scores(benchmark::State& state) { policy_scores(state, "laprox", kWindow); }
+void laprox_r_scores(benchmark::State& state) { policy_scores(state, "laprox-r", kWindow); }
+void laprox_far_scores(benchmark::State& state) { policy_scores(state, "laprox-far", state.range(0)); }
+
+/// H2O's and LaProx-far's scores from one pass; arguments: context length, threads.
+void h2o_and_laprox_far(benchmark::State& state) {
+  const LayerTensors& layer = random_layer(state.range(0), 0, state.range(0));
+  const auto backend = make_cpu_backend(static_cast<int>(state.range(1)));
+  const Policy h2o = parse_policy("h2o"), far = parse_policy("laprox-far");
+  for (auto _ : state) {
+    const auto kernels = backend->scoring(layer);
+    kernels->expect_far_energies(far.scorer->traits().far_distance);
+    for (const Policy* policy : {&h2o, &far}) {
+      benchmark::DoNotOptimize(policy->scorer->score(LayerView(layer), *kernels).data());
+    }
   }
 }
 
@@ -80,6 +100,18 @@ void bare_laprox_scores(benchmark::State& state) {
 }
 
 template <Peer peer>
+void bare_laprox_r_scores(benchmark::State& state) {
+  const LayerTensors& layer = random_layer(state.range(0), 0, kWindow);
+  for (auto _ : state) removal(peer, layer);
+}
+
+template <Peer peer>
+void bare_laprox_far_scores(benchmark::State& state) {
+  const LayerTensors& layer = random_layer(state.range(0), 0, state.range(0));
+  for (auto _ : state) far_removal(peer, layer);
+}
+
+template <Peer peer>
 void bare_exact_output_64(benchmark::State& state) {
   const LayerTensors& layer = random_layer(state.range(0), 64, 64);
   for (auto _ : state) exact_output(peer, layer);
@@ -97,6 +129,15 @@ LAPROX_CASE(bare_column_sums<Peer::openblas>)->Name("bare_openblas/column_sums")
 LAPROX_CASE(laprox_scores)->Args({32768, 2})->Args({32768, 1})->Args({8192, 2})->Args({65536, 2});
 LAPROX_CASE(bare_laprox_scores<Peer::eigen>)->Name("bare_eigen/laprox_scores")->Arg(32768);
 LAPROX_CASE(bare_laprox_scores<Peer::openblas>)->Name("bare_openblas/laprox_scores")->Arg(32768);
+
+LAPROX_CASE(laprox_r_scores)->Args({32768, 2})->Args({32768, 1})->Args({8192, 2})->Args({65536, 2});
+LAPROX_CASE(bare_laprox_r_scores<Peer::eigen>)->Name("bare_eigen/laprox_r_scores")->Arg(32768);
+LAPROX_CASE(bare_laprox_r_scores<Peer::openblas>)->Name("bare_openblas/laprox_r_scores")->Arg(32768);
+
+LAPROX_CASE(laprox_far_scores)->Args({8192, 2})->Args({8192, 1});
+LAPROX_CASE(h2o_and_laprox_far)->Args({8192, 2});
+LAPROX_CASE(bare_laprox_far_scores<Peer::eigen>)->Name("bare_eigen/laprox_far_scores")->Arg(8192);
+LAPROX_CASE(bare_laprox_far_scores<Peer::openblas>)->Name("bare_openblas/laprox_far_scores")->Arg(8192);
 
 LAPROX_CASE(exact_output_64)->Args({32768, 2})->Args({32768, 1});
 LAPROX_CASE(bare_exact_output_64<Peer::eigen>)->Name("bare_eigen/exact_output_64")->Arg(32768);

@@ -1,5 +1,6 @@
 #include <benchmark/benchmark.h>
 
+#include "laprox/dump_reader.h"
 #include "laprox/sweep.h"
 #include "layers.h"
 

@@ -41,20 +41,28 @@ def machine():
 
 def rows(t, folder):
     """(case, measured, figure to reach, milliseconds)"""
-    for name, size, figure in (("column_sums", 8192, 1.5), ("laprox_scores", 32768, 1.5), ("exact_output_64", 32768, 1.4)):
+    for name, size, figure in (("column_sums", 8192, 1.5), ("laprox_scores", 32768, 1.5), ("laprox_r_scores", 32768, 2.0),
+                               ("laprox_far_scores", 8192, 2.5), ("exact_output_64", 32768, 1.4)):
         ours = t[f"{name}/{size}/2"]
         bare = min(t[f"bare_eigen/{name}/{size}"], t[f"bare_openblas/{name}/{size}"])
         yield f"{name}, T = {size}, over the bare products", ours / bare, f"<= {figure}", ours
     peak = peak_bytes(os.path.join(folder, "kernels.json"), "column_sums/8192/2") / 2**20
     yield "column_sums, T = 8192, peak memory above the layer's tensors, MB", peak, "< 256", t["column_sums/8192/2"]
+    both, far = t["h2o_and_laprox_far/8192/2"], t["laprox_far_scores/8192/2"]
+    yield "h2o and laprox-far, T = 8192, over laprox-far alone", both / far, "<= 1.1", both
+    for case in ("laprox_r_scores/32768/2", "laprox_far_scores/8192/2"):
+        peak = peak_bytes(os.path.join(folder, "kernels.json"), case) / 2**20
+        yield f"{case[:-2]}, peak memory above the layer's tensors, MB", peak, "", t[case]
     yield "sweep of 32 budgets over 1 budget", t["sweep/1/32/2"] / t["sweep/1/1/2"], "<= 3", t["sweep/1/32/2"]
     yield "sweep of 8 policies over 1, 8 budgets", t["sweep/8/8/2"] / t["sweep/1/8/2"], "<= 4", t["sweep/8/8/2"]
-    for case in ("column_sums/8192", "laprox_scores/32768", "exact_output_64/32768", "sweep/1/32", "sweep/8/8"):
+    for case in ("column_sums/8192", "laprox_scores/32768", "laprox_r_scores/32768", "laprox_far_scores/8192", "exact_output_64/32768",
+                 "sweep/1/32", "sweep/8/8"):
         yield f"{case}: 1 thread over 2", t[f"{case}/1"] / t[f"{case}/2"], ">= 1.8", t[f"{case}/2"]
     growth = t["column_sums/16384/2"] / t["column_sums/4096/2"]
     yield "column_sums, T = 16384 over 4096, per quadratic growth", growth / 16, "0.85 .. 1.15", t["column_sums/16384/2"]
-    growth = t["laprox_scores/65536/2"] / t["laprox_scores/8192/2"]
-    yield "laprox_scores, T = 65536 over 8192, per linear growth", growth / 8, "0.85 .. 1.15", t["laprox_scores/65536/2"]
+    for case in ("laprox_scores", "laprox_r_scores"):
+        growth = t[f"{case}/65536/2"] / t[f"{case}/8192/2"]
+        yield f"{case}, T = 65536 over 8192, per linear growth", growth / 8, "0.85 .. 1.15", t[f"{case}/65536/2"]
     torch, ours = load(folder, "torch.json"), load(folder, "sweep_4k.json")
     if torch:
         sums = t["column_sums/8192/2"]

@@ -8,6 +8,7 @@
 
 #include "arguments.h"
 #include "commands.h"
+#include "laprox/dump_reader.h"
 #include "laprox/error.h"
 #include "output.h"
 #include "progress.h"

@@ -6,6 +6,8 @@
 #include "config.h"
 #include "laprox/error.h"
 #include "laprox/report.h"
+#include "laprox/temporaries.h"
+#include "laprox/trust.h"
 #include "laprox/version.h"
 #include "output.h"
 
@@ -37,6 +39,9 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", fmt::format("laprox {} ({})", laprox::version(), laprox::commit()));
   app.require_subcommand(1);
   laprox::cli::add_config(app);
+  app.add_flag_callback(
+      "--trusted", [] { laprox::trust_files(true); },
+      "open files at once, not in a child process first; damaged ones may then crash the program");
   app.fallthrough();  // so that --config may stand behind the subcommand
   laprox::cli::add_inspect(app);
   laprox::cli::add_policies(app);
@@ -78,6 +83,7 @@ int guarded_run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   laprox::cli::occupy_standard_streams();
+  laprox::remove_temporaries_on_signals();
   const int status = guarded_run(argc, argv);
   if (laprox::cli::output_failed() && status == kDone) {
     return fail(kBadFile, "standard output: what was printed could not be written; is the disk full?");

@@ -9,6 +9,7 @@
 #include "laprox/cost.h"
 #include "laprox/error.h"
 #include "laprox/report.h"
+#include "laprox/score_file.h"
 #include "output.h"
 #include "progress.h"
 #include "render.h"
@@ -18,7 +19,7 @@ namespace laprox::cli {
 namespace {
 
 struct SweepArguments {
-  std::vector<std::string> dumps, policies, budgets;
+  std::vector<std::string> dumps, policies, scores, budgets;
   std::string output, format, queries = "decoded", softmax = "renormalized";
   Index window = 32;
   bool force = false, save_kept = false, show_plan = false, quiet = false;
@@ -62,6 +63,23 @@ void print_selection(const DumpReader& dump, const SweepOptions& options, const 
   }
 }
 
+/// Policies whose scores lie in files, which belong to one dump.
+void add_scores(SweepOptions& options, const SweepArguments& arguments, const DumpReader& dump) {
+  if (!arguments.scores.empty() && arguments.dumps.size() > 1) {
+    throw UsageError(fmt::format("--scores: a file of scores belongs to one dump, found {}; sweep them one at a time",
+                                 arguments.dumps.size()));
+  }
+  for (const std::string& text : arguments.scores) {
+    Policy policy = read_score_policy(text, dump, options.budgets);
+    for (const Policy& other : options.policies) {
+      if (other.label == policy.label) {
+        throw UsageError(fmt::format("--scores: the policy '{}' is given twice; rename the file", policy.label));
+      }
+    }
+    options.policies.push_back(std::move(policy));
+  }
+}
+
 /// Leaves out the policies of `all` that a dump cannot serve, and says so.
 void leave_out(const DumpInfo& dump, const std::set<std::string>& of_all, SweepOptions& options) {
   std::erase_if(options.policies, [&](const Policy& policy) {
@@ -75,20 +93,28 @@ void leave_out(const DumpInfo& dump, const std::set<std::string>& of_all, SweepO
 void run_sweep(const SweepArguments& arguments) {
   SweepOptions options;
   std::set<std::string> of_all;
-  options.policies = parse_policies(arguments.policies, &of_all);
+  if (!arguments.policies.empty()) options.policies = parse_policies(arguments.policies, &of_all);
   options.budgets = parse_budgets(arguments.budgets);
   options.queries = arguments.queries == "decoded" ? JudgedQueries::decoded : JudgedQueries::window;
   options.mode = arguments.softmax == "truncated" ? SoftmaxMode::truncated : SoftmaxMode::renormalized;
   options.window = arguments.window;
   options.save_kept = arguments.save_kept;
   const auto backend = arguments.backend.make();
-  if (!arguments.output.empty()) check_writable(arguments.output, arguments.force);
+  if (options.policies.empty() && arguments.scores.empty()) {
+    throw UsageError("no policy given, for example --policy snapkv,h2o; 'laprox policies' lists all");
+  }
+  if (!arguments.output.empty()) {
+    std::vector<std::filesystem::path> inputs(arguments.dumps.begin(), arguments.dumps.end());
+    inputs.insert(inputs.end(), arguments.scores.begin(), arguments.scores.end());
+    check_writable(arguments.output, arguments.force, inputs);
+  }
 
   // Every dump is opened and every request checked before the first one is worked on.
   std::vector<DumpReader> dumps;
   Index steps = 0;
   for (const std::string& path : arguments.dumps) dumps.emplace_back(path);
   check_distinct(dumps);
+  add_scores(options, arguments, dumps.front());
   for (const DumpReader& dump : dumps) leave_out(dump.info(), of_all, options);
   for (const DumpReader& dump : dumps) {
     check_request(dump.info(), options);
@@ -122,9 +148,10 @@ void add_sweep(CLI::App& app) {
   auto arguments = std::make_shared<SweepArguments>();
   CLI::App* command = app.add_subcommand("sweep", "Compare policies over budgets on dumps; write a report");
   command->add_option("dumps,--dumps", arguments->dumps, "dumps (HDF5); each is one sample")->required();
-  command
-      ->add_option("--policy", arguments->policies, "policies, separated by commas or spaces; all: the whole catalogue")
-      ->required();
+  command->add_option("--policy", arguments->policies,
+                      "policies, separated by commas or spaces; all: the whole catalogue");
+  command->add_option("--scores", arguments->scores,
+                      "a policy of your own: scores or kept tokens in a file (data/README.md), FILE[+allocator]");
   command->add_option("--budget", arguments->budgets, "budgets, separated by commas or spaces")->required();
   command->add_option("-o,--output", arguments->output, "report to write (HDF5)")->check(file_name());
   command

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "backends/cuda/pieces.h"
+#include "backends/cuda/removal.h"
 #include "base/buffer.h"
 #include "base/parallel.h"
 #include "laprox/error.h"
@@ -53,22 +54,17 @@ QueryRange Scoring::window_queries(Index window) const {
   return {static_cast<int>(layer_.queries() - queries), static_cast<int>(queries)};
 }
 
-const WindowStatistics& Scoring::window_statistics(Index window) {
-  const auto [entry, is_new] = statistics_.try_emplace(window);
-  if (!is_new) return entry->second;
+WindowStatistics Scoring::compute_window_statistics(Index window) {
   const Layer& layer = on_device();
   const QueryRange range = window_queries(window);
   row_softmax(layer, range, partial_, softmax_, stream_);
   DeviceBuffer<float> sums(elements(layer.query_heads, layer.context)), squares(sums.size());
   window_columns(layer, range, softmax_.data(), sums.data(), squares.data(), stream_);
-  entry->second.sum = download_matrix(sums.data(), layer.query_heads, layer.context, stream_);
-  entry->second.squares = download_matrix(squares.data(), layer.query_heads, layer.context, stream_);
-  return entry->second;
+  return {download_matrix(sums.data(), layer.query_heads, layer.context, stream_),
+          download_matrix(squares.data(), layer.query_heads, layer.context, stream_)};
 }
 
-const Matrix& Scoring::window_products(Index window) {
-  const auto [entry, is_new] = window_products_.try_emplace(window);
-  if (!is_new) return entry->second;
+Matrix Scoring::compute_window_products(Index window) {
   const Layer& layer = on_device();
   const QueryRange range = window_queries(window);
   const RowLayout rows(layer, range);
@@ -80,19 +76,16 @@ const Matrix& Scoring::window_products(Index window) {
     to_weights(layer, range, kv_head, table.data(), partial_, stream_);
     weight_products(layer, range, table.data(), products.data() + kv_head * pairs * layer.context, stream_);
   }
-  entry->second = download_matrix(products.data(), layer.kv_heads * pairs, layer.context, stream_);
-  return entry->second;
+  return download_matrix(products.data(), layer.kv_heads * pairs, layer.context, stream_);
 }
 
-const Matrix& Scoring::column_sums() {
-  if (column_sums_.size() > 0) return column_sums_;
+Matrix Scoring::compute_column_sums() {
   require(layer_.queries() == layer_.context_length, "column sums read every prompt query");
   const Layer& layer = on_device();
   row_softmax(layer, {0, layer.queries}, partial_, softmax_, stream_);
   DeviceBuffer<float> sums(elements(layer.query_heads, layer.context));
   all_columns(layer, softmax_.data(), sums.data(), stream_);
-  column_sums_ = download_matrix(sums.data(), layer.query_heads, layer.context, stream_);
-  return column_sums_;
+  return download_matrix(sums.data(), layer.query_heads, layer.context, stream_);
 }
 
 void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
@@ -107,7 +100,7 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
   Pieces pieces(layer, range, 0, stream_);
   for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
     logit_table(layer, range, kv_head, table.data(), stream_);
-    pieces.exact(kv_head, table.data(), {outputs.data(), 0, static_cast<long long>(width)});
+    pieces.exact(kv_head, table.data(), {outputs.data(), nullptr, 0, static_cast<long long>(width)});
     download(logits.data(), table.data(), size, stream_);
     to_weights(layer, range, kv_head, table.data(), partial_, stream_);
     download(weights.data(), table.data(), size, stream_);
@@ -139,27 +132,22 @@ void Scoring::visit_head(const float* logits, const float* weights, const float*
   visit(kv_head * layer.group + head_in_group, attention);
 }
 
-const Matrix& Scoring::value_norms() {
-  if (value_norms_.size() == 0) value_norms_ = cuda::value_norms(on_device(), stream_);
-  return value_norms_;
-}
+Matrix Scoring::compute_value_norms() { return cuda::value_norms(on_device(), stream_); }
 
-const Matrix& Scoring::value_l1_norms() {
-  if (value_l1_norms_.size() > 0) return value_l1_norms_;
+Matrix Scoring::compute_value_l1_norms() {
   const Layer& layer = on_device();
-  value_l1_norms_.resize(layer.query_heads, layer.context);
+  Matrix norms(layer.query_heads, layer.context);
   DeviceBuffer<double2> partial, sums(static_cast<std::size_t>(layer.context));
   Buffer<double2> host(layer.context);
   for (int head = 0; head < layer.query_heads; ++head) {
     value_absolute_sums(layer, head, partial, sums.data(), stream_);
     download(host.data(), sums.data(), sums.size(), stream_);
-    for (Index i = 0; i < layer.context; ++i) value_l1_norms_(head, i) = host[i].x;
+    for (Index i = 0; i < layer.context; ++i) norms(head, i) = host[i].x;
   }
-  return value_l1_norms_;
+  return norms;
 }
 
-const Matrix& Scoring::value_products() {
-  if (value_products_.size() > 0) return value_products_;
+Matrix Scoring::compute_value_products() {
   const Layer& layer = on_device();
   const Index group = layer.group;
   std::vector<FormPair> pairs;
@@ -169,14 +157,33 @@ const Matrix& Scoring::value_products() {
     }
   }
   const Matrix forms = forms_of(layer, pairs, layer.group * (layer.group + 1) / 2, false, stream_);
-  value_products_.resize(layer.kv_heads * group * group, layer.context);
+  Matrix products(layer.kv_heads * group * group, layer.context);
   for (std::size_t p = 0; p < pairs.size(); ++p) {
     // <v W^a, v W^b> = <v W^b, v W^a>
     const Index kv_head = pairs[p].a / group, a = pairs[p].a % group, b = pairs[p].b % group;
-    value_products_.row((kv_head * group + a) * group + b) = forms.row(static_cast<Index>(p));
-    value_products_.row((kv_head * group + b) * group + a) = forms.row(static_cast<Index>(p));
+    products.row((kv_head * group + a) * group + b) = forms.row(static_cast<Index>(p));
+    products.row((kv_head * group + b) * group + a) = forms.row(static_cast<Index>(p));
   }
-  return value_products_;
+  return products;
+}
+
+Matrix Scoring::compute_removal_energies(Index window, OverQueries over, bool joint) {
+  const Layer& layer = on_device();
+  DeviceBuffer<double> energies(elements(layer.kv_heads, layer.context));
+  cuda::removal_energies(layer, window_queries(window), over == OverQueries::maximum, joint, energies.data(), stream_);
+  Matrix host(layer.kv_heads, layer.context);
+  download(host.data(), energies.data(), energies.size(), stream_);
+  return host;
+}
+
+Matrix Scoring::compute_far_energies(Index distance) {
+  require(layer_.queries() == layer_.context_length, "far energies read every prompt query");
+  const Layer& layer = on_device();
+  DeviceBuffer<double> energies(elements(layer.kv_heads, layer.context));
+  cuda::far_energies(layer, static_cast<int>(distance), energies.data(), stream_);
+  Matrix host(layer.kv_heads, layer.context);
+  download(host.data(), energies.data(), energies.size(), stream_);
+  return host;
 }
 
 }  // namespace laprox::cuda

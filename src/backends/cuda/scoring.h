@@ -1,6 +1,5 @@
 #pragma once
 
-#include <map>
 #include <memory>
 
 #include "backends/cuda/kernels.h"
@@ -9,20 +8,24 @@
 
 namespace laprox::cuda {
 
-/// The scoring primitives on the device; each is computed once per layer and kept in host memory. The layer goes to the
-/// device when the first primitive asks for it.
+/// The scoring primitives on the device, with results in host memory. The layer goes to the device when the first
+/// primitive asks for it.
 class Scoring : public ScoringKernels {
  public:
   Scoring(const LayerTensors& layer, int device, int threads) : layer_(layer), device_(device), threads_(threads) {}
 
-  const WindowStatistics& window_statistics(Index window) override;
-  const Matrix& window_products(Index window) override;
-  const Matrix& column_sums() override;
   void visit_heads(Index window, const HeadVisitor& visit) override;
   int threads() const override { return threads_; }
-  const Matrix& value_norms() override;
-  const Matrix& value_l1_norms() override;
-  const Matrix& value_products() override;
+
+ protected:
+  WindowStatistics compute_window_statistics(Index window) override;
+  Matrix compute_window_products(Index window) override;
+  Matrix compute_column_sums() override;
+  Matrix compute_value_norms() override;
+  Matrix compute_value_l1_norms() override;
+  Matrix compute_value_products() override;
+  Matrix compute_removal_energies(Index window, OverQueries over, bool joint) override;
+  Matrix compute_far_energies(Index distance) override;
 
  private:
   const Layer& on_device();
@@ -36,9 +39,6 @@ class Scoring : public ScoringKernels {
   std::unique_ptr<DeviceLayer> device_layer_;
   DeviceBuffer<float2> partial_;
   DeviceBuffer<RowSoftmax> softmax_;
-  std::map<Index, WindowStatistics> statistics_;
-  std::map<Index, Matrix> window_products_;
-  Matrix column_sums_, value_norms_, value_l1_norms_, value_products_;
 };
 
 /// A float matrix in device memory as a Matrix.

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "backends/reference/attention.h"
+#include "backends/reference/removal.h"
 #include "laprox/error.h"
 
 namespace laprox::reference {
@@ -26,11 +27,9 @@ Index Scoring::window_queries(Index window) const {
   return queries;
 }
 
-const WindowStatistics& Scoring::window_statistics(Index window) {
-  const auto [entry, is_new] = statistics_.try_emplace(window);
-  if (!is_new) return entry->second;
+WindowStatistics Scoring::compute_window_statistics(Index window) {
   const Index queries = window_queries(window);
-  WindowStatistics& statistics = entry->second;
+  WindowStatistics statistics;
   statistics.sum = statistics.squares = Matrix::Zero(layer_.geometry.query_heads, layer_.context_length);
   for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
     const Matrix weights = attention(head, queries);
@@ -44,12 +43,9 @@ const WindowStatistics& Scoring::window_statistics(Index window) {
   return statistics;
 }
 
-const Matrix& Scoring::window_products(Index window) {
-  const auto [entry, is_new] = window_products_.try_emplace(window);
-  if (!is_new) return entry->second;
+Matrix Scoring::compute_window_products(Index window) {
   const Index queries = window_queries(window), group = layer_.geometry.group();
-  Matrix& products = entry->second;
-  products = Matrix::Zero(layer_.geometry.kv_heads * group * group, layer_.context_length);
+  Matrix products = Matrix::Zero(layer_.geometry.kv_heads * group * group, layer_.context_length);
   for (Index kv_head = 0; kv_head < layer_.geometry.kv_heads; ++kv_head) {
     std::vector<Matrix> heads;
     for (Index a = 0; a < group; ++a) heads.push_back(attention(kv_head * group + a, queries));
@@ -67,18 +63,17 @@ const Matrix& Scoring::window_products(Index window) {
   return products;
 }
 
-const Matrix& Scoring::column_sums() {
-  if (column_sums_.size() > 0) return column_sums_;
+Matrix Scoring::compute_column_sums() {
   require(layer_.queries() == layer_.context_length, "column sums read every prompt query");
-  column_sums_ = Matrix::Zero(layer_.geometry.query_heads, layer_.context_length);
+  Matrix sums = Matrix::Zero(layer_.geometry.query_heads, layer_.context_length);
   const std::vector<bool> all(static_cast<std::size_t>(layer_.tokens), true);
   for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
     for (Index t = 0; t < layer_.context_length; ++t) {
       const std::vector<double> row = attention_row(layer_, head, t, all);
-      for (Index i = 0; i <= t; ++i) column_sums_(head, i) += row[static_cast<std::size_t>(i)];
+      for (Index i = 0; i <= t; ++i) sums(head, i) += row[static_cast<std::size_t>(i)];
     }
   }
-  return column_sums_;
+  return sums;
 }
 
 void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
@@ -104,36 +99,33 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
   }
 }
 
-const Matrix& Scoring::value_l1_norms() {
-  if (value_l1_norms_.size() > 0) return value_l1_norms_;
-  value_l1_norms_ = Matrix::Zero(layer_.geometry.query_heads, layer_.context_length);
+Matrix Scoring::compute_value_l1_norms() {
+  Matrix norms = Matrix::Zero(layer_.geometry.query_heads, layer_.context_length);
   for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
     const auto v = layer_.v.matrix<double>(head / layer_.geometry.group());
     for (Index i = 0; i < layer_.context_length; ++i) {
-      for (double x : project(layer_, head, v.row(i).data())) value_l1_norms_(head, i) += std::abs(x);
+      for (double x : project(layer_, head, v.row(i).data())) norms(head, i) += std::abs(x);
     }
   }
-  return value_l1_norms_;
+  return norms;
 }
 
-const Matrix& Scoring::value_norms() {
-  if (value_norms_.size() > 0) return value_norms_;
-  value_norms_.resize(layer_.geometry.query_heads, layer_.context_length);
+Matrix Scoring::compute_value_norms() {
+  Matrix norms(layer_.geometry.query_heads, layer_.context_length);
   for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
     const auto v = layer_.v.matrix<double>(head / layer_.geometry.group());
     for (Index i = 0; i < layer_.context_length; ++i) {
       double square = 0;
       for (double x : project(layer_, head, v.row(i).data())) square += x * x;
-      value_norms_(head, i) = std::sqrt(square);
+      norms(head, i) = std::sqrt(square);
     }
   }
-  return value_norms_;
+  return norms;
 }
 
-const Matrix& Scoring::value_products() {
-  if (value_products_.size() > 0) return value_products_;
+Matrix Scoring::compute_value_products() {
   const Index group = layer_.geometry.group();
-  value_products_ = Matrix::Zero(layer_.geometry.kv_heads * group * group, layer_.context_length);
+  Matrix products = Matrix::Zero(layer_.geometry.kv_heads * group * group, layer_.context_length);
   for (Index kv_head = 0; kv_head < layer_.geometry.kv_heads; ++kv_head) {
     const auto v = layer_.v.matrix<double>(kv_head);
     for (Index i = 0; i < layer_.context_length; ++i) {
@@ -141,7 +133,7 @@ const Matrix& Scoring::value_products() {
       for (Index a = 0; a < group; ++a) terms.push_back(project(layer_, kv_head * group + a, v.row(i).data()));
       for (Index a = 0; a < group; ++a) {
         for (Index b = 0; b < group; ++b) {
-          double& product = value_products_((kv_head * group + a) * group + b, i);
+          double& product = products((kv_head * group + a) * group + b, i);
           for (std::size_t c = 0; c < terms[0].size(); ++c) {
             product += terms[static_cast<std::size_t>(a)][c] * terms[static_cast<std::size_t>(b)][c];
           }
@@ -149,7 +141,16 @@ const Matrix& Scoring::value_products() {
       }
     }
   }
-  return value_products_;
+  return products;
+}
+
+Matrix Scoring::compute_removal_energies(Index window, OverQueries over, bool joint) {
+  return reference::removal_energies(layer_, window_queries(window), over, joint);
+}
+
+Matrix Scoring::compute_far_energies(Index distance) {
+  require(layer_.queries() == layer_.context_length, "far energies read every prompt query");
+  return reference::far_energies(layer_, distance);
 }
 
 }  // namespace laprox::reference

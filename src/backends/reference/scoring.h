@@ -1,7 +1,5 @@
 #pragma once
 
-#include <map>
-
 #include "laprox/backend.h"
 
 namespace laprox::reference {
@@ -11,23 +9,24 @@ class Scoring : public ScoringKernels {
  public:
   explicit Scoring(const LayerTensors& layer);
 
-  const WindowStatistics& window_statistics(Index window) override;
-  const Matrix& window_products(Index window) override;
-  const Matrix& column_sums() override;
   int threads() const override { return 1; }
   void visit_heads(Index window, const HeadVisitor& visit) override;
-  const Matrix& value_norms() override;
-  const Matrix& value_l1_norms() override;
-  const Matrix& value_products() override;
+
+ protected:
+  WindowStatistics compute_window_statistics(Index window) override;
+  Matrix compute_window_products(Index window) override;
+  Matrix compute_column_sums() override;
+  Matrix compute_value_norms() override;
+  Matrix compute_value_l1_norms() override;
+  Matrix compute_value_products() override;
+  Matrix compute_removal_energies(Index window, OverQueries over, bool joint) override;
+  Matrix compute_far_energies(Index distance) override;
 
  private:
   Matrix attention(Index head, Index queries) const;
   Index window_queries(Index window) const;
 
   const LayerTensors& layer_;
-  std::map<Index, WindowStatistics> statistics_;
-  std::map<Index, Matrix> window_products_;
-  Matrix column_sums_, value_norms_, value_l1_norms_, value_products_;
 };
 
 }  // namespace laprox::reference

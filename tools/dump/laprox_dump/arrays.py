@@ -1,80 +1,28 @@
 """Dumps from arrays of somebody's own engine: a .npz or .safetensors file with named arrays in, a validated dump out.
 
 The names are the dump format's, with dots: `context_length`, `query_positions` (default: every position), `output_positions`,
-`token_ids`, and for each layer i `layers.i.q`, `.k`, `.v`, `.w_o`, optionally `.b_o`, `.sinks`, `.output`, and the numbers
-`.scale` (default 1/sqrt(d)), `.softcap`, `.sliding_window`. Texts (`model`, `source`, `prompt`) are string arrays in .npz and
-metadata in .safetensors. bfloat16 is native in .safetensors, and uint16 bit patterns in .npz.
+`token_ids`, and for each layer i `layers.i.q`, `.k`, `.v`, `.w_o`, optionally `.b_o`, `.sinks`, `.output`, `.residual_norms`,
+`.rope_inv_freq`, and the numbers `.scale` (default 1/sqrt(d)), `.softcap`, `.sliding_window`, `.kv_source`. Texts (`model`,
+`source`, `prompt`) are string arrays in .npz and metadata in .safetensors. bfloat16 is native in .safetensors, and uint16 bit
+patterns in .npz.
 """
 
 import re
 
-import numpy as np
 import torch
 
+from .arrays_file import Arrays
 from .errors import InputError
 from .export import Summary
-from .layer import TENSORS, Layer, Positions, check_layer, check_positions
+from .layer import FACTS, TENSORS, Layer, Positions, check_layer, check_positions
+from .output import check_output
 from .replay import TOLERANCE, prove
 from .writer import DumpWriter
 
-TEXTS = ("model", "source", "prompt")
-LAYER_KEY = re.compile(r"layers\.(0|[1-9]\d*)\.(q|k|v|w_o|b_o|sinks|output|scale|softcap|sliding_window|model_layer)")
+LAYER_FIELDS = (*TENSORS, *FACTS, "scale", "softcap", "sliding_window", "model_layer", "kv_source")
+LAYER_KEY = re.compile(rf"layers\.(0|[1-9][0-9]{{0,5}})\.({'|'.join(LAYER_FIELDS)})")
 ROOT_KEYS = ("context_length", "query_positions", "output_positions", "token_ids")
-
-
-class Arrays:
-    """Named arrays of a file, read one at a time: `names`, `texts` and `get(name)`, which is None for a missing one."""
-
-    def __init__(self, path: str):
-        self.path = path
-        try:
-            self._open(path)
-        except Exception as e:  # zipfile, numpy and safetensors each throw their own kinds
-            raise InputError(f"{path}: cannot be read as arrays: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
-
-    def _open(self, path: str) -> None:
-        if path.endswith(".safetensors"):
-            from safetensors import safe_open
-
-            file = safe_open(path, framework="pt")
-            self.names, self.read = set(file.keys()), file.get_tensor
-            self.texts = {k: v for k, v in (file.metadata() or {}).items() if k in TEXTS}
-        else:
-            file = np.load(path, allow_pickle=False)
-            self.names = set(file.files) - set(TEXTS)
-            self.read = lambda name: _from_numpy(file[name])
-            self.texts = {k: str(file[k]) for k in TEXTS if k in file.files}
-
-    def get(self, name: str) -> torch.Tensor | None:
-        """The array as a tensor. Throws InputError for a damaged one or one of an unknown type."""
-        if name not in self.names:
-            return None
-        try:
-            return self.read(name)
-        except Exception as e:
-            raise InputError(f"{self.path}: {name}: cannot be read: {str(e).splitlines()[0]}") from e
-
-    def number(self, name: str, default):
-        """An array of one element as a Python number, `default` if it is missing. Throws InputError."""
-        found = self.get(name)
-        if found is None:
-            return default
-        if found.numel() != 1:
-            raise InputError(f"{self.path}: {name}: expected one number, found shape {list(found.shape)}")
-        return found.item()
-
-    def positions(self, name: str) -> torch.Tensor | None:
-        """An array of whole numbers as int64. Throws InputError."""
-        found = self.get(name)
-        if found is not None and (found.is_floating_point() or found.dtype == torch.bool):
-            raise InputError(f"{self.path}: {name}: expected whole numbers, found {str(found.dtype)[6:]}")
-        return None if found is None else found.long()
-
-
-def _from_numpy(array: np.ndarray) -> torch.Tensor:
-    if array.dtype == np.uint16:
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(array))
+MAX_TOKEN_ID = 2**31 - 1  # a dump stores them as int32
 
 
 def convert(source: str, path: str, force: bool = False, gzip: int = 0) -> Summary:
@@ -82,14 +30,17 @@ def convert(source: str, path: str, force: bool = False, gzip: int = 0) -> Summa
 
     Throws InputError or ProofError; then nothing is left under `path`. Memory: one layer.
     """
+    check_output(path, force, [source])
     arrays = Arrays(source)
     count = _layer_count(arrays)
     positions = _positions(arrays)
     token_ids = arrays.positions("token_ids")
     if token_ids is not None and list(token_ids.shape) != [positions.tokens]:
         raise InputError(f"{source}: token_ids: expected shape [{positions.tokens}], found {list(token_ids.shape)}")
+    if token_ids is not None and (token_ids.min() < 0 or token_ids.max() > MAX_TOKEN_ID):
+        raise InputError(f"{source}: token_ids: expected 0..{MAX_TOKEN_ID}, found {int(token_ids.min())}..{int(token_ids.max())}")
     errors, hidden, tolerance = [], None, 0.0
-    with DumpWriter(path, positions, arrays.texts, force, gzip) as writer:
+    with DumpWriter(path, positions, arrays.texts, force, gzip, [source]) as writer:
         if token_ids is not None:
             writer.token_ids(token_ids)
         for i in range(count):
@@ -126,16 +77,16 @@ def _layer_count(arrays: Arrays) -> int:
 
 
 def _positions(arrays: Arrays) -> Positions:
-    keys = arrays.get("layers.0.k")
+    keys = arrays.tensor("layers.0.k")
     if keys.ndim != 3:
         raise InputError(f"{arrays.path}: layers.0.k: expected 3 dimensions [H_kv, T, d], found shape {list(keys.shape)}")
-    tokens, context = keys.shape[1], arrays.number("context_length", None)
+    tokens, context = keys.shape[1], arrays.whole("context_length", None)
     if context is None:
         raise InputError(f"{arrays.path}: context_length: missing; it is the number of tokens in the cache when eviction happens")
     queries, outputs = arrays.positions("query_positions"), arrays.positions("output_positions")
     found = Positions(
         tokens,
-        int(context),
+        context,
         torch.arange(tokens) if queries is None else queries,
         torch.empty(0, dtype=torch.int64) if outputs is None else outputs,
     )
@@ -145,19 +96,39 @@ def _positions(arrays: Arrays) -> Positions:
 
 def _layer(arrays: Arrays, i: int) -> Layer:
     tensors = {}
-    for name in (*TENSORS, "output"):
-        t = tensors[name] = arrays.get(f"layers.{i}.{name}")
-        if t is not None and t.dtype not in (*TOLERANCE, torch.float64):
+    for name in (*TENSORS, *FACTS):
+        t = tensors[name] = arrays.tensor(f"layers.{i}.{name}")
+        if t is None:
+            continue
+        if t.dtype not in (*TOLERANCE, torch.float64):
             raise InputError(
                 f"{arrays.path}: layers.{i}.{name}: expected float16, bfloat16, float32 or float64, found {str(t.dtype)[6:]}"
             )
+        if t.numel() == 0:
+            raise InputError(f"{arrays.path}: layers.{i}.{name}: expected at least one element, found shape {list(t.shape)}")
     if tensors["output"] is not None and "output_positions" not in arrays.names:
         raise InputError(f"{arrays.path}: layers.{i}.output: output_positions is missing; it says which positions these rows are")
     q = tensors["q"]
     return Layer(
         **tensors,
-        scale=float(arrays.number(f"layers.{i}.scale", max(1, q.shape[-1] if q.ndim else 1) ** -0.5)),
-        softcap=float(arrays.number(f"layers.{i}.softcap", 0.0)),
-        sliding_window=int(arrays.number(f"layers.{i}.sliding_window", 0)),
-        model_layer=int(arrays.number(f"layers.{i}.model_layer", i)),
+        scale=arrays.number(f"layers.{i}.scale", (q.shape[-1] if q.ndim else 1) ** -0.5),
+        softcap=arrays.number(f"layers.{i}.softcap", 0.0),
+        sliding_window=arrays.whole(f"layers.{i}.sliding_window", 0),
+        model_layer=arrays.whole(f"layers.{i}.model_layer", i),
+        kv_source=_kv_source(arrays, i, tensors),
     )
+
+
+def _kv_source(arrays: Arrays, i: int, tensors: dict) -> int | None:
+    """The layer whose cache layer i reads, None if it has its own. Throws InputError where keys and values are not that layer's."""
+    name = f"layers.{i}.kv_source"
+    found = arrays.whole(name, None)
+    if found is None:
+        return None
+    if found not in range(i) or f"layers.{found}.kv_source" in arrays.names:
+        raise InputError(f"{arrays.path}: {name}: expected a layer before {i} that has a cache of its own, found {found}")
+    for key in ("k", "v"):
+        other = arrays.tensor(f"layers.{found}.{key}")
+        if other.dtype != tensors[key].dtype or not torch.equal(other, tensors[key]):
+            raise InputError(f"{arrays.path}: layers.{i}.{key}: expected the {key} of layer {found}, its kv_source; it differs")
+    return found

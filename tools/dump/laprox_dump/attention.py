@@ -24,6 +24,11 @@ PROBE = 16  # tokens that the exporter runs first, and up to which the two ways 
 BLOCK = {"cpu": 1 << 25, "cuda": 1 << 28}
 
 _listener = None
+_peek = None
+
+
+class Peeked(Exception):
+    """Thrown out of an attention module that is only asked what it would attend with."""
 
 
 @dataclass
@@ -54,6 +59,9 @@ class Call:
 
 def forward(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     """The registered function; its signature and its result (heads, weights) are transformers'."""
+    if _peek is not None:
+        _peek.query, _peek.key = query, key
+        raise Peeked
     if query.shape[0] != 1:
         raise UnsupportedModel(f"its attention ran with a batch of {query.shape[0]}; one sequence at a time is expected")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -136,3 +144,19 @@ class listening:
     def __exit__(self, *_):
         global _listener
         _listener = None
+
+
+class peeking:
+    """`with peeking() as seen:` makes the next attention call put its `query` and `key` there and throw Peeked."""
+
+    query: torch.Tensor | None = None
+    key: torch.Tensor | None = None
+
+    def __enter__(self) -> "peeking":
+        global _peek
+        _peek = self
+        return self
+
+    def __exit__(self, *_):
+        global _peek
+        _peek = None

@@ -1,5 +1,14 @@
 """The errors that a user can cause or meet: each is one line, and each has its exit code."""
 
+import traceback
+import unicodedata
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).parent
+STANDARD_LIBRARY = Path(traceback.__file__).parent
+BUG_EXIT_CODE = 70
+
 
 class DumpError(Exception):
     """Base of every expected failure; the command line prints its text alone, without a traceback."""
@@ -25,6 +34,10 @@ class UnsupportedModel(DumpError):
     exit_code = 3
 
 
+class MaskMismatch(UnsupportedModel):
+    """A mask has another size than the attention it is for, as the caches of some models make it."""
+
+
 class DeviceError(DumpError):
     """The device is missing or out of memory."""
 
@@ -39,7 +52,7 @@ class ProofError(DumpError):
 
 def first_line(error: BaseException) -> str:
     """The first non-empty line of an error's text, for messages that must stay on one line."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -50,3 +63,42 @@ def is_out_of_memory(error: BaseException) -> bool:
         or isinstance(error, RuntimeError)
         and ("out of memory" in text or "DefaultCPUAllocator" in text)
     )
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, with everything that a terminal would obey or an encoding refuse written as an escape."""
+    text = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return "".join(_escaped(c) if unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs") else c for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether this package threw `error`, and not transformers, torch or a model's own code that it called."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        place = Path(frame.filename)
+        if HERE in place.parents:
+            return True
+        standard = STANDARD_LIBRARY in place.parents and "site-packages" not in place.parts
+        if not standard and not frame.filename.startswith("<frozen "):
+            return False  # the standard library throws on behalf of whoever called it
+    return False
+
+
+@contextmanager
+def foreign(what: str, kind: type = UnsupportedModel, mixed: bool = False):
+    """Turn whatever code outside this package throws into a `kind` of DumpError whose text begins with `what`.
+
+    The classes are no help: models, tokenizers and their parsers throw all of them, and Rust's panics are no Exception at all.
+    `mixed`: code of this package runs inside too, and an error that it threw itself stays what it is, a bug.
+    """
+    try:
+        yield
+    except (DumpError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as e:
+        if is_out_of_memory(e) or (mixed and is_ours(e)):
+            raise
+        raise kind(f"{what}: {type(e).__name__}: {first_line(e)}") from e

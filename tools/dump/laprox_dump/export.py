@@ -1,5 +1,6 @@
 """One prompt through one model into one dump: decode, run once more while recording, prove each layer, write it."""
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -11,11 +12,11 @@ import transformers
 from . import __version__
 from .attention import PROBE
 from .capture import Recorder
+from .context import check_length
 from .decode import greedy
 from .errors import InputError, UsageError
 from .heap import give_back_freed_tensors
 from .layer import FILE_DTYPES, Layer, Positions, check_layer
-from .model import context_limit
 from .replay import TOLERANCE, prove
 from .tokens import Tokens
 from .writer import DumpWriter
@@ -35,6 +36,7 @@ class Options:
     stop_at_eos: bool = True
     force: bool = False
     gzip: int = 0
+    inputs: tuple[str, ...] = ()  # the files that are read: none of them may become the output
 
 
 @dataclass
@@ -58,30 +60,32 @@ def export_prompt(
     tokens: Tokens,
     path: str,
     options: Options,
-    progress: Callable[[str, int], None] = lambda stage, layers: None,
+    progress: Callable[[str, int], None] = lambda stage, count: None,
 ) -> Summary:
     """Write the dump of one prompt to `path`.
 
-    `model` comes from `model.load` or `model.prepare`; `progress(stage, layers)` hears what is being done and how many layers are
-    written. Memory beyond the model and its own run: one layer's tensors. Throws DumpError; then nothing is left under `path`.
+    `model` comes from `model.load` or `model.prepare`; `progress(stage, count)` hears what is being done, and how many
+    tokens are decoded or layers written. Memory beyond the model and its own run: one layer's tensors. Throws DumpError; then
+    nothing is left under `path`.
     """
     give_back_freed_tensors()
     dtype = file_dtype(model, options.dtype)
     fixed = torch.cat([tokens.context, tokens.question])
     later = len(tokens.continuation) if tokens.continuation is not None else options.decode
-    _check_length(model, len(fixed), later)
+    check_length(model, len(tokens.context), len(fixed), later)
     progress("probing", 0)
     extent = probe(model, fixed, options, dtype)
     _check_disk(path, extent, choose_positions(len(fixed) + later, len(tokens.context), options.recent), dtype, options.gzip)
     continuation = tokens.continuation
     if continuation is None:
         progress("decoding", 0)
-        continuation = greedy(model, fixed, options.decode, options.stop_at_eos) if options.decode else fixed[:0]
+        told = functools.partial(progress, "decoding")
+        continuation = greedy(model, fixed, options.decode, options.stop_at_eos, told) if options.decode else fixed[:0]
     ids = torch.cat([fixed, continuation])
     positions = choose_positions(len(ids), len(tokens.context), options.recent)
     facts = {**provenance(model, dtype), **tokens.facts, "proof_tolerance": TOLERANCE[dtype]}
     errors = []
-    with DumpWriter(path, positions, facts, options.force, options.gzip) as writer:
+    with DumpWriter(path, positions, facts, options.force, options.gzip, options.inputs) as writer:
         writer.token_ids(ids)
 
         def keep(layer: Layer, error: float) -> None:
@@ -168,6 +172,7 @@ def file_dtype(model: torch.nn.Module, asked: torch.dtype | None) -> torch.dtype
 def provenance(model: torch.nn.Module, dtype: torch.dtype) -> dict:
     """The root attributes that say where a dump comes from."""
     return {
+        **getattr(model, "dump_facts", {}),  # of the loader: a GGUF file's types, folded adapters
         "model": _title(model),
         "source": f"laprox-dump {__version__}, transformers {transformers.__version__}, torch {torch.__version__}, "
         f"{type(model).__name__} in {str(dtype)[6:]} on {model.device.type}",
@@ -176,15 +181,6 @@ def provenance(model: torch.nn.Module, dtype: torch.dtype) -> dict:
 
 def _title(model: torch.nn.Module) -> str:
     return model.name_or_path or type(model).__name__
-
-
-def _check_length(model: torch.nn.Module, fixed: int, later: int) -> None:
-    limit = context_limit(model)
-    if limit is not None and fixed + later > limit:
-        raise InputError(
-            f"the prompt has {fixed} tokens and {later} are to follow; the model's context holds {limit}. "
-            f"Cut the prompt with --max-tokens {max(1, limit - later)}, or choose a smaller --decode"
-        )
 
 
 def _check_disk(path: str, extent: Extent, positions: Positions, dtype: torch.dtype, gzip: int) -> None:

@@ -8,6 +8,7 @@ from .errors import InputError
 
 FILE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 TENSORS = ("q", "k", "v", "w_o", "b_o", "sinks")
+FACTS = ("output", "residual_norms", "rope_inv_freq")  # what else a layer may have, in types of its own
 
 
 @dataclass
@@ -15,7 +16,9 @@ class Layer:
     """The tensors of one attention layer, as the attention kernel saw them.
 
     q [H_q, N, d], k [H_kv, T, d], v [H_kv, T, d_v], w_o [H_q * d_v, D], b_o [D] or None, sinks [H_q] or None,
-    output [M, D] float32 or None. softcap 0 and sliding_window 0 mean none. `model_layer` is the layer's number in the model.
+    output [M, D] float32 or None, residual_norms [N] and rope_inv_freq [r / 2] (the format's, float64) or None. softcap 0 and
+    sliding_window 0 mean none. `model_layer` is the layer's number in the model, `kv_source` the layer of the dump whose keys and
+    values these are (one cache serves both), None where the layer has a cache of its own.
     """
 
     q: torch.Tensor
@@ -26,12 +29,15 @@ class Layer:
     b_o: torch.Tensor | None = None
     sinks: torch.Tensor | None = None
     output: torch.Tensor | None = None
+    residual_norms: torch.Tensor | None = None
+    rope_inv_freq: torch.Tensor | None = None
     softcap: float = 0.0
     sliding_window: int = 0
     model_layer: int = 0
+    kv_source: int | None = None
 
     def to(self, dtype: torch.dtype) -> "Layer":
-        """The same layer with every tensor but `output` in `dtype`: what a file of that type holds."""
+        """The same layer with the tensors of attention in `dtype`: what a file of that type holds."""
         tensors = {name: getattr(self, name) for name in TENSORS}
         return replace(self, **{name: t if t is None else t.to(dtype) for name, t in tensors.items()})
 
@@ -76,7 +82,7 @@ def check_layer(where: str, layer: Layer, positions: Positions, hidden: int | No
 
     `hidden` is the D of the layers before this one, None for the first. Throws InputError naming `where` and the tensor.
     """
-    ranks = {"q": 3, "k": 3, "v": 3, "w_o": 2, "b_o": 1, "sinks": 1, "output": 2}
+    ranks = {"q": 3, "k": 3, "v": 3, "w_o": 2, "b_o": 1, "sinks": 1, "output": 2, "residual_norms": 1, "rope_inv_freq": 1}
     for name, rank in ranks.items():
         t = getattr(layer, name)
         if t is not None and t.ndim != rank:
@@ -93,6 +99,7 @@ def check_layer(where: str, layer: Layer, positions: Positions, hidden: int | No
         "b_o": [width],
         "sinks": [h_q],
         "output": [positions.outputs.numel(), width],
+        "residual_norms": [positions.queries.numel()],
     }
     for name, shape in expected.items():
         t = getattr(layer, name)
@@ -106,7 +113,22 @@ def check_layer(where: str, layer: Layer, positions: Positions, hidden: int | No
                 f"{where}: {name}: {bad} of {t.numel()} values are not finite in {str(t.dtype)[6:]}; "
                 "a type with a larger range may hold them (bfloat16 or float32)"
             )
+    check_facts(where, layer, d)
     if not (layer.scale > 0 and layer.scale < float("inf")):
         raise InputError(f"{where}: scale: expected a positive number, found {layer.scale}")
     if not 0 <= layer.softcap < float("inf") or layer.sliding_window < 0:
         raise InputError(f"{where}: softcap and sliding_window: expected numbers >= 0")
+
+
+def check_facts(where: str, layer: Layer, head_size: int) -> None:
+    """Refuse residual norms that are no norms, and more rotary frequencies than channels. Throws InputError."""
+    norms, rotation = layer.residual_norms, layer.rope_inv_freq
+    for name, fact in (("residual_norms", norms), ("rope_inv_freq", rotation)):
+        if fact is not None and fact.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"{where}: {name}: expected float32 or float64, found {str(fact.dtype)[6:]}")
+    if norms is not None and not bool((norms > 0).all()):
+        raise InputError(f"{where}: residual_norms: expected numbers above 0, found {float(norms.min()):g}")
+    if rotation is None:
+        return
+    if not 1 <= len(rotation) <= head_size // 2:
+        raise InputError(f"{where}: rope_inv_freq: expected 1..{head_size // 2} elements (d / 2), found {len(rotation)}")

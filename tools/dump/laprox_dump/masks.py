@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from .errors import UnsupportedModel
+from .errors import MaskMismatch, UnsupportedModel
 
 BLOCK = 1 << 24  # mask elements evaluated at once
 
@@ -20,6 +20,16 @@ class Mask:
         """`rows(begin, end)` is a bool tensor [end - begin, n_keys], true where a query sees a key."""
         self.rows, self.n_queries, self.n_keys = rows, n_queries, n_keys
         self._window = None
+
+    def __getitem__(self, index) -> "Mask":
+        """`mask[:, :, first:, :]`, as models slice a matrix whose later layers are run for the last queries only."""
+        everything = slice(None)
+        if not (isinstance(index, tuple) and len(index) == 4 and isinstance(index[2], slice)):
+            raise UnsupportedModel(f"its code takes {index!r} of its attention mask; only the last rows of a mask can be taken")
+        first, end, step = index[2].indices(self.n_queries)
+        if index[:2] + index[3:] != (everything,) * 3 or end != self.n_queries or step != 1:
+            raise UnsupportedModel(f"its code takes {index!r} of its attention mask; only the last rows of a mask can be taken")
+        return Mask(lambda a, b: self.rows(first + a, first + b), end - first, self.n_keys)
 
     def window(self) -> int:
         """w if every query at p sees exactly the keys p-w+1 .. p, n_keys if it sees 0 .. p. Throws UnsupportedModel otherwise.
@@ -82,7 +92,7 @@ def as_mask(mask, query: torch.Tensor, key: torch.Tensor) -> Mask:
     n_queries, n_keys = query.shape[2], key.shape[2]
     if isinstance(mask, Mask):
         if mask.n_keys != n_keys or mask.n_queries != n_queries:
-            raise UnsupportedModel(
+            raise MaskMismatch(
                 f"its mask is for {mask.n_queries} queries and {mask.n_keys} keys, its attention for {n_queries} and {n_keys}"
             )
         return mask

@@ -5,7 +5,9 @@ import transformers
 from packaging.version import Version
 
 from . import attention
-from .errors import DeviceError, InputError, UnsupportedModel, first_line
+from .adapters import fold
+from .checkpoint import locate
+from .errors import DeviceError, InputError, UnsupportedModel, first_line, foreign
 
 RELEASE = Version(transformers.__version__)
 
@@ -20,21 +22,34 @@ def check_device(device: str) -> torch.device:
     return found
 
 
-def load(name: str, dtype: torch.dtype | None, device: torch.device) -> torch.nn.Module:
-    """The model in evaluation mode; `dtype` None means the checkpoint's own. Throws InputError or DeviceError."""
+def load(name: str, dtype: torch.dtype | None, device: torch.device, **hub) -> torch.nn.Module:
+    """The model in evaluation mode; `dtype` None means the checkpoint's own. Throws InputError or DeviceError.
+
+    `hub` is passed on: revision, and trust_remote_code, which is off unless it says True; transformers then never asks.
+    """
     attention.register()
+    checkpoint = locate(name)
     key = "dtype" if RELEASE >= Version("4.56") else "torch_dtype"
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, attn_implementation="eager", **{key: dtype or "auto"})
-    except (OSError, ValueError, KeyError, ImportError) as e:
-        raise InputError(f"{name}: not a causal language model that transformers can load: {first_line(e)}") from e
+    options = {"trust_remote_code": False, **hub, **checkpoint.model_options, "attn_implementation": "eager", key: dtype or "auto"}
+    with foreign(f"{name}: not a causal language model that transformers can load", InputError):
+        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.location, **options).to(device)
     _check_rotation(name, text_config(model))
-    return prepare(model.to(device))
+    if checkpoint.facts:
+        model.name_or_path, model.dump_facts = checkpoint.name, checkpoint.facts
+    return prepare(model, name)
 
 
-def prepare(model: torch.nn.Module) -> torch.nn.Module:
-    """Route the attention of a loaded model through `attention.forward`."""
+def prepare(model: torch.nn.Module, name: str | None = None) -> torch.nn.Module:
+    """Route the attention of a loaded model through `attention.forward`; adapters are folded into its weights.
+
+    `name` is what the user called the model. Throws UnsupportedModel.
+    """
     attention.register()
+    model, adapters = fold(model)
+    if adapters:
+        if name is not None and name != model.name_or_path:
+            adapters = f"{name}: {adapters}"  # the model's own name is then that of the model below the adapter
+        model.dump_facts = {**getattr(model, "dump_facts", {}), "adapters": adapters}
     for module in model.modules():  # composed models (text beside vision) hold several configurations
         if hasattr(module, "config"):
             module.config._attn_implementation = attention.NAME
@@ -46,11 +61,6 @@ def prepare(model: torch.nn.Module) -> torch.nn.Module:
 def text_config(model: torch.nn.Module):
     """The configuration of the language model, which composed models keep inside their own."""
     return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-
-
-def context_limit(model: torch.nn.Module) -> int | None:
-    """The longest sequence the model is made for, in tokens; None if it does not say."""
-    return getattr(text_config(model), "max_position_embeddings", None)
 
 
 def _check_rotation(name: str, config) -> None:

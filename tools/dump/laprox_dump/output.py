@@ -1,29 +1,80 @@
-"""Where a dump goes: paths that cannot work are refused before any work is done."""
+"""Where a dump goes: paths that cannot work are refused before any work is done, and again before the file takes its name."""
 
 import os
+import stat
 import tempfile
+from collections.abc import Iterable
 
 from .errors import InputError
+from .files import kind, reason, same_file
+from .interrupts import deferred
+
+NAME_SHARE = 80  # bytes of the output's name that its temporary name repeats; names may have 255
 
 
-def check_output(path: str, force: bool) -> None:
-    """Refuse an output path that cannot work, before any work is done. Throws InputError."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path):
-        raise InputError(f"{path}: is a folder; expected the name of a file to write")
-    if not os.path.isdir(folder):
+def check_output(path: str, force: bool, inputs: Iterable[str] = ()) -> None:
+    """Refuse an output path that cannot work, before any work is done. `inputs` are the files that are read. Throws InputError."""
+    if not path or "\0" in path:
+        raise InputError(f"{path!r}: expected the name of a file to write")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
         raise InputError(f"{path}: its folder does not exist")
-    if os.path.exists(path) and not force:
-        raise InputError(f"{path}: exists already; choose another name or add --force")
-    os.unlink(temporary_beside(path))  # permission bits do not tell: only a try does
+    check_target(path, force, inputs)
+    with deferred():  # permission bits do not tell: only a try does
+        handle, temporary = temporary_beside(path)
+        os.close(handle)
+        os.unlink(temporary)
 
 
-def temporary_beside(path: str) -> str:
-    """A new empty file beside `path`, hidden; renaming it to `path` later cannot fail for want of space. Throws InputError."""
-    folder, name = os.path.split(os.path.abspath(path))
+def check_target(path: str, force: bool, inputs: Iterable[str] = ()) -> None:
+    """Refuse to put a file where something stands that may not be replaced.
+
+    `force` lets a regular file be replaced that is none of `inputs`. Never a link, which would cut it off from what it points to,
+    and never a pipe, a device or a folder. Throws InputError.
+    """
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".partial", dir=folder)
-    except OSError as e:
-        raise InputError(f"{path}: cannot be written: {e.strerror}") from e
-    os.close(handle)
-    return temporary
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path}: cannot be written: {reason(e)}") from e
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path}: is a folder; expected the name of a file to write")
+    if stat.S_ISLNK(status.st_mode):
+        raise InputError(f"{path}: is a symbolic link, which is never replaced; give the name of the file itself")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: is {kind(status)}; only a regular file can be replaced")
+    clash = same_file(path, inputs)
+    if clash is not None:
+        raise InputError(f"{path}: is the same file as the input {clash}; choose another name for the output")
+    if not force:
+        raise InputError(f"{path}: exists already; choose another name or add --force")
+
+
+def temporary_beside(path: str) -> tuple[int, str]:
+    """An open handle and the name of a new empty file beside `path`, hidden, with a name that nobody can foresee.
+
+    Renaming it to `path` later cannot fail for want of space. Throws InputError.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    start = os.fsdecode(os.fsencode(name)[:NAME_SHARE]) if name.isascii() else "dump"
+    try:
+        return tempfile.mkstemp(prefix=f".{start}.", suffix=".partial", dir=folder)
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path}: cannot be written: {reason(e)}") from e
+
+
+def move_into_place(temporary: str, path: str, force: bool, inputs: Iterable[str] = ()) -> None:
+    """Give a complete file its name, if what stands there by now may still be replaced. Throws InputError or OSError."""
+    check_target(path, force, inputs)
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)  # temporary files are made private
+    if not force:
+        try:
+            os.link(temporary, path)  # unlike a rename, it fails if somebody else took the name a moment ago
+            return
+        except FileExistsError as e:
+            raise InputError(f"{path}: exists already; choose another name or add --force") from e
+        except OSError:
+            pass  # file systems without hard links
+    os.replace(temporary, path)

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 import torch
 import transformers
 
-from .errors import InputError, UsageError, first_line
+from .chat import fill_in
+from .checkpoint import locate
+from .errors import InputError, foreign
 from .prompts import Prompt
 
-# Stands for "the context ends here" while a chat template is filled in; a private-use character, so no text contains it.
-SPLIT = "\ue0f1laprox\ue0f1"
+# Stands before a text that has no text of its own before it, so that the tokenizer does not take it for the start of one.
+BEFORE = "\n"
 
 
 @dataclass
@@ -25,8 +27,9 @@ class Tokens:
 class Encoder:
     """Turns prompts into tokens with a model's tokenizer, which is loaded only if a prompt is text."""
 
-    def __init__(self, model_name: str, vocabulary: int, chat_template: bool, max_tokens: int | None):
-        self.model_name, self.vocabulary = model_name, vocabulary
+    def __init__(self, model_name: str, vocabulary: int, chat_template: bool, max_tokens: int | None, **hub):
+        """`hub` is what transformers needs to find the files: revision, trust_remote_code."""
+        self.model_name, self.vocabulary, self.hub = model_name, vocabulary, hub
         self.chat_template, self.max_tokens = chat_template, max_tokens
         self._tokenizer = None
 
@@ -34,20 +37,32 @@ class Encoder:
     def tokenizer(self):
         """The model's own tokenizer. Throws InputError if it has none."""
         if self._tokenizer is None:
-            try:
-                self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.model_name)
-            except Exception as e:  # tokenizer loaders throw whatever their parsers throw
-                raise InputError(f"{self.model_name}: its tokenizer cannot be loaded: {first_line(e)}") from e
+            checkpoint = locate(self.model_name)
+            with foreign(f"{self.model_name}: its tokenizer cannot be loaded", InputError):
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    checkpoint.location, **{**self.hub, **checkpoint.options}
+                )
         return self._tokenizer
 
     def encode(self, prompt: Prompt) -> Tokens:
-        """The tokens of one prompt. Throws InputError (empty, outside the vocabulary) or UsageError (no chat template)."""
-        if self.chat_template:
-            context, question = self._chat(prompt)
+        """The tokens of one prompt.
+
+        Text is tokenised whole and cut where its parts meet: a part tokenised alone may begin with a space that nobody wrote.
+        Throws InputError (empty, outside the vocabulary, a template that changes the text) or UsageError (no chat template).
+        """
+        start = not self.chat_template  # a template writes the start token itself
+        later = prompt.continuation if isinstance(prompt.continuation, str) else ""
+        if not prompt.text and not prompt.token_ids:
+            raise InputError(f"prompt {prompt.name}: it is empty; expected at least one token")
+        if prompt.token_ids is not None and not self.chat_template:
+            context = list(prompt.token_ids)
+            question, continuation = self._after_ids([prompt.question or "", later])
         else:
-            context = self._ids(prompt.token_ids if prompt.token_ids is not None else prompt.text, start=True)
-            question = self._ids(prompt.question or "")
-        continuation = None if prompt.continuation is None else self._ids(prompt.continuation)
+            texts = fill_in(self.tokenizer, self.model_name, prompt) if self.chat_template else (prompt.text, prompt.question or "")
+            context, question, continuation = self._parts([*texts, later], start)
+        context, question = self._checked(context), self._checked(question)
+        if isinstance(prompt.continuation, list):
+            continuation = prompt.continuation
         facts = {"prompt": prompt.text} if prompt.text else {}
         if prompt.question:
             facts["question"] = prompt.question
@@ -56,38 +71,64 @@ class Encoder:
             head = self.max_tokens - self.max_tokens // 2
             context = torch.cat([context[:head], context[len(context) - self.max_tokens // 2 :]])
         if len(context) == 0:
-            raise InputError(f"prompt {prompt.name}: it is empty; expected at least one token")
-        return Tokens(context, question, continuation, facts)
+            raise InputError(f"prompt {prompt.name}: its tokenizer makes no token of it; expected at least one")
+        return Tokens(context, question, None if prompt.continuation is None else self._checked(continuation), facts)
 
-    def _ids(self, given: str | list[int], start: bool = False) -> torch.Tensor:
-        """Token ids of text or of a list; `start` adds what the tokenizer puts at the start of a text."""
-        if isinstance(given, str) and given:
-            eos = self.tokenizer.eos_token_id
-            found = list(self.tokenizer(given, add_special_tokens=start).input_ids)
-            if start and found and found[-1] == eos and not given.endswith(self.tokenizer.eos_token or "\0"):
-                found.pop()  # tokenizers made for encoders close the text, but this one goes on
-        else:
-            found = list(given)
-        ids = torch.tensor(found, dtype=torch.int64)
-        if len(ids) and (ids.min() < 0 or ids.max() >= self.vocabulary):
-            raise InputError(
-                f"token ids: expected 0..{self.vocabulary - 1} (the model's vocabulary), found {int(ids.min())}..{int(ids.max())}"
-            )
-        return ids
+    def _checked(self, ids: list[int]) -> torch.Tensor:
+        """Token ids as int64 [n]. Throws InputError for those outside the vocabulary."""
+        if ids and not (min(ids) >= 0 and max(ids) < self.vocabulary):
+            found = f"{_short(min(ids))}..{_short(max(ids))}"
+            raise InputError(f"token ids: expected 0..{self.vocabulary - 1} (the model's vocabulary), found {found}")
+        return torch.tensor(ids, dtype=torch.int64)
 
-    def _chat(self, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
-        """Context and question inside the model's chat template, as one user message."""
-        if prompt.token_ids is not None:
-            raise UsageError(f"prompt {prompt.name}: --chat-template needs text, found token ids")
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise UsageError(f"{self.model_name}: --chat-template: its tokenizer has no chat template; leave the option out")
-        content = prompt.text + (SPLIT + prompt.question if prompt.question else "")
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        before, _, after = text.partition(SPLIT)
-        ids = [
-            torch.tensor(self.tokenizer(t, add_special_tokens=False).input_ids if t else [], dtype=torch.int64)
-            for t in (before, after)
-        ]
-        return ids[0], ids[1]
+    def _after_ids(self, texts: list[str]) -> list[list[int]]:
+        """The ids of texts that follow token ids, whose own text is not known."""
+        if not any(texts):
+            return [[] for _ in texts]
+        before, *parts = self._parts([BEFORE, *texts], False)
+        return parts if before == self._tokenise(BEFORE, False)[0] else self._parts(texts, False)
+
+    def _parts(self, texts: list[str], start: bool) -> list[list[int]]:
+        """The ids of the joined texts, cut where they meet; `start` adds what the tokenizer puts at the start of a text.
+
+        A token that reaches over a boundary belongs to the later part, so that no part holds characters of one after it.
+        """
+        whole = "".join(texts)
+        if not whole:
+            return [[] for _ in texts]
+        ids, ends = self._tokenise(whole, start)
+        parts, first, boundary = [], 0, 0
+        for text in texts[:-1]:
+            boundary += len(text)
+            if boundary == len(whole):
+                last = len(ids)
+            elif ends is not None:
+                last = next((i for i in range(first, len(ids)) if ends[i] > boundary), len(ids))
+            else:
+                last = max(first, _shared(ids, self._tokenise(whole[:boundary], start)[0]))
+            parts.append(ids[first:last])
+            first = last
+        return [*parts, ids[first:]]
+
+    def _tokenise(self, text: str, start: bool) -> tuple[list[int], list[int] | None]:
+        """The ids of a text, and for each the character behind its last one; None for tokenizers that do not tell."""
+        if not text:
+            return [], []
+        fast = getattr(self.tokenizer, "is_fast", False)
+        with foreign(f"{self.model_name}: its tokenizer fails", InputError):
+            found = self.tokenizer(text, add_special_tokens=start, return_offsets_mapping=fast)
+        ids = list(found.input_ids)
+        eos, written = self.tokenizer.eos_token_id, self.tokenizer.eos_token or "\0"
+        if start and ids and eos is not None and ids[-1] == eos and not text.endswith(written):
+            ids.pop()  # tokenizers made for encoders close the text, but this one goes on
+        return ids, [end for _, end in found.offset_mapping][: len(ids)] if fast else None
+
+
+def _shared(a: list[int], b: list[int]) -> int:
+    """How many ids two lists have in common at their start."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def _short(number: int) -> str:
+    """A number as text; ids of thousands of digits, which Python refuses to print, by their size."""
+    return str(number) if abs(number) < 10**20 else f"a number of {number.bit_length()} bits"

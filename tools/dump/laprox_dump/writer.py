@@ -2,6 +2,8 @@
 
 import io
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 
 import h5py
 import numpy as np
@@ -9,8 +11,8 @@ import torch
 
 from .errors import InputError
 from .interrupts import deferred
-from .layer import TENSORS, Layer, Positions
-from .output import check_output, temporary_beside
+from .layer import FACTS, TENSORS, Layer, Positions
+from .output import check_output, move_into_place, temporary_beside
 
 FORMAT, VERSION = "laprox-dump", 1
 
@@ -21,8 +23,8 @@ class _Sink(io.RawIOBase):
     A failed write is remembered in `error` and hidden from HDF5, which would crash on closing.
     """
 
-    def __init__(self, path: str):
-        self.raw, self.error = open(path, "w+b", buffering=0), None
+    def __init__(self, handle: int):
+        self.raw, self.error = open(handle, "w+b", buffering=0), None
         super().__init__()
 
     def write(self, data) -> int:
@@ -74,21 +76,31 @@ class _Sink(io.RawIOBase):
 class DumpWriter:
     """`with DumpWriter(path, positions, attributes) as w: w.add(layer) ...` leaves `path` complete, or not at all.
 
-    The data goes to a hidden temporary file beside `path`, which is renamed at the end of the block and removed if it fails.
-    Throws InputError for an existing file (without `force`), a folder that cannot be written and a full disk.
+    The data goes to a hidden temporary file beside `path`, which is renamed at the end of the block and removed if it fails or
+    is interrupted. `force` replaces a regular file that is none of `inputs`, the files that the dump is made from.
+    Throws InputError for any other thing that stands under that name, a folder that cannot be written and a full disk.
     """
 
-    def __init__(self, path: str, positions: Positions, attributes: dict, force: bool = False, gzip: int = 0):
-        self.path, self.positions, self.attributes = path, positions, attributes
+    def __init__(
+        self,
+        path: str,
+        positions: Positions,
+        attributes: dict,
+        force: bool = False,
+        gzip: int = 0,
+        inputs: Sequence[str] = (),
+    ):
+        self.path, self.positions, self.attributes, self.inputs = path, positions, attributes, inputs
         self.gzip, self.force, self.layers = gzip, force, 0
+        self.temporary = self.sink = self.file = None
 
     def __enter__(self) -> "DumpWriter":
-        check_output(self.path, self.force)
-        self.temporary = temporary_beside(self.path)
-        self.sink = _Sink(self.temporary)
-        self.file = h5py.File(self.sink, "w")
+        check_output(self.path, self.force, self.inputs)
         try:
             with deferred():
+                handle, self.temporary = temporary_beside(self.path)
+                self.sink = _Sink(handle)
+                self.file = h5py.File(self.sink, "w")
                 self._root()
         except BaseException:
             self._discard()
@@ -104,11 +116,8 @@ class DumpWriter:
                 self.file.close()
                 self.sink.sync()
                 self.sink.close()
-            self._check()
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(self.temporary, 0o666 & ~mask)  # temporary files are made private
-            os.replace(self.temporary, self.path)
+                self._check()
+                move_into_place(self.temporary, self.path, self.force, self.inputs)
         except OSError as e:
             self.sink.error = e
             self._check()
@@ -125,10 +134,13 @@ class DumpWriter:
 
     def _discard(self) -> None:
         with deferred():
-            self.file.close()
-            self.sink.close()
-        if os.path.exists(self.temporary):
-            os.unlink(self.temporary)
+            if self.file is not None:
+                self.file.close()
+            if self.sink is not None:
+                self.sink.close()
+            if self.temporary is not None:
+                with suppress(FileNotFoundError):
+                    os.unlink(self.temporary)
 
     def _root(self) -> None:
         f, p = self.file, self.positions
@@ -157,7 +169,9 @@ class DumpWriter:
                 model_layer=layer.model_layer,
                 **attributes,
             )
-            for name in (*TENSORS, "output"):
+            if layer.kv_source is not None:
+                group.attrs["kv_source"] = layer.kv_source
+            for name in (*TENSORS, *FACTS):
                 tensor = getattr(layer, name)
                 if tensor is not None:
                     self._put(group, name, tensor)

@@ -19,6 +19,7 @@ def arrays_of(path) -> dict:
         for i, g in f["layers"].items():
             found.update({f"layers.{i}.{k}": v[()] for k, v in g.items()})
             found.update({f"layers.{i}.{k}": np.asarray(g.attrs[k]) for k in ("scale", "softcap", "sliding_window")})
+            found.update({f"layers.{i}.kv_source": np.asarray(g.attrs["kv_source"])} if "kv_source" in g.attrs else {})
         return found
 
 
@@ -54,9 +55,22 @@ def test_the_same_dump_as_the_model_gave(arrays, kind, dumps, tmp_path):
                 assert a[f"layers/{i}"].attrs[key] == b[f"layers/{i}"].attrs[key]
 
 
+def test_a_shared_cache_and_frequencies_pass_through(dumps, tmp_path):
+    given = arrays_of(dumps("gemma4"))
+    convert(write(tmp_path, given), str(tmp_path / "out.h5"))
+    with h5py.File(tmp_path / "out.h5") as f:
+        assert [f[f"layers/{i}"].attrs.get("kv_source") for i in range(3)] == [None, None, 1]
+        for i in range(3):
+            for name in ("residual_norms", "rope_inv_freq"):
+                assert np.array_equal(f[f"layers/{i}/{name}"][()], given[f"layers.{i}.{name}"])
+
+
 def test_bfloat16_both_ways(arrays, tmp_path):
     plain = {k: v for k, v in arrays.items() if not k.endswith("output") and k != "output_positions"}
-    halves = {k: torch.from_numpy(v).bfloat16() for k, v in plain.items() if k.startswith("layers") and v.ndim}
+    exact = ("residual_norms", "rope_inv_freq")
+    halves = {
+        k: torch.from_numpy(v).bfloat16() for k, v in plain.items() if v.ndim and k.startswith("lay") and not k.endswith(exact)
+    }
     whole = {k: torch.from_numpy(np.array(v)) for k, v in plain.items() if k not in halves}
     save_file({**halves, **whole}, tmp_path / "in.safetensors")
     bits = {k: v.view(torch.int16).numpy().view(np.uint16) for k, v in halves.items()}
@@ -113,6 +127,22 @@ BAD = {
         change("layers.1.v", lambda x: x.astype(np.int32)),
         "layers.1.v: expected float16, bfloat16, float32 or float64, found int32",
     ),
+    "norm of nothing": (change("layers.1.residual_norms", lambda x: x * (x != x[3])), "residual_norms: expected numbers above 0"),
+    "norms of too few": (
+        change("layers.1.residual_norms", lambda x: x[1:]),
+        r"residual_norms: expected shape \[78\], found \[77\]",
+    ),
+    "norms in half precision": (
+        change("layers.1.residual_norms", lambda x: x.astype(np.float16)),
+        "residual_norms: expected float32 or float64, found float16",
+    ),
+    "infinite norm": (
+        change("layers.1.residual_norms", lambda x: np.where(x == x[3], np.inf, x)),
+        "residual_norms: 1 of 78 values are not finite",
+    ),
+    "too many frequencies": (change("layers.1.rope_inv_freq", np.ones(9)), "rope_inv_freq: expected 1..8 elements"),
+    "own source": (change("layers.1.kv_source", np.int64(1)), "kv_source: expected a layer before 1 .* found 1"),
+    "other keys than the source": (change("layers.1.kv_source", np.int64(0)), "layers.1.k: expected the k of layer 0"),
     "token ids": (change("token_ids", lambda x: x[1:]), r"token_ids: expected shape \[78\], found \[77\]"),
     "scale": (change("layers.1.scale", np.float64(-1)), "scale: expected a positive number"),
     "two scales": (change("layers.1.scale", np.ones(2)), r"layers.1.scale: expected one number, found shape \[2\]"),

@@ -127,7 +127,7 @@ def test_decoding_stops_where_the_model_stops(dump_here, tmp_path, prompts):
         (["m", "-o", "x.h5", "--prompt-file", "p", "--queries", "recent:0"], ["expected all or recent:N", "'recent:0'"]),
         (["m", "-o", "x.h5", "--prompt-file", "p", "--layers", "3-1"], ["expected numbers and ranges", "'3-1'"]),
         (["m", "-o", "x.h5", "--prompt-file", "p", "--decode", "-1"], ["--decode"]),
-        (["m", "-o", "x.h5", "--prompt-file", "p", "--max-tokens", "0"], [">= 1, found '0'"]),
+        (["m", "-o", "x.h5", "--prompt-file", "p", "--max-tokens", "0"], ["a whole number from 1 to 10000000, found '0'"]),
         (["m", "-o", "x.h5", "--prompt-file", "p", "--dtype", "int8"], ["--dtype"]),
     ],
 )

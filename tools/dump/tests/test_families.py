@@ -28,7 +28,8 @@ def test_the_file_says_what_the_family_is(dumps, name):
         assert f["query_positions"][()].tolist() == list(range(tokens))
         assert set(range(PROMPT - 32, tokens)) <= set(f["output_positions"][()].tolist())
         assert sorted(f["layers"]) == ["0", "1", "2"]
-        for g, window in zip(f["layers"].values(), family.windows):
+        for g, window, source in zip(f["layers"].values(), family.windows, family.sources):
+            assert g.attrs.get("kv_source") == source
             assert g["k"].shape[:2] == (family.kv_heads, tokens)
             assert g["v"].shape == (family.kv_heads, tokens, family.d_v)
             assert g["q"].shape == (4, tokens, g["k"].shape[2])

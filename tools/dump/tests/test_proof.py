@@ -134,3 +134,22 @@ def test_blocks_change_nothing(name, dumps, tmp_path, monkeypatch):
             for key in a[f"layers/{i}"]:
                 x, y = a[f"layers/{i}/{key}"][()], b[f"layers/{i}/{key}"][()]
                 assert abs(x - y).max() <= 1e-4 * abs(x).max(), (i, key)  # wide random layers amplify the rounding of those before
+
+
+def test_quantised_tensors_that_look_like_floats_are_refused(tmp_path):
+    """torchao's weights are a subclass of tensors that gives the type of what it was made from."""
+
+    class Packed(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.float:
+                raise NotImplementedError("no such kernel")
+            return super().__torch_function__(function, types, args, kwargs)
+
+    model = FAMILIES["llama"].build()
+    projection = model.model.layers[0].self_attn.o_proj
+    projection.weight = torch.nn.Parameter(projection.weight.data.as_subclass(Packed), requires_grad=False)
+    assert type(projection.weight) is Packed
+    with pytest.raises(UnsupportedModel, match="holds Packed weights; load the model unquantised"):
+        export(model, tmp_path / "d.h5")
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ Weights are drawn wide (standard deviation 0.3) so that logits spread over sever
 nearly uniform, and a missing soft-cap or window would hide in the rounding.
 """
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +30,8 @@ BASE = dict(
 NAMES = {  # where the classes are not just FooConfig and FooForCausalLM
     "GPT2": ("GPT2Config", "GPT2LMHeadModel"),
     "Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "Gemma3n": ("Gemma3nTextConfig", "Gemma3nForCausalLM"),
+    "Gemma4": ("Gemma4TextConfig", "Gemma4ForCausalLM"),
     "Llama4": ("Llama4TextConfig", "Llama4ForCausalLM"),
 }
 
@@ -43,6 +46,7 @@ class Family:
     softcap: float = 0.0
     sinks: bool = False
     bias: bool = False
+    sources: tuple = (None, None, None)  # kv_source of each layer
     kv_heads: int = 2
     d_v: int = 12
     since: str = "4.48"  # the first of the tested transformers releases (4.48, 4.57, 5.24) that can export it
@@ -50,7 +54,7 @@ class Family:
     def build(self) -> transformers.PreTrainedModel:
         """The model in float32, seeded, in evaluation mode."""
         torch.manual_seed(7)
-        settings = {**BASE, **self.settings}
+        settings = copy.deepcopy({**BASE, **self.settings})  # some configurations change the lists they are given
         config_class, model_class = NAMES.get(self.classes, (self.classes + "Config", self.classes + "ForCausalLM"))
         config = getattr(transformers, config_class)(**{k: v for k, v in settings.items() if v is not None})
         model = getattr(transformers, model_class)(config).eval()
@@ -80,6 +84,13 @@ MLA = dict(
 )
 MOE = dict(num_local_experts=4, num_experts_per_tok=2)
 HYBRID = dict(layer_types=["sliding_attention", "full_attention", "sliding_attention"], sliding_window=WINDOW)
+SHARED = dict(  # the last layer reads the cache of the last one before it that sees as much
+    head_dim=16,
+    num_kv_shared_layers=1,
+    hidden_size_per_layer_input=8,
+    vocab_size_per_layer_input=VOCABULARY,
+    **HYBRID,
+)
 
 FAMILIES = {
     "llama": Family("Llama"),
@@ -104,6 +115,17 @@ FAMILIES = {
     "gemma3": Family(
         "Gemma3", dict(head_dim=16, query_pre_attn_scalar=16, **HYBRID), windows=(WINDOW, 0, WINDOW), d_v=16, since="4.57"
     ),
+    "gemma3n": Family(
+        "Gemma3n",
+        dict(SHARED, laurel_rank=8, altup_num_inputs=2, intermediate_size=[64] * 3, activation_sparsity_pattern=[0.0] * 3),
+        windows=(WINDOW, 0, WINDOW),
+        sources=(None, None, 0),
+        d_v=16,
+        since="5.24",
+    ),
+    "gemma4": Family(  # its last layer always sees everything
+        "Gemma4", dict(SHARED, global_head_dim=16), windows=(WINDOW, 0, 0), sources=(None, None, 1), d_v=16, since="5.24"
+    ),
     "gpt-oss": Family(
         "GptOss", dict(head_dim=16, **HYBRID, **MOE), windows=(WINDOW, 0, WINDOW), sinks=True, bias=True, d_v=16, since="4.57"
     ),
@@ -117,7 +139,7 @@ FAMILIES = {
     "olmo3": Family("Olmo3", HYBRID, windows=(WINDOW, 0, WINDOW), since="4.57"),
     "cohere": Family("Cohere"),
     "cohere2": Family("Cohere2", dict(sliding_window_pattern=2, **HYBRID), windows=(WINDOW, 0, WINDOW)),
-    "granite": Family("Granite", dict(attention_multiplier=0.2)),
+    "granite": Family("Granite", dict(attention_multiplier=0.2, residual_multiplier=0.5)),
     "glm4": Family("Glm4", dict(head_dim=16), d_v=16, since="4.57"),
     "smollm3": Family("SmolLM3", since="4.57"),
     "starcoder2": Family("Starcoder2", dict(sliding_window=WINDOW, use_bias=True), windows=(WINDOW,) * 3, bias=True),

@@ -1,0 +1,386 @@
+#include <algorithm>
+
+#include "backends/cuda/dispatch.cuh"
+#include "backends/cuda/double_product.cuh"
+#include "backends/cuda/removal.h"
+#include "backends/cuda/rows.cuh"
+
+namespace laprox::cuda {
+
+namespace {
+
+// With c = a / (1 - a) and M_ab = W^a (W^b)^T, the energy of an entry at a query is
+// sum_ab c_a c_b (v M_ab v - 2 v M_ab o_b + o_a M_ab o_b). From the logits on everything is float64, in which that sum
+// may cancel by eight digits and still has eight; where one weight is nearly everything, c is large and o - v small,
+// and the sum is formed from the differences.
+
+constexpr double kLargestWeight = 1 - 1e-6;
+/// Odds from which on the differences o - v are formed.
+constexpr double kSteep = 1000;
+constexpr int kRowsPerBlock = 32, kTokenThreads = 16;
+constexpr int kEnergyThreads = 128;
+/// Numbers that one scratch array of a block of tokens or queries may have, as a rule.
+constexpr long long kScratch = 1 << 22;
+constexpr int kMostTokens = 2048, kMostQueries = 256;
+/// Shares of the keys whose weighted values are summed side by side.
+constexpr int kSplits = 16;
+
+/// Pairs of heads of a group: all ordered ones where they are joint, else each head with itself.
+struct Pairs {
+  int group;
+  bool joint;
+  __host__ __device__ int count() const { return joint ? group * group : group; }
+  __host__ __device__ int first(int pair) const { return joint ? pair / group : pair; }
+  __host__ __device__ int second(int pair) const { return joint ? pair % group : pair; }
+};
+
+/// What the kernels of one KV head and one range of its queries share.
+struct Group {
+  Layer layer;
+  QueryRange range;
+  int kv_head, resident, rows;
+  Pairs pairs;
+  __device__ int row(int head, int query) const {
+    return (query / resident * layer.group + head) * resident + query % resident;
+  }
+};
+
+template <class T>
+struct Values {
+  const T* values;
+  int stride;
+  __device__ double operator()(int token, int c) const {
+    return to_double(values[static_cast<size_t>(token) * stride + c]);
+  }
+};
+
+template <class T>
+Values<T> values_of(const Layer& layer, int kv_head) {
+  return {static_cast<const T*>(layer.v) + static_cast<size_t>(kv_head) * layer.tokens * layer.value_stride,
+          layer.value_stride};
+}
+
+/// Softmax of each row of a table of logits [T, rows], its sink included; 0 in padding rows. Block per 32 rows.
+__global__ void weights_kernel(Group g, const float* logits, double* weights) {
+  const int row = static_cast<int>(blockIdx.x) * kRowsPerBlock + static_cast<int>(threadIdx.x);
+  const int lane = static_cast<int>(threadIdx.y), tokens = g.layer.tokens;
+  const int row_block = row / g.resident, query = row_block / g.layer.group * g.resident + row % g.resident;
+  const bool real = row < g.rows && query < g.range.count;
+  const int head = g.kv_head * g.layer.group + row_block % g.layer.group;
+  const double sink = real && g.layer.sinks ? g.layer.sinks[head] : -INFINITY;
+  __shared__ double shared[kTokenThreads][kRowsPerBlock];
+
+  double largest = sink;
+  for (int i = lane; real && i < tokens; i += kTokenThreads) {
+    largest = fmax(largest, static_cast<double>(logits[static_cast<size_t>(i) * g.rows + row]));
+  }
+  shared[lane][threadIdx.x] = largest;
+  __syncthreads();
+  for (int other = 0; other < kTokenThreads; ++other) largest = fmax(largest, shared[other][threadIdx.x]);
+  __syncthreads();
+  double total = 0;
+  for (int i = lane; real && i < tokens; i += kTokenThreads) {
+    total += exp(logits[static_cast<size_t>(i) * g.rows + row] - largest);
+  }
+  shared[lane][threadIdx.x] = total;
+  __syncthreads();
+  total = real ? exp(sink - largest) : 0;
+  for (int other = 0; other < kTokenThreads; ++other) total += shared[other][threadIdx.x];
+  for (int i = lane; row < g.rows && i < tokens; i += kTokenThreads) {
+    const size_t at = static_cast<size_t>(i) * g.rows + row;
+    weights[at] = real ? exp(logits[at] - largest) / total : 0;
+  }
+}
+
+/// Sums kSplits parts of `size` numbers in their order.
+__global__ void sum_parts_kernel(size_t size, const double* parts, double* sums) {
+  const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at >= size) return;
+  double sum = 0;
+  for (int part = 0; part < kSplits; ++part) sum += parts[part * size + at];
+  sums[at] = sum;
+}
+
+/// Block (query, pair): M_ab o_b, and o_a M_ab o_b.
+__global__ void moments_kernel(Group g, const double* grams, const double* outputs, double* moments, double* squares) {
+  const int query = static_cast<int>(blockIdx.x), pair = static_cast<int>(blockIdx.y), size = g.layer.value_size;
+  const double* gram = grams + static_cast<size_t>(pair) * size * size;
+  const double* of_a = outputs + static_cast<size_t>(g.row(g.pairs.first(pair), query)) * size;
+  const double* of_b = outputs + static_cast<size_t>(g.row(g.pairs.second(pair), query)) * size;
+  const size_t at = static_cast<size_t>(pair) * g.range.count + query;
+  __shared__ double shared[kEnergyThreads];
+  double square = 0;
+  for (int c = static_cast<int>(threadIdx.x); c < size; c += kEnergyThreads) {
+    double sum = 0;
+    for (int k = 0; k < size; ++k) sum += gram[c * size + k] * of_b[k];
+    moments[at * size + c] = sum;
+    square += of_a[c] * sum;
+  }
+  shared[threadIdx.x] = square;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  double sum = 0;
+  for (double each : shared) sum += each;
+  squares[at] = sum;
+}
+
+/// One thread per token and pair: (v M_ab) v.
+template <class T>
+__global__ void forms_kernel(Group g, int first, int count, Values<T> values, const double* projected, double* forms) {
+  const int at = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x), pairs = g.pairs.count(),
+            size = g.layer.value_size;
+  if (at >= count * pairs) return;
+  double sum = 0;
+  for (int c = 0; c < size; ++c) sum += projected[static_cast<size_t>(at) * size + c] * values(first + at / pairs, c);
+  forms[at] = sum;
+}
+
+/// The arrays that an energy is formed from, for the tokens [first, ..).
+template <class T>
+struct Terms {
+  int first;
+  Values<T> values;
+  const double *weights, *outputs, *grams, *forms, *squares, *linear;
+};
+
+__device__ inline double odds_of(double weight) {
+  const double a = fmin(weight, kLargestWeight);
+  return a / (1 - a);
+}
+
+/// sum_ab c_a c_b (o_a - v) M_ab (o_b - v).
+template <class T>
+__device__ double steep_energy(const Group& g, const Terms<T>& terms, int token, int query) {
+  const int size = g.layer.value_size;
+  const double* weights = terms.weights + static_cast<size_t>(token) * g.rows;
+  double energy = 0;
+  for (int pair = 0; pair < g.pairs.count(); ++pair) {
+    const int a = g.row(g.pairs.first(pair), query), b = g.row(g.pairs.second(pair), query);
+    const double odds = odds_of(weights[a]) * odds_of(weights[b]);
+    if (odds == 0) continue;
+    const double* gram = terms.grams + static_cast<size_t>(pair) * size * size;
+    double form = 0;
+    for (int c = 0; c < size; ++c) {
+      double sum = 0;
+      for (int k = 0; k < size; ++k) {
+        sum += gram[c * size + k] * (terms.outputs[static_cast<size_t>(b) * size + k] - terms.values(token, k));
+      }
+      form += sum * (terms.outputs[static_cast<size_t>(a) * size + c] - terms.values(token, c));
+    }
+    energy += odds * form;
+  }
+  return energy;
+}
+
+template <class T>
+__device__ double energy_of(const Group& g, const Terms<T>& terms, int token, int query) {
+  const int pairs = g.pairs.count(), at = token - terms.first;
+  const double* weights = terms.weights + static_cast<size_t>(token) * g.rows;
+  double energy = 0, steepest = 0;
+  for (int pair = 0; pair < pairs; ++pair) {
+    const double of_a = odds_of(weights[g.row(g.pairs.first(pair), query)]);
+    const double of_b = odds_of(weights[g.row(g.pairs.second(pair), query)]);
+    const double form = terms.forms[static_cast<size_t>(at) * pairs + pair];
+    const double linear = terms.linear[(static_cast<size_t>(at) * pairs + pair) * g.range.count + query];
+    energy += of_a * of_b * (form + terms.squares[pair * g.range.count + query] - 2 * linear);
+    steepest = fmax(steepest, of_a);
+  }
+  return fmax(steepest > kSteep ? steep_energy(g, terms, token, query) : energy, 0.0);
+}
+
+/// Block per token: the sum or the maximum over those queries that are `distance` or more behind it. The sum is added
+/// to what stands there.
+template <class T>
+__global__ void energies_kernel(Group g, Terms<T> terms, int distance, bool maximum, double* energies) {
+  const int token = terms.first + static_cast<int>(blockIdx.x);
+  __shared__ double shared[kEnergyThreads];
+  double result = 0;
+  for (int query = static_cast<int>(threadIdx.x); query < g.range.count; query += kEnergyThreads) {
+    if (g.layer.positions[g.range.first + query] < token + distance) continue;
+    const double energy = energy_of(g, terms, token, query);
+    result = maximum ? fmax(result, energy) : result + energy;
+  }
+  shared[threadIdx.x] = result;
+  for (int half = kEnergyThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x >= half) continue;
+    const double other = shared[threadIdx.x + half];
+    shared[threadIdx.x] = maximum ? fmax(shared[threadIdx.x], other) : shared[threadIdx.x] + other;
+  }
+  if (threadIdx.x == 0) energies[token] = maximum ? shared[0] : energies[token] + shared[0];
+}
+
+// The factors of the products in float64.
+
+template <class T>
+struct Blocks {  ///< W^a of a pair's first or second head: row r of it at depth k
+  const T* w_o;
+  int stride, size, first_head;
+  Pairs pairs;
+  bool second;
+  __device__ double at(int pair, int r, int k) const {
+    const int head = first_head + (second ? pairs.second(pair) : pairs.first(pair));
+    return to_double(w_o[(static_cast<size_t>(head) * size + r) * stride + k]);
+  }
+};
+template <class T>
+struct LeftBlocks : Blocks<T> {
+  __device__ double operator()(int pair, int row, int k) const { return this->at(pair, row, k); }
+};
+template <class T>
+struct RightBlocks : Blocks<T> {
+  __device__ double operator()(int pair, int k, int column) const { return this->at(pair, column, k); }
+};
+
+struct TokenWeights {  ///< weights of a share of the tokens, transposed
+  const double* weights;
+  int rows, share, tokens;
+  __device__ double operator()(int split, int row, int k) const {
+    const int token = split * share + k;
+    return token < tokens ? weights[static_cast<size_t>(token) * rows + row] : 0;
+  }
+};
+template <class T>
+struct ShareValues {
+  Values<T> values;
+  int share, tokens;
+  __device__ double operator()(int split, int k, int c) const {
+    const int token = split * share + k;
+    return token < tokens ? values(token, c) : 0;
+  }
+};
+
+template <class T>
+struct BlockValues {
+  Values<T> values;
+  int first;
+  __device__ double operator()(int, int row, int k) const { return values(first + row, k); }
+};
+struct StackedGrams {  ///< column (pair, c) of v M_ab
+  const double* grams;
+  int size;
+  __device__ double operator()(int, int k, int column) const {
+    return grams[(static_cast<size_t>(column / size) * size + k) * size + column % size];
+  }
+};
+struct MomentColumns {
+  const double* moments;
+  int size;
+  __device__ double operator()(int, int k, int column) const { return moments[static_cast<size_t>(column) * size + k]; }
+};
+
+template <class T>
+void form_grams(const Group& g, RemovalScratch& scratch, cudaStream_t stream) {
+  const Layer& layer = g.layer;
+  const int pairs = g.pairs.count(), size = layer.value_size;
+  const Blocks<T> left{
+      static_cast<const T*>(layer.w_o), layer.model_stride, size, g.kv_head * layer.group, g.pairs, false};
+  Blocks<T> right = left;
+  right.second = true;
+  double_product(pairs, size, size, layer.model_size, LeftBlocks<T>{left}, RightBlocks<T>{right},
+                 scratch.grams.at_least(static_cast<size_t>(pairs) * size * size), stream);
+}
+
+/// Weights, outputs and moments of the range's queries.
+template <class T>
+void form_queries(const Group& g, RemovalScratch& scratch, cudaStream_t stream) {
+  const Layer& layer = g.layer;
+  const int pairs = g.pairs.count(), size = layer.value_size, rows = g.rows;
+  const size_t table = static_cast<size_t>(layer.tokens) * rows, outputs = static_cast<size_t>(rows) * size;
+  logit_table(layer, g.range, g.kv_head, scratch.logits.at_least(table), stream);
+  weights_kernel<<<(rows + kRowsPerBlock - 1) / kRowsPerBlock, dim3(kRowsPerBlock, kTokenThreads), 0, stream>>>(
+      g, scratch.logits.data(), scratch.weights.at_least(table));
+  check_launch("attention weights in float64");
+  const int share = (layer.tokens + kSplits - 1) / kSplits;
+  double_product(kSplits, rows, size, share, TokenWeights{scratch.weights.data(), rows, share, layer.tokens},
+                 ShareValues<T>{values_of<T>(layer, g.kv_head), share, layer.tokens},
+                 scratch.parts.at_least(kSplits * outputs), stream);
+  sum_parts_kernel<<<static_cast<unsigned>((outputs + 255) / 256), 256, 0, stream>>>(outputs, scratch.parts.data(),
+                                                                                     scratch.outputs.at_least(outputs));
+  check_launch("head outputs in float64");
+  const size_t cells = static_cast<size_t>(pairs) * g.range.count;
+  moments_kernel<<<dim3(g.range.count, pairs), kEnergyThreads, 0, stream>>>(
+      g, scratch.grams.data(), scratch.outputs.data(), scratch.moments.at_least(cells * size),
+      scratch.squares.at_least(cells));
+  check_launch("moments of head outputs");
+}
+
+/// The energies [C] of the entries of g's KV head, block by block of tokens.
+template <class T>
+void form_energies(const Group& g, int distance, bool maximum, RemovalScratch& scratch, double* energies,
+                   cudaStream_t stream) {
+  const Layer& layer = g.layer;
+  const int pairs = g.pairs.count(), size = layer.value_size, columns = pairs * g.range.count;
+  const int most = static_cast<int>(std::clamp<long long>(
+      kScratch / (static_cast<long long>(pairs) * std::max(size, g.range.count)), 32, kMostTokens));
+  const Values<T> values = values_of<T>(layer, g.kv_head);
+  for (int first = 0; first < layer.context; first += most) {
+    const int count = std::min(most, layer.context - first);
+    const BlockValues<T> block{values, first};
+    double_product(1, count, pairs * size, size, block, StackedGrams{scratch.grams.data(), size},
+                   scratch.projected.at_least(static_cast<size_t>(most) * pairs * size), stream);
+    forms_kernel<<<(count * pairs + 127) / 128, 128, 0, stream>>>(
+        g, first, count, values, scratch.projected.data(), scratch.forms.at_least(static_cast<size_t>(most) * pairs));
+    check_launch("forms of values in float64");
+    double_product(1, count, columns, size, block, MomentColumns{scratch.moments.data(), size},
+                   scratch.linear.at_least(static_cast<size_t>(most) * columns), stream);
+    const Terms<T> terms{first,
+                         values,
+                         scratch.weights.data(),
+                         scratch.outputs.data(),
+                         scratch.grams.data(),
+                         scratch.forms.data(),
+                         scratch.squares.data(),
+                         scratch.linear.data()};
+    energies_kernel<<<count, kEnergyThreads, 0, stream>>>(g, terms, distance, maximum, energies);
+    check_launch("energies of removal");
+  }
+}
+
+Group group_of(const Layer& layer, QueryRange range, int kv_head, bool joint) {
+  const RowLayout rows(layer, range);
+  return {layer, range, kv_head, rows.resident, rows.rows(), {layer.group, joint}};
+}
+
+void clear(const Layer& layer, double* energies, cudaStream_t stream) {
+  const size_t size = static_cast<size_t>(layer.kv_heads) * layer.context;
+  check(cudaMemsetAsync(energies, 0, size * sizeof(double), stream), "clearing device memory");
+}
+
+}  // namespace
+
+void removal_energies(const Layer& layer, QueryRange range, bool maximum, bool joint, double* energies,
+                      cudaStream_t stream) {
+  RemovalScratch scratch;
+  clear(layer, energies, stream);
+  for_element(layer.element, [&]<class T>() {
+    for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
+      const Group g = group_of(layer, range, kv_head, joint);
+      form_grams<T>(g, scratch, stream);
+      form_queries<T>(g, scratch, stream);
+      form_energies<T>(g, 0, maximum, scratch, energies + static_cast<size_t>(kv_head) * layer.context, stream);
+    }
+  });
+  check(cudaStreamSynchronize(stream), "waiting for the device");
+}
+
+void far_energies(const Layer& layer, int distance, double* energies, cudaStream_t stream) {
+  RemovalScratch scratch;
+  clear(layer, energies, stream);
+  const long long fitting = 2 * kScratch / (static_cast<long long>(layer.tokens) * layer.group);
+  const int queries = static_cast<int>(std::clamp<long long>(fitting, 32, kMostQueries));
+  for_element(layer.element, [&]<class T>() {
+    for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
+      for (int first = 0; first < layer.queries; first += queries) {
+        const QueryRange range{first, std::min(queries, layer.queries - first)};
+        const Group g = group_of(layer, range, kv_head, false);
+        if (first == 0) form_grams<T>(g, scratch, stream);
+        form_queries<T>(g, scratch, stream);
+        form_energies<T>(g, distance, false, scratch, energies + static_cast<size_t>(kv_head) * layer.context, stream);
+      }
+    }
+  });
+  check(cudaStreamSynchronize(stream), "waiting for the device");
+}
+
+}  // namespace laprox::cuda

@@ -1,0 +1,135 @@
+#include "io/rehearsal.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <hdf5.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <vector>
+
+#include "laprox/error.h"
+#include "laprox/trust.h"
+
+namespace laprox {
+
+namespace {
+
+std::atomic<bool> trusted = false;
+
+}  // namespace
+
+void trust_files(bool trust) { trusted = trust; }
+
+namespace io {
+
+namespace {
+
+constexpr unsigned kSeconds = 20;  // longer than any sound file's structure takes, even on a slow disk
+constexpr rlim_t kCpuSeconds = 15;
+constexpr rlim_t kMemory = rlim_t{4} << 30;   // beyond what the parent has mapped already
+constexpr hsize_t kSmall = hsize_t{1} << 20;  // elements of a dataset that is read whole, as the parent will
+
+/// What the parent will read of one attribute; failures are the parent's to report.
+herr_t visit_attribute(hid_t owner, const char* name, const H5A_info_t*, void*) {
+  const hid_t attribute = H5Aopen(owner, name, H5P_DEFAULT);
+  if (attribute < 0) return 0;
+  const hid_t type = H5Aget_type(attribute), space = H5Aget_space(attribute);
+  const hssize_t count = H5Sget_simple_extent_npoints(space);
+  const std::size_t size = H5Tget_size(type);
+  if (count > 0 && size > 0 && static_cast<hsize_t>(count) < kSmall && size < kSmall) {
+    std::vector<char> values(static_cast<std::size_t>(count) * size);
+    if (H5Aread(attribute, type, values.data()) >= 0) H5Dvlen_reclaim(type, space, H5P_DEFAULT, values.data());
+  }
+  H5Sclose(space);
+  H5Tclose(type);
+  H5Aclose(attribute);
+  return 0;
+}
+
+void visit_dataset(hid_t dataset) {
+  const hid_t type = H5Dget_type(dataset), space = H5Dget_space(dataset), properties = H5Dget_create_plist(dataset);
+  const hssize_t count = H5Sget_simple_extent_npoints(space);
+  const H5D_layout_t layout = H5Pget_layout(properties);
+  hsize_t chunks = 0;
+  if (layout == H5D_CHUNKED && H5Dget_num_chunks(dataset, H5S_ALL, &chunks) >= 0 && chunks > 0) {
+    std::vector<hsize_t> offset(H5S_MAX_RANK);
+    unsigned mask = 0;
+    haddr_t address = 0;
+    hsize_t size = 0;
+    H5Dget_chunk_info(dataset, H5S_ALL, chunks - 1, offset.data(), &mask, &address, &size);
+  }
+  const std::size_t size = H5Tget_size(type);
+  if (layout != H5D_VIRTUAL && count > 0 && size > 0 && static_cast<hsize_t>(count) * size < kSmall) {
+    std::vector<char> values(static_cast<std::size_t>(count) * size);
+    if (H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()) >= 0) {
+      H5Dvlen_reclaim(type, space, H5P_DEFAULT, values.data());
+    }
+  }
+  H5Pclose(properties);
+  H5Sclose(space);
+  H5Tclose(type);
+}
+
+herr_t visit_object(hid_t root, const char* name, const H5O_info_t* info, void*) {
+  const hid_t object = H5Oopen(root, name, H5P_DEFAULT);
+  if (object < 0) return 0;
+  H5Aiterate2(object, H5_INDEX_NAME, H5_ITER_NATIVE, nullptr, visit_attribute, nullptr);
+  if (info->type == H5O_TYPE_DATASET) visit_dataset(object);
+  H5Oclose(object);
+  return 0;
+}
+
+[[noreturn]] void walk_and_exit(const char* path) {
+  const int nowhere = open("/dev/null", O_WRONLY);
+  dup2(nowhere, STDOUT_FILENO);
+  dup2(nowhere, STDERR_FILENO);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGALRM, SIGXCPU, SIGSEGV, SIGBUS, SIGABRT})
+    std::signal(signal, SIG_DFL);
+  const rlimit cpu{kCpuSeconds, kCpuSeconds}, core{0, 0};
+  setrlimit(RLIMIT_CPU, &cpu);
+  setrlimit(RLIMIT_CORE, &core);
+#if !defined(__SANITIZE_ADDRESS__)
+  rusage used{};
+  getrusage(RUSAGE_SELF, &used);
+  const rlimit data{kMemory + static_cast<rlim_t>(used.ru_maxrss) * 1024,
+                    kMemory + static_cast<rlim_t>(used.ru_maxrss) * 1024};
+  setrlimit(RLIMIT_DATA, &data);
+#endif
+  alarm(kSeconds);
+  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+  const hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
+  if (file >= 0) H5Ovisit2(file, H5_INDEX_NAME, H5_ITER_NATIVE, visit_object, nullptr, H5O_INFO_BASIC);
+  _exit(0);  // the parent's buffers and handlers are not the child's to flush or to run
+}
+
+std::string outcome(int status) {
+  if (!WIFSIGNALED(status)) return "the HDF5 library gives up on it";
+  if (WTERMSIG(status) == SIGALRM || WTERMSIG(status) == SIGXCPU)
+    return "the HDF5 library does not come to an end with it";
+  return fmt::format("the HDF5 library crashes on it (signal {})", WTERMSIG(status));
+}
+
+}  // namespace
+
+void rehearse(const std::filesystem::path& path, const std::string& kind) {
+  if (trusted) return;
+  const std::string name = path.string();
+  const pid_t child = fork();
+  if (child == 0) walk_and_exit(name.c_str());
+  if (child < 0) return;  // no process left for the rehearsal: the file is opened all the same
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return;
+  throw DumpError(name, "file", kind + " (HDF5)", "a damaged file: " + outcome(status),
+                  "make it again, or copy it again");
+}
+
+}  // namespace io
+
+}  // namespace laprox

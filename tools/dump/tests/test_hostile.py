@@ -1,0 +1,395 @@
+"""Inputs and outputs that are not what they seem: each is refused in one line, and nothing of the user's is lost."""
+
+import fcntl
+import json
+import os
+import pty
+import resource
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import termios
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from test_arrays import arrays_of, write
+from test_cli import refused
+from tiny_models import token_ids
+
+from laprox_dump.arrays import convert
+from laprox_dump.errors import InputError, foreign, one_line
+from laprox_dump.output import check_output, move_into_place, temporary_beside
+from laprox_dump.prompts import read_prompts
+from laprox_dump.tokens import Encoder
+
+
+@pytest.fixture
+def prompt(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"id": "a", "token_ids": token_ids(20).tolist()}))
+    return path
+
+
+@pytest.fixture
+def npz(dumps, tmp_path):
+    return write(tmp_path, arrays_of(dumps("llama")))
+
+
+def links_to(path, folder):
+    """The file's own name, a second hard link and a symbolic link."""
+    os.link(path, folder / "hard")
+    os.symlink(path, folder / "soft")
+    return {"itself": path, "hard": folder / "hard", "soft": folder / "soft"}
+
+
+@pytest.mark.parametrize("how", ["itself", "hard", "soft"])
+def test_force_never_replaces_the_arrays(dump_here, npz, tmp_path, how):
+    before = open(npz, "rb").read()
+    output = links_to(npz, tmp_path)[how]
+    refused(
+        dump_here("--from-npz", npz, "-o", output, "--force"), 3, "symbolic link" if how == "soft" else "the same file as the input"
+    )
+    assert open(npz, "rb").read() == before and sorted(os.listdir(tmp_path)) == ["hard", "in.npz", "soft"]
+
+
+@pytest.mark.parametrize("what", ["prompt", "continuation", "weights", "config"])
+def test_force_never_replaces_what_a_model_is_run_on(dump_here, tiny_checkpoint, tmp_path, what):
+    (tmp_path / "p.txt").write_text("x")
+    (tmp_path / "c.txt").write_text("y")
+    victim = {
+        "prompt": tmp_path / "p.txt",
+        "continuation": tmp_path / "c.txt",
+        "weights": tiny_checkpoint / "model.safetensors",
+        "config": tiny_checkpoint / "config.json",
+    }[what]
+    before = victim.read_bytes()
+    os.link(victim, tmp_path / "out.h5")
+    for output in (victim, tmp_path / "out.h5"):
+        options = ("--prompt-file", tmp_path / "p.txt", "--continuation", tmp_path / "c.txt", "-o", output, "--force")
+        refused(dump_here(tiny_checkpoint, *options), 3, "the same file as the input")
+    assert victim.read_bytes() == before
+
+
+def make_odd(kind, path):
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as s:
+            s.bind(str(path))
+    elif kind == "link":
+        (path.parent / "target").write_text("kept")
+        path.symlink_to("target")
+    elif kind == "broken link":
+        path.symlink_to("nowhere")
+    elif kind == "folder":
+        path.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link", "broken link", "folder"])
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_only_regular_files_are_replaced(dump_here, npz, tmp_path, kind, force):
+    make_odd(kind, tmp_path / "out.h5")
+    before = os.lstat(tmp_path / "out.h5")
+    reason = {"pipe": "a named pipe", "socket": "a socket", "folder": "is a folder"}.get(kind, "a symbolic link")
+    refused(dump_here("--from-npz", npz, "-o", tmp_path / "out.h5", *force), 3, reason)
+    after = os.lstat(tmp_path / "out.h5")
+    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
+    assert not (tmp_path / "target").exists() or (tmp_path / "target").read_text() == "kept"
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".partial")]
+
+
+def test_devices_are_not_replaced(dump_here, npz):
+    refused(dump_here("--from-npz", npz, "-o", "/dev/null", "--force"), 3, "/dev/null: is a character device")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_appears_meanwhile_is_kept(tmp_path, force):
+    """Between the first check and the end of a run somebody else may take the name."""
+    path = str(tmp_path / "out.h5")
+    check_output(path, force)
+    handle, temporary = temporary_beside(path)
+    os.close(handle)
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="is a named pipe"):
+        move_into_place(temporary, path, force)
+    os.unlink(path)
+    (tmp_path / "out.h5").write_text("theirs")
+    if force:
+        move_into_place(temporary, path, force)
+        assert (tmp_path / "out.h5").read_text() == ""
+    else:
+        with pytest.raises(InputError, match="exists already"):
+            move_into_place(temporary, path, force)
+        assert (tmp_path / "out.h5").read_text() == "theirs"
+
+
+def test_temporary_names_cannot_be_foreseen(tmp_path):
+    made = [temporary_beside(str(tmp_path / ("n" * 250))) for _ in range(2)]
+    names = [os.path.basename(name) for _, name in made]
+    for handle, name in made:
+        assert os.fstat(handle).st_ino == os.stat(name).st_ino and os.stat(name).st_mode & 0o777 == 0o600
+        os.close(handle)
+    assert names[0] != names[1] and all(n.startswith(".n") and n.endswith(".partial") for n in names)
+
+
+@pytest.mark.parametrize("option", ["--prompt-file", "--continuation", "--from-npz", "--from-safetensors"])
+@pytest.mark.parametrize("what", ["/dev/zero", "pipe", "folder"])
+def test_inputs_are_regular_files(dump_here, tiny_checkpoint, prompt, tmp_path, option, what):
+    path = what if what.startswith("/") else tmp_path / "odd"
+    if what != "/dev/zero":
+        make_odd(what, path)
+    arguments = [option, path, "-o", tmp_path / "out"]
+    if option == "--continuation":
+        arguments += ["--prompt-file", prompt]
+    if not option.startswith("--from"):
+        arguments.insert(0, tiny_checkpoint)
+    reason = {"/dev/zero": "found a character device", "pipe": "found a named pipe", "folder": "found a folder"}[what]
+    refused(dump_here(*arguments), 3, "expected a regular file", reason)
+
+
+ODD_NUMBERS = {
+    "fraction": (np.float64(64.5), "expected a whole number >= 0, found 64.5"),
+    "nan": (np.float64("nan"), "expected a finite number, found nan"),
+    "infinite": (np.float32("inf"), "expected a finite number, found inf"),
+    "negative": (np.int64(-3), "expected a whole number >= 0, found -3"),
+    "huge": (np.float64(1e300), "expected a whole number >= 0, found 1"),
+    "complex": (np.complex128(64), "expected real numbers, found complex128"),
+    "text": (np.array("64"), "expected real numbers, found <U2"),
+    "bool": (np.array(True), "expected real numbers, found bool"),
+    "object": (np.array(64, dtype=object), "cannot be read: Object arrays cannot be loaded"),
+    "date": (np.array("2020-01-01", dtype="datetime64[D]"), "expected real numbers, found datetime64"),
+    "two": (np.array([64, 64]), r"expected one number, found shape \[2\]"),
+}
+
+
+@pytest.mark.parametrize("name", ["context_length", "layers.1.sliding_window", "layers.1.model_layer"])
+@pytest.mark.parametrize("what", ODD_NUMBERS)
+def test_numbers_that_are_none(dumps, tmp_path, name, what):
+    value, message = ODD_NUMBERS[what]
+    source = write(tmp_path, {**arrays_of(dumps("llama")), name: value})
+    with pytest.raises(InputError, match=f"{name}: {message}"):
+        convert(source, str(tmp_path / "out.h5"))
+    assert os.listdir(tmp_path) == ["in.npz"]
+
+
+@pytest.mark.parametrize("value", [np.uint16(70), np.float64(70), np.array([[70]], dtype=">i4"), np.uint64(70)])
+def test_whole_numbers_of_any_type(dumps, tmp_path, value):
+    """uint16 is bfloat16 for a tensor only: a context length stored as uint16 stays the number that it is."""
+    convert(write(tmp_path, {**arrays_of(dumps("llama")), "context_length": value}), str(tmp_path / "out.h5"))
+    with h5py.File(tmp_path / "out.h5") as f:
+        assert f.attrs["context_length"] == 70
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"query_positions": np.arange(78) + 1j}, "query_positions: expected real numbers"),
+        ({"token_ids": np.full(78, 2**40)}, "token_ids: expected 0..2147483647"),
+        ({"token_ids": np.full(78, 2**64 - 1, np.uint64)}, "token_ids: expected numbers below"),
+        ({"layers.0.q": np.zeros(3, dtype=[("a", "i4")])}, r"layers.0.q: holds \[\('a'"),
+        ({"layers.0.v": np.zeros((2, 78, 0), np.float32)}, "layers.0.v: expected at least one element"),
+        ({"layers." + "9" * 5000 + ".q": np.zeros(1)}, "unknown name"),
+        ({"model": np.array([1, 2])}, "model: expected one text"),
+    ],
+)
+def test_arrays_that_are_none(dumps, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        convert(write(tmp_path, {**arrays_of(dumps("llama")), **changes}), str(tmp_path / "out.h5"))
+
+
+def test_one_array_is_no_archive(dump_here, tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    refused(dump_here("--from-npz", tmp_path / "one.npy", "-o", tmp_path / "out.h5"), 3, "expected a .npz archive of named arrays")
+
+
+def test_options_for_models_are_not_ignored(dump_here, npz, tmp_path):
+    refused(dump_here("--from-npz", npz, "-o", tmp_path / "out.h5", "--layers", "0"), 2, "--layers is for models")
+
+
+JSON = {
+    "surrogate": (r'{"prompt": "a\ud800b"}', r"prompt: expected Unicode text, found half a character \('\\ud800'\) at offset 1"),
+    "surrogate in the id": (r'{"prompt": "a", "id": "\udc00"}', "it names a file"),
+    "nul in the id": (r'{"prompt": "a", "id": "a\u0000b"}', "it names a file"),
+    "long id": ('{"prompt": "a", "id": "' + "ä" * 150 + '"}', "at most 200 bytes, found 300"),
+    "odd id": ('{"prompt": "a", "id": [1]}', r"id: expected text or a whole number, found \[1\]"),
+    "null": ('{"prompt": null}', "prompt: expected text, found None"),
+    "null ids": ('{"token_ids": null}', "token_ids: expected a list of integers, found None"),
+    "null question": ('{"prompt": "a", "question": null}', "question: expected text, found None"),
+    "nested": ('{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deep"),
+    "digits": ('{"token_ids": [' + "9" * 5000 + "]}", "a number has too many digits"),
+    "twice": ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' occurs 2 times"),
+    "infinite": ('{"token_ids": [Infinity]}', "token_ids: expected a list of integers"),
+}
+
+
+@pytest.mark.parametrize("what", JSON)
+def test_json_lines_of_every_kind(tmp_path, what):
+    text, message = JSON[what]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "sound"}\n' + text)
+    with pytest.raises(InputError, match=f"p.jsonl:2: .*{message}"):
+        read_prompts(str(tmp_path / "p.jsonl"))
+
+
+def test_other_line_separators_are_text(tmp_path):
+    """JSON strings may hold U+2028, U+0085 and form feeds as they are."""
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a\u2028b\u0085c"}\n', encoding="utf-8")
+    assert [p.text for p in read_prompts(str(tmp_path / "p.jsonl"))] == ["a\u2028b\u0085c"]
+
+
+@pytest.mark.parametrize("number", [10**30, -(10**30), 10**4000, 2**63])
+def test_huge_token_ids(number):
+    with pytest.raises(InputError, match="token ids: expected 0..96"):
+        Encoder("none", 97, False, None)._checked([5, number])
+
+
+def test_nothing_reaches_the_terminal_unescaped():
+    assert one_line("a\x1b[31m\nb\u202e\ud800  c") == "a\\x1b[31m b\\u202e\\ud800  c"
+
+
+def test_errors_of_others_and_our_own():
+    """What a model's code throws is the model's limit; what this package throws unforeseen is a bug and stays visible as one."""
+    with pytest.raises(InputError, match="m: it fails: IndexError: "), foreign("m: it fails", InputError, mixed=True):
+        torch.nn.Sequential()[3]
+    with pytest.raises(TypeError), foreign("m: it fails", InputError, mixed=True):
+        temporary_beside(3)
+
+
+def test_a_bug_is_one_line_and_70(dump_here, npz, tmp_path, monkeypatch):
+    monkeypatch.setattr("laprox_dump.arrays.convert", lambda *a: 1 / 0)
+    refused(dump_here("--from-npz", npz, "-o", tmp_path / "o.h5"), 70, "ZeroDivisionError", "This is a bug in laprox-dump")
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_closed_streams(npz, tmp_path, stream):
+    """Closed standard output is an error, though the dump is there; closed standard error is none."""
+    result = subprocess.run(
+        [sys.executable, "-m", "laprox_dump", "--from-npz", npz, "-o", tmp_path / "o.h5"],
+        preexec_fn=lambda: os.close(stream),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == (3 if stream == 1 else 0), result.stderr
+    assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
+    with h5py.File(tmp_path / "o.h5") as f:
+        assert len(f["layers"]) == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_full_standard_output(npz, tmp_path):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "laprox_dump", "--from-npz", npz, "-o", tmp_path / "o.h5"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert result.returncode == 3 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert "standard output cannot be written (No space left on device); the dump was written" in result.stderr
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5000])
+def test_a_full_disk_from_the_first_byte(npz, dump_command, tmp_path, limit):
+    (tmp_path / "to").mkdir()
+    out = tmp_path / "to" / "o.h5"
+    limits = dict(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    refused(dump_command("--from-npz", npz, "-o", out, **limits), 3, "o.h5: writing failed after", "File too large")
+    assert os.listdir(tmp_path / "to") == []
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_the_file_is_made(npz, dump_command, tmp_path, number):
+    """In the moment after the temporary file was made, its name is known to nobody but the code that is interrupted."""
+    code = f"""
+import signal, sys
+from laprox_dump import cli, output, writer
+make = output.tempfile.mkstemp
+def interrupted(*args, **kw):
+    made = make(*args, **kw)
+    signal.raise_signal(signal.{number})
+    return made
+output.tempfile.mkstemp = interrupted
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    (tmp_path / "to").mkdir()
+    start = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    result = dump_command("--from-npz", npz, "-o", tmp_path / "to" / "o.h5", code=code, **start)
+    assert result.returncode == 130 and "Traceback" not in result.stderr, result.stderr
+    assert os.listdir(tmp_path / "to") == []
+
+
+def test_skip_existing(dump_here, tiny_checkpoint, tmp_path):
+    lines = [json.dumps({"id": name, "token_ids": token_ids(20).tolist()}) for name in "abc"]
+    (tmp_path / "p.jsonl").write_text(lines[1])
+    arguments = [tiny_checkpoint, "--prompt-file", tmp_path / "p.jsonl", "-o", tmp_path / "out", "--decode", 1, "--skip-existing"]
+    assert dump_here(*arguments).returncode == 0
+    before = (tmp_path / "out" / "b.h5").stat()
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    result = dump_here(*arguments)
+    assert result.returncode == 0 and "b.h5: exists already, skipped" in result.stdout
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.h5", "b.h5", "c.h5"]
+    assert (tmp_path / "out" / "b.h5").stat().st_ino == before.st_ino
+    refused(dump_here(*arguments, "--force"), 2, "expected one of the two")
+    (tmp_path / "out" / "c.h5").write_text("half a file of another program")
+    result = dump_here(*arguments)
+    assert result.returncode == 3 and "c.h5: --skip-existing: it exists and is no dump" in result.stderr
+
+
+def test_code_of_a_model_is_not_run_unasked(tiny_checkpoint, prompt, tmp_path):
+    """On a terminal transformers would ask a question and wait. Here the answer is no, unless the option says yes."""
+    folder = tmp_path / "m"
+    folder.mkdir()
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    os.link(tiny_checkpoint / "model.safetensors", folder / "model.safetensors")
+    (folder / "own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Config(LlamaConfig):\n    model_type = 'own'\n"
+        "class Model(LlamaForCausalLM):\n    config_class = Config\n"
+    )
+    command = [sys.executable, "-m", "laprox_dump", folder, "--prompt-file", prompt, "-o", tmp_path / "out", "--decode", "1"]
+    env = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    main, side = pty.openpty()
+    result = subprocess.run(command, stdin=side, capture_output=True, text=True, env=env, timeout=120)
+    assert result.returncode == 3 and not (tmp_path / "ran").exists(), result.stderr
+    assert "trust_remote_code" in result.stderr and len(result.stderr.splitlines()) == 1
+    trusted = subprocess.run([*command, "--trust-remote-code"], stdin=side, capture_output=True, text=True, env=env, timeout=120)
+    os.close(main), os.close(side)
+    assert trusted.returncode == 0 and (tmp_path / "ran").exists(), trusted.stderr
+
+
+def test_progress_on_a_terminal(tiny_checkpoint, prompt, tmp_path):
+    """Loading, decoded tokens and recorded layers are shown; not where standard error is no terminal."""
+    command = [
+        sys.executable,
+        "-m",
+        "laprox_dump",
+        tiny_checkpoint,
+        "--prompt-file",
+        prompt,
+        "-o",
+        tmp_path / "out",
+        "--ignore-eos",
+    ]
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # a bar takes no room where there is none
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=side)
+    os.close(side)
+    seen = b""
+    try:
+        while part := os.read(main, 65536):
+            seen += part
+    except OSError:  # the other side is closed
+        pass
+    os.close(main)
+    assert process.wait() == 0
+    assert b"Loading" in seen and b"a.h5: decoding" in seen and b"/64" in seen and b"a.h5: recording" in seen and b"/3" in seen
+    quiet = subprocess.run([*command, "--force"], capture_output=True, text=True)
+    assert quiet.returncode == 0 and quiet.stderr == ""

@@ -1,0 +1,196 @@
+"""One attention layer in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from . import _core, _shapes
+from ._arrays import as_array, as_integers, as_reals
+from ._errors import ArrayError, UsageError
+
+_MEANINGS = {"q": (3, "[H_q, N, d]"), "k": (3, "[H_kv, T, d]"), "v": (3, "[H_kv, T, d_v]"), "w_o": (2, "[H_q * d_v, D]")}
+
+
+class Layer:
+    """The attention tensors of one layer for one prompt, as the attention kernel saw them.
+
+    Arrays may be NumPy's, PyTorch's or anything that speaks DLPack, of type float16, bfloat16, float32 or float64. They are used
+    where they lie if they are C-contiguous, and converted one layer at a time where the backend computes in another type. Do not
+    change them while laprox works on them.
+
+    Parameters
+    ----------
+    q : [H_q, N, d]
+        Queries, after RoPE and any norm.
+    k : [H_kv, T, d]
+        Keys, after RoPE and any norm. H_q is a multiple of H_kv; query head h reads KV head h // (H_q // H_kv).
+    v : [H_kv, T, d_v]
+        Values.
+    w_o : [H_q * d_v, D]
+        Output projection, the transpose of a torch ``o_proj.weight``.
+    scale : float, optional
+        Logits are scale * <q, k>. Default: 1 / sqrt(d).
+    softcap : float
+        Above 0: logits become softcap * tanh(logit / softcap).
+    window : int
+        Above 0: sliding-window attention, a query at p sees the keys p - window + 1 .. p.
+    sinks : [H_q], optional
+        Learned sink logits that join the softmax denominator only.
+    positions : [N] whole numbers, optional
+        Positions of the queries, ascending. Default: the last N of the T tokens.
+    residual_norms : [N], optional
+        At each query, the L2 norm of the residual stream right after the layer's attention output was added to it; above 0. For
+        policies that weigh layers by it, and for errors relative to the stream.
+    context_length : int, optional
+        C: tokens of the prompt; the others were decoded, and their queries judge policies. Default: T.
+    bias : [D], optional
+        Bias of the output projection.
+    rope_inv_freq : [r / 2], optional
+        RoPE's frequencies, for policies that undo the rotation.
+
+    Raises
+    ------
+    ArrayError
+        An array of the wrong rank, shape or element type.
+    UsageError
+        A number out of its range.
+    BackendError
+        A tensor on a GPU where laprox was built without its CUDA backend.
+    """
+
+    def __init__(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        w_o: Any,
+        *,
+        scale: float | None = None,
+        softcap: float = 0.0,
+        window: int = 0,
+        sinks: Any = None,
+        positions: Any = None,
+        residual_norms: Any = None,
+        context_length: int | None = None,
+        bias: Any = None,
+        rope_inv_freq: Any = None,
+    ) -> None:
+        self._arrays: dict[str, tuple[np.ndarray, str]] = {}
+        for name, value in {"q": q, "k": k, "v": v, "w_o": w_o}.items():
+            self._arrays[name] = as_array(value, name, *_MEANINGS[name])
+        sizes = self._sizes = _shapes.geometry(*(self._arrays[name][0].shape for name in _MEANINGS), _refuse)
+        if bias is not None:
+            self._arrays["b_o"] = (np.array(as_reals(bias, "bias", sizes.model_size, "[D]")), "float64")
+        self.sinks = [] if sinks is None else as_reals(sinks, "sinks", sizes.query_heads, "[H_q]")
+        self.rope_inv_freq = [] if rope_inv_freq is None else as_reals(rope_inv_freq, "rope_inv_freq", None, "[r / 2]")
+        if 2 * len(self.rope_inv_freq) > sizes.head_size:
+            _refuse("rope_inv_freq", f"at most d / 2 = {sizes.head_size // 2} elements", str(len(self.rope_inv_freq)))
+        if residual_norms is not None:
+            norms = np.array(as_reals(residual_norms, "residual_norms", sizes.queries, "[N]"))
+            if not (norms > 0).all():
+                _refuse("residual_norms", "norms above 0", str(norms.min()))
+            self._arrays["residual_norms"] = (norms, "float64")
+        self.scale = sizes.head_size**-0.5 if scale is None else _number("scale", scale, above=True)
+        self.softcap = _number("softcap", softcap)
+        self.window = int(_number("window", window))
+        self.context_length = sizes.tokens if context_length is None else int(context_length)
+        if not 1 <= self.context_length <= sizes.tokens:
+            raise UsageError(f"context_length: expected 1 to T = {sizes.tokens}, found {context_length}")
+        self.positions = self._positions(positions)
+
+    def _positions(self, given: Any) -> list[int]:
+        sizes = self._sizes
+        if given is None:
+            if sizes.queries > sizes.tokens:
+                _refuse("q", f"at most T = {sizes.tokens} queries, as k has tokens", f"{sizes.queries}")
+            return list(range(sizes.tokens - sizes.queries, sizes.tokens))
+        positions = as_integers(given, "positions")
+        if len(positions) != sizes.queries:
+            _refuse("positions", f"one for each of the {sizes.queries} queries", f"{len(positions)}")
+        _shapes.check_positions(positions, sizes.tokens, "positions", _refuse)
+        return positions
+
+    @property
+    def shape(self) -> _shapes.Geometry:
+        """The layer's sizes: query_heads, kv_heads, head_size, value_size, model_size, tokens and queries."""
+        return self._sizes
+
+    def __repr__(self) -> str:
+        s = self._sizes
+        return (
+            f"<laprox.Layer: {s.query_heads} query heads over {s.kv_heads} KV heads, head size {s.head_size}, "
+            f"{s.tokens} tokens ({self.context_length} of the prompt), {s.queries} queries, {self._arrays['k'][1]}>"
+        )
+
+    def _summary(self) -> dict[str, Any]:
+        s = self._sizes
+        types = {f"{name}_type": self._arrays[name][1] for name in _MEANINGS}
+        return {
+            "query_heads": s.query_heads,
+            "kv_heads": s.kv_heads,
+            "head_size": s.head_size,
+            "value_size": s.value_size,
+            "model_size": s.model_size,
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "sliding_window": self.window,
+            "sinks": self.sinks,
+            "rope_inv_freq": self.rope_inv_freq,
+            "has_residual_norms": "residual_norms" in self._arrays,
+            "has_bias": "b_o" in self._arrays,
+            "has_output": False,
+            **types,
+        }
+
+
+def source_of_layers(layers: Sequence[Layer], name: str = "layers in memory") -> _core.Source:
+    """The layers of one prompt, first to last, for the C++ library. Raises ArrayError where they do not belong together."""
+    if not layers:
+        raise UsageError("expected at least one layer, found none")
+    first = layers[0]
+    for i, layer in enumerate(layers):
+        for what, found, expected in (
+            ("T, the tokens", layer.shape.tokens, first.shape.tokens),
+            ("D, the output's size", layer.shape.model_size, first.shape.model_size),
+            ("context_length", layer.context_length, first.context_length),
+            ("positions", layer.positions, first.positions),
+        ):
+            if found != expected:
+                shown = "others" if what == "positions" else f"{found}"
+                raise ArrayError(
+                    f"layer {i}: expected {what} to be that of layer 0"
+                    f"{'' if what == 'positions' else f', {expected}'}, found {shown}"
+                )
+
+    def fetch(layer: int, array: str, begin: int, end: int) -> tuple[np.ndarray, str]:
+        values, element_type = layers[layer]._arrays[array]
+        if array == "q":
+            values = np.ascontiguousarray(values[:, begin:end])
+        elif array == "residual_norms":
+            values = values[begin:end]
+        return values, element_type
+
+    info = {
+        "name": name,
+        "model": "",
+        "context_length": first.context_length,
+        "tokens": first.shape.tokens,
+        "query_positions": first.positions,
+        "output_positions": [],
+    }
+    return _core.make_source(info, [layer._summary() for layer in layers], fetch, lambda: "")
+
+
+def _refuse(name: str, expected: str, found: str) -> NoReturn:
+    raise ArrayError(f"{name}: expected {expected}, found {found}")
+
+
+def _number(name: str, value: float, above: bool = False) -> float:
+    number = float(value)
+    if not math.isfinite(number) or number < 0 or (above and number == 0):
+        raise UsageError(f"{name}: expected a finite number {'above 0' if above else 'that is 0 (none) or more'}, found {value}")
+    return number

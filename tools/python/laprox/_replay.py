@@ -1,0 +1,200 @@
+"""Scores, kept sets, sweeps and verification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _core
+from ._dump import Dump
+from ._errors import UsageError
+from ._layer import Layer, source_of_layers
+from ._policies import PolicyLike, parse, parse_budgets, parse_many
+
+if TYPE_CHECKING:
+    import xarray
+
+#: One prompt: a layer, all layers of a model, an open dump or a dump's path.
+Prompt = Layer | Sequence[Layer] | Dump | str | Path
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one policy keeps at one budget.
+
+    Attributes
+    ----------
+    masks : list of arrays
+        Per layer bool [kv_heads, C]: True where the token is kept.
+    tokens : list of lists of arrays
+        tokens[layer][kv_head]: ascending int32 positions of the kept tokens.
+    policy : str
+        The policy with every option spelled out.
+    budget : str
+    """
+
+    masks: list[np.ndarray]
+    tokens: list[list[np.ndarray]]
+    policy: str
+    budget: str
+
+    @property
+    def counts(self) -> list[list[int]]:
+        """counts[layer][kv_head]: how many tokens are kept."""
+        return [[len(head) for head in layer] for layer in self.tokens]
+
+    def __repr__(self) -> str:
+        total = sum(map(sum, self.counts))
+        return f"<laprox.Kept: {self.policy} at {self.budget} keeps {total} entries of {len(self.tokens)} layers>"
+
+
+def scores(
+    layers: Prompt,
+    policy: PolicyLike,
+    *,
+    budget: str | int | None = None,
+    backend: str = "cpu",
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Any:
+    """A policy's scores: float64 [kv_heads, C], higher is kept; a list of these unless `layers` is a single Layer.
+
+    Scores of tokens that the policy always keeps (its window, its sinks) mean nothing. `budget` is read only by policies whose
+    scores depend on it. Raises UsageError where the layers cannot serve the policy, for example because queries are missing.
+    """
+    with ExitStack() as stack:
+        found = _core.scores(
+            _source(layers, stack),
+            parse(policy),
+            None if budget is None else str(budget),
+            _core.make_backend(backend, threads),
+            progress,
+        )
+    return found[0] if isinstance(layers, Layer) else found
+
+
+def kept(
+    layers: Prompt,
+    policy: PolicyLike,
+    budget: str | int,
+    *,
+    backend: str = "cpu",
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Kept:
+    """What `policy` keeps of a prompt at a budget such as "5%", 128 (tokens per KV head) or "64MiB".
+
+    Give all layers of the model where the policy splits the budget over layers. Pinned tokens count inside the budget.
+    """
+    parsed, budgets = parse(policy), parse_budgets(budget)
+    if len(budgets) != 1:
+        raise UsageError(f"kept: expected one budget, found {len(budgets)}: {', '.join(budgets)}")
+    with ExitStack() as stack:
+        [[cells]] = _core.kept(_source(layers, stack), [parsed], budgets, _core.make_backend(backend, threads), progress)
+    return Kept([mask.view(bool) for _, mask in cells], [tokens for tokens, _ in cells], parsed.spec, budgets[0])
+
+
+def sweep(
+    prompts: Prompt | Iterable[Dump | str | Path | Sequence[Layer]],
+    policies: PolicyLike | Iterable[PolicyLike],
+    budgets: str | int | Sequence[str | int],
+    *,
+    softmax: str = "renormalized",
+    queries: str = "decoded",
+    window: int = 32,
+    save_kept: bool = False,
+    backend: str = "cpu",
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> xarray.Dataset:
+    """Compares policies over budgets, as `laprox sweep` does: an xarray Dataset with the names of a report.
+
+    Parameters
+    ----------
+    prompts
+        A dump (path or laprox.open_dump), one Layer, the layers of one prompt, or a list of dumps or of lists of layers: one
+        sample each.
+    policies
+        Policy strings, functions made by laprox.policy, or "all" for the catalogue.
+    budgets
+        "5%", 128 (tokens per KV head), "64MiB".
+    softmax : {"renormalized", "truncated"}
+        Over the kept keys, or the exact weights without rescaling.
+    queries : {"decoded", "window"}
+        Who judges: the held-out queries at positions >= context_length, or the prompt's last `window` ones (in-sample).
+    save_kept : bool
+        Keep the kept tokens of every cell: laprox.kept_tokens reads them.
+    progress : callable, optional
+        Called as progress(done, total, what).
+
+    The Dataset has the dimensions dump, policy, budget, layer, kv_head and query_head; model_relative_error is the error of all
+    layers together and relative_error that of each. Every variable's attribute long_name says what it is. Ctrl-C ends a sweep
+    at the end of the layer that is worked on.
+    """
+    from ._report import to_dataset
+
+    if softmax not in ("renormalized", "truncated"):
+        raise UsageError(f"softmax: expected renormalized or truncated, found {softmax!r}")
+    if queries not in ("decoded", "window") or window < 1:
+        raise UsageError(f"queries: expected decoded or window, and a window of 1 or more, found {queries!r} and {window}")
+    with ExitStack() as stack:
+        sources = [_source(prompt, stack) for prompt in _prompts(prompts)]
+        report = _core.sweep(
+            sources,
+            parse_many(policies),
+            parse_budgets(budgets),
+            softmax == "truncated",
+            window if queries == "window" else 0,
+            save_kept,
+            _core.make_backend(backend, threads),
+            progress,
+        )
+    return to_dataset(report)
+
+
+def verify(
+    layers: Prompt,
+    *,
+    backend: str = "cpu",
+    threads: int = 0,
+    policies: PolicyLike | Iterable[PolicyLike] = (),
+    budgets: str | int | Sequence[str | int] = "10%",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Checks a backend's primitives, scores and kept sets on these layers against the float64 reference, as `laprox verify` does.
+
+    Returns a dict with passed (bool) and the lists values, kept and skipped, each entry with its parts: what was measured, what
+    is allowed, and where. Without `policies`, with the whole catalogue.
+    """
+    with ExitStack() as stack:
+        return _core.verify(
+            _source(layers, stack), _core.make_backend(backend, threads), parse_many(policies), parse_budgets(budgets), progress
+        )
+
+
+def _prompts(prompts: Any) -> list[Prompt]:
+    """One prompt, or several, as a list."""
+    if isinstance(prompts, (Layer, Dump, str, Path)):
+        return [prompts]
+    given = list(prompts)
+    if given and all(isinstance(item, Layer) for item in given):
+        return [given]
+    return given
+
+
+def _source(prompt: Prompt, stack: ExitStack) -> _core.Source:
+    if isinstance(prompt, Layer):
+        return source_of_layers([prompt])
+    if isinstance(prompt, Dump):
+        return prompt._source()
+    if isinstance(prompt, (str, Path)):
+        return stack.enter_context(Dump(prompt))._source()
+    if isinstance(prompt, Sequence) and prompt and all(isinstance(layer, Layer) for layer in prompt):
+        return source_of_layers(prompt)
+    raise UsageError(f"expected a laprox.Layer, a list of them, a dump or a dump's path, found {type(prompt).__name__}")
