@@ -15,6 +15,7 @@ struct LayerSummary {
   AttentionForm attention = {};
   bool has_bias = false;
   bool has_output = false;
+  Index kv_source = -1;  ///< the earlier layer whose KV cache this one reads; -1: it has its own
   bool has_residual_norms = false;
   ElementType q_type{}, k_type{}, v_type{}, w_o_type{};
 

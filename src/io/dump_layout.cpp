@@ -37,7 +37,8 @@ class StructureReader {
     if (sizes_.queries == 0) reader_.refuse("/query_positions", "at least one position", "none");
     if (reader_.has("/output_positions")) sizes_.outputs = reader_.extent("/output_positions");
     const Index layers = count_layers();
-    for (Index layer = 0; layer < layers; ++layer) info.layers.push_back(read_layer(layer));
+    for (Index layer = 0; layer < layers; ++layer) layers_.push_back(read_layer(layer));
+    info.layers = layers_;
     info.tokens = sizes_.tokens;
     check_extent("/query_positions", sizes_.queries, sizes_.tokens, "T");
     check_extent("/output_positions", sizes_.outputs, sizes_.queries, "N");
@@ -241,8 +242,26 @@ class StructureReader {
                      fmt::format("{}", form.softcap));
     }
     const long long window = reader_.integer_attribute(group, name, "sliding_window").value_or(0);
+    read_source(layer, group, summary);
     if (window < 0) reader_.refuse(name + " attribute sliding_window", "0 (none) or more", std::to_string(window));
     form.sliding_window = static_cast<Index>(window);
+  }
+
+  void read_source(Index layer, const H5::Group& group, LayerSummary& summary) {
+    const std::string object = layer_object(layer) + " attribute kv_source";
+    const auto source = reader_.integer_attribute(group, layer_object(layer), "kv_source");
+    if (!source) return;
+    if (*source < 0 || *source >= layer) {
+      reader_.refuse(object, "a layer before this one", std::to_string(*source));
+    }
+    summary.kv_source = static_cast<Index>(*source);
+    if (layers_[summary.kv_source].kv_source >= 0) {
+      reader_.refuse(object, "a layer that has a cache of its own", std::to_string(*source));
+    }
+    const LayerGeometry &here = summary.geometry, &there = layers_[summary.kv_source].geometry;
+    if (here.kv_heads != there.kv_heads || here.head_size != there.head_size || here.value_size != there.value_size) {
+      reader_.refuse(object, "a layer whose k and v have the shapes of these", std::to_string(*source));
+    }
   }
 
   void check_positions(const std::string& name, const std::vector<Index>& positions) {
@@ -278,6 +297,7 @@ class StructureReader {
   const Hdf5Reader& reader_;
   H5::Group root_;
   FileSizes sizes_;
+  std::vector<LayerSummary> layers_;
 };
 
 }  // namespace

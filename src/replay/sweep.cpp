@@ -40,6 +40,19 @@ void check_context(const DumpInfo& dump, const Policy& policy) {
                   dump.path.string(), dump.context_length, policy.label, policy.scorer->traits().longest_context));
 }
 
+/// A cache has one kept set and is paid for once. Giving each of its readers a set of its own would be wrong.
+void check_own_caches(const DumpInfo& dump) {
+  for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
+    const Index source = dump.layers[layer].kv_source;
+    if (source < 0) continue;
+    throw UsageError(
+        fmt::format("{}: layer {} reads the KV cache of layer {}, so both must keep the same entries, and policies are "
+                    "replayed only where every layer has a cache of its own; export the layers that have one with "
+                    "'laprox-dump --layers'",
+                    dump.path.string(), layer, source));
+  }
+}
+
 void check_rope(const DumpInfo& dump, const Policy& policy) {
   if (!policy.scorer->traits().undoes_rope) return;
   for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
@@ -98,6 +111,7 @@ struct LayerKeeps {
 
 void check_selection_request(const DumpInfo& dump, const SweepOptions& options) {
   if (options.policies.empty()) throw UsageError("no policy given; 'laprox policies' lists all");
+  check_own_caches(dump);
   const std::vector<Budget> budgets = resolve_budgets(dump, options);
   for (const Policy& policy : options.policies) {
     check_context(dump, policy);

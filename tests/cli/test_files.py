@@ -286,3 +286,16 @@ def test_a_signal_leaves_no_half_file(laprox, tmp_path, number):
 
 def test_trusted_files_are_opened_at_once(laprox, bundled):
     assert laprox("--trusted", "inspect", bundled, "--no-check").stdout == laprox("inspect", bundled, "--no-check").stdout
+
+
+def test_layers_that_share_a_cache_are_not_given_one_each(laprox, dump):
+    with h5py.File(dump, "r+") as file:
+        for name in ("k", "v"):
+            del file[f"layers/1/{name}"]
+            file[f"layers/1/{name}"] = file[f"layers/0/{name}"][()]
+        file["layers/1"].attrs["kv_source"] = 0
+    assert "cache of layer 0" in laprox("inspect", dump).stdout
+    assert "reads the KV cache of layer 0" in laprox("sweep", dump, *POLICY, expect=2).stderr
+    with h5py.File(dump, "r+") as file:
+        file["layers/1"].attrs["kv_source"] = 1
+    refused(laprox("inspect", dump, expect=3), "attribute kv_source", "a layer before this one")

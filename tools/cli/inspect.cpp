@@ -52,6 +52,7 @@ std::vector<std::string> layer_row(const DumpInfo& info, std::size_t n, const st
   if (layer.attention.sliding_window > 0) extras += fmt::format(" window {}", layer.attention.sliding_window);
   if (!layer.attention.sinks.empty()) extras += " sinks";
   if (layer.has_bias) extras += " bias";
+  if (layer.kv_source >= 0) extras += fmt::format(" cache of layer {}", layer.kv_source);
   if (layer.has_residual_norms) extras += " residual";
   std::string check = "-";
   if (!checks.empty()) check = checks[n].output_error ? fmt::format("{:.2e}", *checks[n].output_error) : "no output";
