@@ -11,6 +11,8 @@ if(TARGET laprox_cli)
   install(TARGETS laprox_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
 
+install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+
 set(LAPROX_PACKAGE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/laprox)
 install(EXPORT laproxTargets NAMESPACE laprox:: DESTINATION ${LAPROX_PACKAGE_DIR})
 configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/laprox-config.cmake.in ${PROJECT_BINARY_DIR}/laprox-config.cmake

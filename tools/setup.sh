@@ -25,7 +25,7 @@ install_packages() {
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# usage_of SCRIPT ARGUMENT...: prints the comment at the script's head for --help, and refuses options that no script has.
+# usage_of SCRIPT ARGUMENT...: prints the comment at the script's head for --help, and refuses a first argument that is an option.
 usage_of() {
   local script=$1 argument
   shift

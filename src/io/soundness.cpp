@@ -18,7 +18,11 @@ constexpr std::size_t kMostFilters = 32;
 class StorageCheck {
  public:
   StorageCheck(const Hdf5Reader& reader, const H5::DataSet& dataset, const std::string& name)
-      : reader_(reader), dataset_(dataset), name_(name), properties_(dataset.getCreatePlist()) {}
+      : reader_(reader),
+        dataset_(dataset),
+        name_(name),
+        properties_(dataset.getCreatePlist()),
+        space_(dataset.getSpace()) {}
 
   void run() {
     const H5D_layout_t layout = properties_.getLayout();
@@ -29,7 +33,7 @@ class StorageCheck {
     if (H5Pget_external_count(properties_.getId()) > 0) {
       reader_.refuse(name_, "data in this file", "external storage", "copy the data into the file with h5repack");
     }
-    if (dataset_.getSpace().getSimpleExtentNpoints() == 0) return;
+    if (space_.getSimpleExtentNpoints() == 0) return;
     if (layout == H5D_CHUNKED) {
       check_filters();
       check_chunks();
@@ -71,7 +75,7 @@ class StorageCheck {
       bytes *= size;
     }
     hsize_t stored = 0;
-    if (H5Dget_num_chunks(dataset_.getId(), H5S_ALL, &stored) < 0) {
+    if (H5Dget_num_chunks(dataset_.getId(), space_.getId(), &stored) < 0) {
       reader_.refuse(name_, "a readable index of chunks", "a damaged one");
     }
     if (static_cast<double>(stored) < needed) refuse_unwritten();
@@ -88,7 +92,7 @@ class StorageCheck {
     unsigned skipped = 0;
     haddr_t address = 0;
     hsize_t size = 0;
-    if (H5Dget_chunk_info(dataset_.getId(), H5S_ALL, number, offset.data(), &skipped, &address, &size) < 0) {
+    if (H5Dget_chunk_info(dataset_.getId(), space_.getId(), number, offset.data(), &skipped, &address, &size) < 0) {
       reader_.refuse(name_, "a readable index of chunks", "a damaged one");
     }
     if (skipped != 0) return;  // this chunk was stored without its filters
@@ -116,6 +120,7 @@ class StorageCheck {
   const H5::DataSet& dataset_;
   const std::string& name_;
   H5::DSetCreatPropList properties_;
+  H5::DataSpace space_;
   std::vector<H5Z_filter_t> filters_;
   std::vector<Bytef> packed_, inflated_;
 };
