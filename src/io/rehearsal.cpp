@@ -80,29 +80,11 @@ void visit_dataset(hid_t dataset) {
   H5Tclose(type);
 }
 
-herr_t visit_scale(hid_t, unsigned, hid_t scale, void*) {
-  char name[64] = {};
-  H5DSget_scale_name(scale, name, sizeof name);
-  return 1;  // the parent takes the first one too
-}
-
-/// Reports name their dimensions by scales, whose attributes this part of the library reads without looking at their
-/// type.
-void visit_scales(hid_t dataset) {
-  const hid_t space = H5Dget_space(dataset);
-  const int rank = H5Sget_simple_extent_ndims(space);
-  H5Sclose(space);
-  for (int i = 0; i < rank; ++i) H5DSiterate_scales(dataset, static_cast<unsigned>(i), nullptr, visit_scale, nullptr);
-}
-
 herr_t visit_object(hid_t root, const char* name, const H5O_info_t* info, void*) {
   const hid_t object = H5Oopen(root, name, H5P_DEFAULT);
   if (object < 0) return 0;
   H5Aiterate2(object, H5_INDEX_NAME, H5_ITER_NATIVE, nullptr, visit_attribute, nullptr);
-  if (info->type == H5O_TYPE_DATASET) {
-    visit_dataset(object);
-    visit_scales(object);
-  }
+  if (info->type == H5O_TYPE_DATASET) visit_dataset(object);
   H5Oclose(object);
   return 0;
 }

@@ -148,21 +148,8 @@ class ReportReader {
     return labels.contains(name);
   }
 
-  /// What the scales are listed in is read without a look at its type, and crashes the library where it is another one.
-  void check_dimension_list(const H5::DataSet& dataset) {
-    if (!dataset.attrExists("DIMENSION_LIST")) return;
-    const H5::Attribute list = dataset.openAttribute("DIMENSION_LIST");
-    const bool sound = list.getTypeClass() == H5T_VLEN && list.getVarLenType().getSuper().getClass() == H5T_REFERENCE &&
-                       list.getSpace().getSimpleExtentNpoints() == dataset.getSpace().getSimpleExtentNdims();
-    if (!sound) {
-      reader_.refuse(dataset.getObjName() + " attribute DIMENSION_LIST", "a list of references for each dimension",
-                     "something else");
-    }
-  }
-
   /// Names of the dimension scales attached to a dataset.
   std::vector<std::string> dimensions_of(const H5::DataSet& dataset) {
-    check_dimension_list(dataset);
     std::vector<std::string> names;
     if (dataset.attrExists("DIMENSION_LIST") && dataset.openAttribute("DIMENSION_LIST").getTypeClass() != H5T_VLEN) {
       reader_.refuse(dataset.getObjName(), "a DIMENSION_LIST of references", "one of another type");
