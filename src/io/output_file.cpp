@@ -58,11 +58,17 @@ OutputFile::OutputFile(const std::filesystem::path& path, bool replace, std::spa
 
 OutputFile::~OutputFile() {
   if (committed_) return;
-  try {
-    file_.close();
-  } catch (const H5::Exception&) {  // what could not be written is thrown away in any case
-  }
   remove_temporary(temporary_);
+  if (!closing_failed_) {
+    try {
+      file_.close();
+      return;
+    } catch (const H5::Exception&) {  // what could not be written is thrown away in any case
+    }
+  }
+  // A close that fails frees the file all the same but keeps its handle, and the next one would use what is freed. One
+  // more reference, which nobody gives back, keeps the member's destructor from closing again.
+  H5Iinc_ref(file_.getId());
 }
 
 void OutputFile::commit() {
@@ -70,6 +76,7 @@ void OutputFile::commit() {
     file_.flush(H5F_SCOPE_GLOBAL);
     file_.close();
   } catch (const H5::Exception& error) {
+    closing_failed_ = true;
     throw FileError(fmt::format("{}: cannot be written ({}); is the disk full?", path_.string(), error.getDetailMsg()));
   }
   check_output(path_, replace_, {});  // somebody may have made it meanwhile

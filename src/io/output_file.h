@@ -25,7 +25,7 @@ class OutputFile {
 
  private:
   std::filesystem::path path_, temporary_;
-  bool replace_, committed_ = false;
+  bool replace_, committed_ = false, closing_failed_ = false;
   H5::H5File file_;
 };
 

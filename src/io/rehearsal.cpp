@@ -33,7 +33,7 @@ namespace {
 constexpr unsigned kSeconds = 15;  // longer than any sound file's structure takes, even on a slow disk
 constexpr rlim_t kCpuSeconds = 5;
 constexpr rlim_t kMemory = rlim_t{4} << 30;   // beyond what the parent has mapped already
-constexpr hsize_t kSmall = hsize_t{1} << 20;  // elements of a dataset that is read whole, as the parent will
+constexpr hsize_t kSmall = hsize_t{1} << 20;  // bytes of a dataset that is read whole, as the parent will
 
 /// What the parent will read of one attribute; failures are the parent's to report.
 herr_t visit_attribute(hid_t owner, const char* name, const H5A_info_t*, void*) {
@@ -65,7 +65,7 @@ void visit_dataset(hid_t dataset) {
     H5Dget_chunk_info(dataset, space, chunks - 1, offset.data(), &mask, &address, &size);
   }
   const std::size_t size = H5Tget_size(type);
-  if (layout != H5D_VIRTUAL && count > 0 && size > 0 && static_cast<hsize_t>(count) * size < kSmall) {
+  if (layout != H5D_VIRTUAL && count > 0 && size > 0 && static_cast<hsize_t>(count) < kSmall / size) {
     std::vector<char> values(static_cast<std::size_t>(count) * size);
     if (H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()) >= 0) {
       H5Dvlen_reclaim(type, space, H5P_DEFAULT, values.data());

@@ -224,6 +224,15 @@ def test_reports_with_parts_missing_or_of_another_kind_are_refused(laprox, repor
         refused(laprox("report", report, "--format", form, expect=3), str(report))
 
 
+@pytest.mark.parametrize("trusted", [(), ("--trusted",)], ids=["rehearsed", "trusted"])
+def test_a_report_whose_dimension_list_is_no_list_is_refused(laprox, report, trusted):
+    """HDF5 reads this attribute without a look at its type."""
+    with h5py.File(report, "r+") as file:
+        del file["relative_error"].attrs["DIMENSION_LIST"]
+        file["relative_error"].attrs["DIMENSION_LIST"] = 7
+    refused(laprox(*trusted, "report", report, expect=3), str(report))
+
+
 def test_an_output_never_replaces_an_input(laprox, dump, small, tmp_path):
     before = dump.read_bytes()
     soft, hard = tmp_path / "soft.h5", tmp_path / "hard.h5"

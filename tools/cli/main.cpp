@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <new>
 
 #include "commands.h"
@@ -87,6 +89,11 @@ int main(int argc, char** argv) {
   const int status = guarded_run(argc, argv);
   if (laprox::cli::output_failed() && status == kDone) {
     return fail(kBadFile, "standard output: what was printed could not be written; is the disk full?");
+  }
+  if (status == kBadFile) {
+    // HDF5 closes at exit what could not be closed before, as on a full disk, and crashes on it: skip its exit handler.
+    std::fflush(nullptr);
+    std::_Exit(status);
   }
   return status;
 }
