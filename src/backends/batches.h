@@ -22,7 +22,8 @@ inline Index cells_per_batch(const LayerTensors& layer) {
 
 /// Sets kept_square and kept_product of every query from query_error and `products` <delta_t, exact_t>, and returns
 /// the queries for which that loses digits: those whose kept output is less than half as long as the exact one, or more
-/// than 60 degrees from it, so that ||o||^2 + 2 <o, delta> + ||delta||^2 or ||o||^2 + <o, delta> cancels. Their kept outputs must be summed themselves.
+/// than 60 degrees from it, so that ||o||^2 + 2 <o, delta> + ||delta||^2 or ||o||^2 + <o, delta> cancels. Their kept
+/// outputs must be summed themselves.
 std::vector<Index> set_kept_sums(const Matrix& exact, std::span<const double> products, OutputError& error);
 
 /// Calls batch(policies) for one stretch of `policies` after the other, each with at most `most_cells` cells of

@@ -57,7 +57,7 @@ H5::H5File open(const std::filesystem::path& path, const std::string& kind) {
     return H5::H5File(path.string(), H5F_ACC_RDONLY);
   } catch (const H5::Exception&) {
     const std::string words = hdf5_words();
-    if (words.find("lock") != std::string::npos) {
+    if (words.find("lock file") != std::string::npos) {
       throw FileError(fmt::format(
           "{}: cannot be locked for reading: it is open for writing elsewhere, or its file system has no locks (NFS, "
           "Lustre); then set HDF5_USE_FILE_LOCKING=FALSE",

@@ -33,7 +33,7 @@ namespace {
 constexpr unsigned kSeconds = 15;  // longer than any sound file's structure takes, even on a slow disk
 constexpr rlim_t kCpuSeconds = 5;
 constexpr rlim_t kMemory = rlim_t{4} << 30;   // beyond what the parent has mapped already
-constexpr hsize_t kSmall = hsize_t{1} << 20;  // bytes of a dataset that is read whole, as the parent will
+constexpr hsize_t kSmall = hsize_t{1} << 20;  // bytes of an attribute or dataset that is read whole, as the parent will
 
 /// What the parent will read of one attribute; failures are the parent's to report.
 herr_t visit_attribute(hid_t owner, const char* name, const H5A_info_t*, void*) {
@@ -52,6 +52,14 @@ herr_t visit_attribute(hid_t owner, const char* name, const H5A_info_t*, void*) 
   return 0;
 }
 
+/// Whether reading a dataset here tells more than its structure does. Chunks of numbers do not: the parent inflates
+/// them itself.
+bool worth_reading(hid_t type, H5D_layout_t layout) {
+  const H5T_class_t kind = H5Tget_class(type);
+  const bool numbers = kind == H5T_INTEGER || kind == H5T_FLOAT;
+  return layout != H5D_VIRTUAL && !(numbers && layout == H5D_CHUNKED);
+}
+
 void visit_dataset(hid_t dataset) {
   const hid_t type = H5Dget_type(dataset), space = H5Dget_space(dataset), properties = H5Dget_create_plist(dataset);
   const hssize_t count = H5Sget_simple_extent_npoints(space);
@@ -65,7 +73,7 @@ void visit_dataset(hid_t dataset) {
     H5Dget_chunk_info(dataset, space, chunks - 1, offset.data(), &mask, &address, &size);
   }
   const std::size_t size = H5Tget_size(type);
-  if (layout != H5D_VIRTUAL && count > 0 && size > 0 && static_cast<hsize_t>(count) < kSmall / size) {
+  if (worth_reading(type, layout) && count > 0 && size > 0 && static_cast<hsize_t>(count) < kSmall / size) {
     std::vector<char> values(static_cast<std::size_t>(count) * size);
     if (H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()) >= 0) {
       H5Dvlen_reclaim(type, space, H5P_DEFAULT, values.data());

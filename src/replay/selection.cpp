@@ -94,6 +94,8 @@ DumpInfo::Rows judging_rows(const DumpInfo& dump, const SweepOptions& options) {
   return rows;
 }
 
+namespace {
+
 std::vector<Matrix> unchecked_scores(const Scorer& scorer, std::span<const Index> budgets, const LayerView& layer,
                                      ScoringKernels& kernels) {
   if (scorer.traits().depends_on_budget) return scorer.score_each(budgets, layer, kernels);
@@ -102,6 +104,8 @@ std::vector<Matrix> unchecked_scores(const Scorer& scorer, std::span<const Index
   return scores;
 }
 
+}  // namespace
+
 std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, std::span<const Index> budgets,
                                  const LayerView& layer, ScoringKernels& kernels) {
   std::vector<Matrix> scores = unchecked_scores(scorer, budgets, layer, kernels);
@@ -109,11 +113,18 @@ std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, s
   return scores;
 }
 
-LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
-                        ScoringKernels& kernels) {
-  LayerScores result{layer_scores(*policy.scorer, policy.label, budgets, layer, kernels)};
+LayerScores unchecked_score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
+                                  ScoringKernels& kernels) {
+  LayerScores result{unchecked_scores(*policy.scorer, budgets, layer, kernels)};
   if (policy.allocator->traits().needs_preference) result.preference = policy.scorer->preference(layer, kernels);
   if (policy.allocator->traits().needs_residual_norm) result.residual_norm = residual_norm(policy, layer);
+  return result;
+}
+
+LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
+                        ScoringKernels& kernels) {
+  LayerScores result = unchecked_score_layer(policy, budgets, layer, kernels);
+  for (const Matrix& each : result.scores) check_finite(each, layer.layer(), policy.label);
   return result;
 }
 

@@ -15,10 +15,7 @@ DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& pol
 DumpInfo::Rows judging_rows(const DumpInfo& dump, const SweepOptions& options);
 
 /// The scorer's scores of a layer: one for all budgets (tokens per KV head), or one each where they depend on the
-/// budget.
-std::vector<Matrix> unchecked_scores(const Scorer& scorer, std::span<const Index> budgets, const LayerView& layer,
-                                     ScoringKernels& kernels);
-/// The same, finite: throws BackendError, naming `who`, where one is not.
+/// budget. Throws BackendError, naming `who`, where one is not finite.
 std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, std::span<const Index> budgets,
                                  const LayerView& layer, ScoringKernels& kernels);
 
@@ -29,6 +26,9 @@ struct LayerScores {
   double preference = 0;
   double residual_norm = 0;
 };
+LayerScores unchecked_score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
+                                  ScoringKernels& kernels);
+/// The same with finite scores: throws BackendError where one is not.
 LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
                         ScoringKernels& kernels);
 

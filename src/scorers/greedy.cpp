@@ -239,7 +239,8 @@ class Greedy : public Scorer {
 ScorerInfo greedy_info() {
   return {
       .name = "greedy",
-      .summary = "backward elimination by the layer's true output error: what a fixed order could do, though the oracle's can do better",
+      .summary =
+          "backward elimination by the layer's true output error: what a fixed order could do, though the oracle's can do better",
       .paper = "",
       .description =
           "Starting from the whole context, the entry of the layer whose loss would raise ||O_kept - O||_F^2 least, "

@@ -31,8 +31,7 @@ struct PolicyTest {
   void add_layer(Yardsticks& yardsticks, const LayerView& view, ScoringKernels& kernels, const Precision& precision) {
     LayerScores expected = yardsticks.expected_scores(*policy, tokens);
     auto plain = yardsticks.plain_scores(*policy, tokens, precision);
-    LayerScores found{unchecked_scores(*policy->scorer, tokens, view, kernels)};
-    if (policy->allocator->traits().needs_preference) found.preference = policy->scorer->preference(view, kernels);
+    const LayerScores found = unchecked_score_layer(*policy, tokens, view, kernels);
     for (std::size_t order = 0; order < found.scores.size(); ++order) {
       if (!policy->scorer->traits().scores_are_places) {
         assess_scores(found.scores[order], expected, plain, order, *policy, precision, yardsticks.layer(), check);

@@ -48,11 +48,16 @@ class Dump:
         return np.flatnonzero(self.positions >= self.context)
 
 
+def text(value):
+    """An attribute's string, which h5py gives as bytes where its length is fixed."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
 def read_tensor(group, name):
     if name not in group:
         return None
     values = group[name][()]
-    if group[name].attrs.get("dtype") == "bfloat16":
+    if text(group[name].attrs.get("dtype", "")) == "bfloat16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float64)
 

@@ -4,6 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
+import dumps
+
 HEADER = dict(format="laprox-scores", version=1)
 
 
@@ -76,7 +78,8 @@ def test_own_masks_are_kept_as_they_are(laprox, small, tmp_path):
 
 def test_what_cannot_be_swept_is_refused(laprox, small, scores, tmp_path):
     path, _ = scores
-    done = laprox("sweep", small[0], small[0], "--scores", path, "--budget", "12", expect=2)
+    other = dumps.write_dump(tmp_path / "other.h5", context=60, tokens=64, heads=[(2, 1)])
+    done = laprox("sweep", small[0], other, "--scores", path, "--budget", "12", expect=2)
     assert "a file of scores belongs to one dump, found 2" in done.stderr
     done = laprox("sweep", small[0], "--scores", path, path, "--budget", "12", expect=2)
     assert "the policy 'mine' is given twice" in done.stderr
