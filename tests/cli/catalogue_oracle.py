@@ -6,7 +6,6 @@ of the first n context tokens, which compete. The other C - n tokens are kept wh
 
 import h5py
 import numpy as np
-
 import oracle
 
 
@@ -179,7 +178,10 @@ def laprox_of(dump, layer, window, gqa, pool, kernel, pool_stage, sinks):
     prefix = weights.shape[-1]
     weights = weights[:, :, sinks:]
     norms = oracle.value_norms(layer)[:, sinks:prefix]
-    smooth = lambda x, stage: pooled(x, pool, kernel) if stage == pool_stage else x
+
+    def smooth(x, stage):
+        return pooled(x, pool, kernel) if stage == pool_stage else x
+
     if gqa == "frobenius":
         return smooth(joint_norm(layer, weights, sinks), "final")
     if gqa == "mean-product":
@@ -193,7 +195,7 @@ def laprox_of(dump, layer, window, gqa, pool, kernel, pool_stage, sinks):
 
 
 def joint_norm(layer, weights, first=0):
-    """||sum over the group of A_h[:, i] (x) v_i W_O^h||_F: [H_kv, n] of the tokens from `first` on, with the products multiplied out."""
+    """||sum over the group of A_h[:, i] (x) v_i W_O^h||_F: [H_kv, n] of the tokens from `first` on, all products multiplied out."""
     n = weights.shape[-1]
     grouped = weights.reshape(len(layer.k), layer.group, -1, n)
     projected = projected_values(layer)[:, first : first + n].reshape(len(layer.k), layer.group, n, -1)
@@ -227,7 +229,9 @@ def far_energy(dump, layer, far):
     return reduce_group(energy, layer, "sum") / np.maximum(dump.context - far - token, 16)
 
 
-def laprox_r(dump, layer, budget, window=32, sinks=4, pinned=None, over="max", joint=True, pool="max", kernel=21, far=0, far_weight=8.0):
+def laprox_r(
+    dump, layer, budget, window=32, sinks=4, pinned=None, over="max", joint=True, pool="max", kernel=21, far=0, far_weight=8.0
+):
     energy = removal_energy(dump, layer, window, over, joint)
     if far:
         energy = energy + far_weight * far_energy(dump, layer, far)

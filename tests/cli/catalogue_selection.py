@@ -1,26 +1,52 @@
 """Which tokens the published policies keep, given their scores: the budget splits and the policies that pick in their own way.
 
-Everywhere the better score goes first, then the lower layer, head and token. Tables are those of catalogue_oracle: [H_kv, n] for the
-first n tokens; `share` is what a head may keep of them on average.
+Everywhere the better score goes first, then the lower layer, head and token. Tables are those of catalogue_oracle: [H_kv, n] for
+the first n tokens; `share` is what a head may keep of them on average.
 """
 
-import numpy as np
-
 import catalogue_oracle as scorers
+import numpy as np
 import oracle
 
 SCORERS = {
-    "snapkv": scorers.snapkv, "observed-attention": scorers.observed_attention, "tova": scorers.tova, "knorm": scorers.knorm,
-    "keydiff": scorers.keydiff, "criticalkv": scorers.snapkv, "criticaladakv": scorers.snapkv, "defensivekv": scorers.defensivekv,
-    "cake": scorers.cake, "lava": scorers.lava, "lagkv": scorers.lagkv, "cur": scorers.cur, "chunkkv": scorers.snapkv,
-    "obcache": scorers.obcache, "dropkv": scorers.dropkv, "laprox": scorers.laprox, "laprox-r": scorers.laprox_r, "oracle": scorers.judging_oracle,
-    "expected-attention": scorers.expected_attention, "capkv": scorers.capkv,
+    "snapkv": scorers.snapkv,
+    "observed-attention": scorers.observed_attention,
+    "tova": scorers.tova,
+    "knorm": scorers.knorm,
+    "keydiff": scorers.keydiff,
+    "criticalkv": scorers.snapkv,
+    "criticaladakv": scorers.snapkv,
+    "defensivekv": scorers.defensivekv,
+    "cake": scorers.cake,
+    "lava": scorers.lava,
+    "lagkv": scorers.lagkv,
+    "cur": scorers.cur,
+    "chunkkv": scorers.snapkv,
+    "obcache": scorers.obcache,
+    "dropkv": scorers.dropkv,
+    "laprox": scorers.laprox,
+    "laprox-r": scorers.laprox_r,
+    "oracle": scorers.judging_oracle,
+    "expected-attention": scorers.expected_attention,
+    "capkv": scorers.capkv,
 }
-ALIASES = {"adakv": "snapkv+ada", "pyramidkv": "snapkv+pyramid", "layer-defensivekv": "defensivekv+global:normalize=false,hard-window=false",
-           "keydiff-block128": "keydiff:block=128", "laprox-far": "laprox-r:far=64,far-weight=8"}
+ALIASES = {
+    "adakv": "snapkv+ada",
+    "pyramidkv": "snapkv+pyramid",
+    "layer-defensivekv": "defensivekv+global:normalize=false,hard-window=false",
+    "keydiff-block128": "keydiff:block=128",
+    "laprox-far": "laprox-r:far=64,far-weight=8",
+}
 OWN_SPLIT = {"defensivekv": "layer", "cake": "cake", "lava": "lava", "laprox": "global", "laprox-r": "global", "oracle": "global"}
-OF_ALLOCATOR = {"ada": ["floor", "variant", "normalize", "rounding"], "pyramid": ["beta", "variant"], "cake": ["variant"],
-                "lava": ["floor", "variant"], "global": ["normalize"], "head": [], "layer": []}
+OF_ALLOCATOR = {
+    "ada": ["floor", "variant", "normalize", "rounding"],
+    "pyramid": ["beta", "variant"],
+    "cake": ["variant"],
+    "lava": ["floor", "variant"],
+    "global": ["normalize"],
+    "head": [],
+    "layer": [],
+}
 
 
 def parse(policy):
@@ -177,16 +203,16 @@ def pyramid_exact(layers, share, candidates, window, beta):
     """Rounded half up in the first half; mirrored layers add up to twice the share."""
     largest, smallest = pyramid_line(share, share / beta, candidates)
     counts = [share] * layers
-    for l in range(layers // 2):
-        counts[l] = int(np.floor(largest - l * (largest - smallest) / (layers - 1) + 0.5 + 1e-9))
-        counts[layers - 1 - l] = 2 * share - counts[l]
+    for layer in range(layers // 2):
+        counts[layer] = int(np.floor(largest - layer * (largest - smallest) / (layers - 1) + 0.5 + 1e-9))
+        counts[layers - 1 - layer] = 2 * share - counts[layer]
     return counts
 
 
 def pyramid_adakv(layers, share, candidates, window, beta):
     largest, smallest = pyramid_line(share, share // beta, candidates)
     step = (largest - smallest) // (layers - 1)
-    return [largest - l * step for l in range(layers)]
+    return [largest - layer * step for layer in range(layers)]
 
 
 def pyramid_kvcf(layers, share, candidates, window, beta):
@@ -199,7 +225,7 @@ def pyramid_kvpress(layers, share, candidates, window, beta):
     largest, smallest = pyramid_line(budget, budget / beta, candidates)
     if not context >= largest >= smallest >= window:
         return [share] * layers
-    return [round(largest - l * (largest - smallest) / (layers - 1)) - window for l in range(layers)]
+    return [round(largest - layer * (largest - smallest) / (layers - 1)) - window for layer in range(layers)]
 
 
 def cake(tables, share, budget, preferences, variant="exact"):
@@ -207,7 +233,7 @@ def cake(tables, share, budget, preferences, variant="exact"):
     candidates, layers = tables[0].shape[1], len(tables)
     if variant == "cascade":
         seen = [cake_layers(preferences[: m + 1], share * layers, candidates) for m in range(layers)]
-        counts = [min(seen[m][l] for m in range(l, layers)) for l in range(layers)]
+        counts = [min(seen[m][layer] for m in range(layer, layers)) for layer in range(layers)]
     else:
         counts = cake_layers(preferences, share * layers, candidates)
     counts = np.minimum(counts, candidates)

@@ -4,11 +4,10 @@ import os
 import pathlib
 import subprocess
 
-import pytest
-
 import dumps
 import kernels
 import oracle
+import pytest
 
 
 class Laprox:
@@ -26,7 +25,18 @@ class Laprox:
 
     def sweep(self, path, policies, budgets, *options):
         """CSV rows by (policy, budget in tokens, layer)."""
-        done = self("sweep", path, "--policy", ",".join(policies), "--budget", ",".join(map(str, budgets)), "--format", "csv", "--quiet", *options)
+        done = self(
+            "sweep",
+            path,
+            "--policy",
+            ",".join(policies),
+            "--budget",
+            ",".join(map(str, budgets)),
+            "--format",
+            "csv",
+            "--quiet",
+            *options,
+        )
         return {(row["policy"], int(row["budget_tokens"]), row["layer"]): row for row in csv.DictReader(io.StringIO(done.stdout))}
 
 
@@ -43,7 +53,9 @@ def bundled():
 @pytest.fixture(scope="session")
 def feature_dumps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dumps")
-    return {name: dumps.write_dump(folder / f"{name}.h5", seed=i, **shape) for i, (name, shape) in enumerate(dumps.FEATURES.items())}
+    return {
+        name: dumps.write_dump(folder / f"{name}.h5", seed=i, **shape) for i, (name, shape) in enumerate(dumps.FEATURES.items())
+    }
 
 
 @pytest.fixture(scope="session")

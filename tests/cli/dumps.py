@@ -18,8 +18,24 @@ def put(group, name, values, dtype):
         group.create_dataset(name, data=values.astype(dtype), **options)
 
 
-def write_dump(path, context, tokens, heads, head_size=16, value_size=16, model_size=32, dtype="float32", softcap=0.0,
-               sliding_window=0, sinks=False, bias=False, recent_queries=None, scale=None, spread=1.0, seed=0):
+def write_dump(
+    path,
+    context,
+    tokens,
+    heads,
+    head_size=16,
+    value_size=16,
+    model_size=32,
+    dtype="float32",
+    softcap=0.0,
+    sliding_window=0,
+    sinks=False,
+    bias=False,
+    recent_queries=None,
+    scale=None,
+    spread=1.0,
+    seed=0,
+):
     """heads: (query heads, KV heads) of each layer. A sliding window holds in every other layer, as hybrid models have it."""
     rng = np.random.default_rng(seed)
     first = 0 if recent_queries is None else max(0, context - recent_queries)
@@ -35,7 +51,9 @@ def write_dump(path, context, tokens, heads, head_size=16, value_size=16, model_
             put(group, "k", 1.5 * rng.standard_normal((kv_heads, tokens, head_size)), dtype)
             uneven = np.exp(rng.standard_normal((kv_heads, tokens, 1)))
             put(group, "v", uneven * rng.standard_normal((kv_heads, tokens, value_size)), dtype)
-            put(group, "w_o", rng.standard_normal((query_heads * value_size, model_size)) / np.sqrt(query_heads * value_size), dtype)
+            put(
+                group, "w_o", rng.standard_normal((query_heads * value_size, model_size)) / np.sqrt(query_heads * value_size), dtype
+            )
             if sinks:
                 group["sinks"] = (3 * rng.standard_normal(query_heads)).astype("f4")
             group["residual_norms"] = np.exp(rng.standard_normal(tokens - first)) * (i + 1)
@@ -46,13 +64,44 @@ def write_dump(path, context, tokens, heads, head_size=16, value_size=16, model_
 
 FEATURES = {
     "plain": dict(context=100, tokens=110, heads=[(4, 4), (4, 2)]),
-    "float16-sinks-bias-groups-of-3-and-8": dict(context=77, tokens=90, heads=[(6, 2), (3, 1), (8, 1)], head_size=24, value_size=10,
-                                                  model_size=36, dtype="float16", sinks=True, bias=True),
-    "bfloat16-softcap-window-odd-sizes": dict(context=200, tokens=231, heads=[(10, 2), (6, 6)], head_size=7, value_size=9, model_size=20,
-                                              dtype="bfloat16", softcap=5.0, sliding_window=40),
-    "float64-everything": dict(context=300, tokens=305, heads=[(5, 5), (12, 4)], head_size=33, value_size=65, model_size=50,
-                               dtype="float64", sliding_window=90, sinks=True, softcap=20.0, spread=3.0),
-    "few-queries-wide-values": dict(context=64, tokens=200, heads=[(8, 8)], head_size=128, value_size=256, model_size=300, recent_queries=48),
+    "float16-sinks-bias-groups-of-3-and-8": dict(
+        context=77,
+        tokens=90,
+        heads=[(6, 2), (3, 1), (8, 1)],
+        head_size=24,
+        value_size=10,
+        model_size=36,
+        dtype="float16",
+        sinks=True,
+        bias=True,
+    ),
+    "bfloat16-softcap-window-odd-sizes": dict(
+        context=200,
+        tokens=231,
+        heads=[(10, 2), (6, 6)],
+        head_size=7,
+        value_size=9,
+        model_size=20,
+        dtype="bfloat16",
+        softcap=5.0,
+        sliding_window=40,
+    ),
+    "float64-everything": dict(
+        context=300,
+        tokens=305,
+        heads=[(5, 5), (12, 4)],
+        head_size=33,
+        value_size=65,
+        model_size=50,
+        dtype="float64",
+        sliding_window=90,
+        sinks=True,
+        softcap=20.0,
+        spread=3.0,
+    ),
+    "few-queries-wide-values": dict(
+        context=64, tokens=200, heads=[(8, 8)], head_size=128, value_size=256, model_size=300, recent_queries=48
+    ),
     "short-context": dict(context=20, tokens=25, heads=[(2, 1)]),
     "own-scale": dict(context=50, tokens=60, heads=[(2, 2)], scale=0.03),
 }

@@ -4,19 +4,27 @@ They share nothing with the C++ code. A kernel rounds its inputs to the type, co
 (`eager`: rounds every operation's result too, as plain PyTorch does) and rounds its results.
 """
 
+import dumps
 import h5py
 import numpy as np
-
-import dumps
 import oracle
 
 WINDOW = oracle.WINDOW
 
 ADVERSARIAL = ["huge-logits", "negative-rows", "giant-key", "equal-tokens", "cancelling-values"]  # kinds of laprox synth
 
-FAULTS = ["one key swapped", "scale missing", "causal mask one too far", "causal mask one too short", "W_o of the next head",
-          "query heads interleaved over KV heads", "window one too short", "window one too early", "pooling divides by the neighbours",
-          "pooling reaches into the window"]
+FAULTS = [
+    "one key swapped",
+    "scale missing",
+    "causal mask one too far",
+    "causal mask one too short",
+    "W_o of the next head",
+    "query heads interleaved over KV heads",
+    "window one too short",
+    "window one too early",
+    "pooling divides by the neighbours",
+    "pooling reaches into the window",
+]
 
 
 def rounded(values, dtype):
@@ -105,7 +113,9 @@ class Kernel:
 def run(dump, dtype, layers=None, **options):
     """{layer: {dataset: values}}"""
     kernel = Kernel(dump, dtype, **options)
-    return {i: {name: rounded(x, dtype) for name, x in kernel.layer(dump.layers[i]).items()} for i in layers or range(len(dump.layers))}
+    return {
+        i: {name: rounded(x, dtype) for name, x in kernel.layer(dump.layers[i]).items()} for i in layers or range(len(dump.layers))
+    }
 
 
 def laprox_kept(dump, results, allocator, budgets):

@@ -67,9 +67,19 @@ def read_dump(path):
         layers = []
         for i in range(len(file["layers"])):
             group = file[f"layers/{i}"]
-            tensors = {name: read_tensor(group, key) for name, key in dict(q="q", k="k", v="v", w_o="w_o", bias="b_o", sinks="sinks").items()}
+            tensors = {
+                name: read_tensor(group, key)
+                for name, key in dict(q="q", k="k", v="v", w_o="w_o", bias="b_o", sinks="sinks").items()
+            }
             scale = float(group.attrs.get("scale", tensors["q"].shape[-1] ** -0.5))
-            layers.append(Layer(**tensors, scale=scale, softcap=float(group.attrs.get("softcap", 0)), sliding_window=int(group.attrs.get("sliding_window", 0))))
+            layers.append(
+                Layer(
+                    **tensors,
+                    scale=scale,
+                    softcap=float(group.attrs.get("softcap", 0)),
+                    sliding_window=int(group.attrs.get("sliding_window", 0)),
+                )
+            )
         return Dump(int(file.attrs["context_length"]), file["query_positions"][()], layers)
 
 
@@ -159,8 +169,13 @@ def window_scores(dump, scorer):
 
 def top_counts(scores, count):
     """How many of the `count` best of several flattened score tables [heads, P] each head holds."""
-    labels = np.concatenate([np.full(s.size, 0) for s in scores]) if not scores else np.concatenate(
-        [np.repeat(np.arange(len(s)) + sum(len(x) for x in scores[:i]), s.shape[1]) for i, s in enumerate(scores)])
+    labels = (
+        np.concatenate([np.full(s.size, 0) for s in scores])
+        if not scores
+        else np.concatenate(
+            [np.repeat(np.arange(len(s)) + sum(len(x) for x in scores[:i]), s.shape[1]) for i, s in enumerate(scores)]
+        )
+    )
     chosen = labels[best_first(np.concatenate([s.ravel() for s in scores]))[:count]]
     heads = np.bincount(chosen, minlength=sum(len(s) for s in scores))
     return np.split(heads, np.cumsum([len(s) for s in scores])[:-1])
@@ -196,7 +211,11 @@ def kept_masks(dump, policy, budget):
     scorer, _, allocator = policy.partition("+")
     allocator = allocator or ("global" if scorer == "laprox" else "head")
     token = np.arange(dump.context)
-    positional = {"full": token >= 0, "recent": token >= dump.context - budget, "streaming": (token < 4) | (token >= dump.context - (budget - 4))}
+    positional = {
+        "full": token >= 0,
+        "recent": token >= dump.context - budget,
+        "streaming": (token < 4) | (token >= dump.context - (budget - 4)),
+    }
     if scorer in positional:
         return [np.repeat(positional[scorer][None], len(layer.k), 0) for layer in dump.layers]
     if scorer == "h2o":
@@ -224,12 +243,21 @@ def errors(dump, kept, softmax="renormalized", queries="decoded"):
         output, moved = layer_output(layer, exact_heads), layer_output(layer, heads)
         delta, per_query = moved - output, np.linalg.norm(moved - output, axis=1) / np.linalg.norm(output, axis=1)
         cosine = (moved * output).sum(1) / np.linalg.norm(moved, axis=1) / np.linalg.norm(output, axis=1)
-        evicted = (exact * ~wide)
+        evicted = exact * ~wide
         bound = (np.linalg.norm(evicted, axis=1) * value_norms(layer)).sum()
-        layers.append(dict(
-            relative_error=np.linalg.norm(delta) / np.linalg.norm(output), query_error_mean=per_query.mean(),
-            query_error_p95=np.percentile(per_query, 95), query_error_p99=np.percentile(per_query, 99), query_error_max=per_query.max(),
-            cosine_mean=cosine.mean(), cosine_min=cosine.min(), retained_mass=1 - evicted.sum(-1).mean(), bound=bound / np.linalg.norm(output),
-            head_relative_error=np.linalg.norm(heads - exact_heads, axis=(1, 2)) / np.linalg.norm(exact_heads, axis=(1, 2))))
+        layers.append(
+            dict(
+                relative_error=np.linalg.norm(delta) / np.linalg.norm(output),
+                query_error_mean=per_query.mean(),
+                query_error_p95=np.percentile(per_query, 95),
+                query_error_p99=np.percentile(per_query, 99),
+                query_error_max=per_query.max(),
+                cosine_mean=cosine.mean(),
+                cosine_min=cosine.min(),
+                retained_mass=1 - evicted.sum(-1).mean(),
+                bound=bound / np.linalg.norm(output),
+                head_relative_error=np.linalg.norm(heads - exact_heads, axis=(1, 2)) / np.linalg.norm(exact_heads, axis=(1, 2)),
+            )
+        )
         error, norm = error + (delta**2).sum(), norm + (output**2).sum()
     return layers, np.sqrt(error / norm)

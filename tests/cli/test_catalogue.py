@@ -39,7 +39,10 @@ def test_the_whole_catalogue_sweeps_the_bundled_dump(laprox, bundled):
     assert len(rows) == 4 * len(everything)
     for (policy, budget), row in rows.items():
         assert policy == "full" or row["kept_pairs"] == 16 * row["budget_tokens"], policy
-    error = lambda policy: [rows[policy, budget]["relative_error"] for budget in BUDGETS.split(",")]
+
+    def error(policy):
+        return [rows[policy, budget]["relative_error"] for budget in BUDGETS.split(",")]
+
     deployable = [policy for policy in everything if policy not in ("full", "oracle", "greedy")]
     for best in ("oracle", "greedy"):
         assert all(all(mine < other for mine, other in zip(error(best), error(policy))) for policy in deployable)
@@ -61,7 +64,10 @@ def test_policies_that_keep_the_same_entries_are_said_to(laprox, bundled, tmp_pa
 
 def test_an_oracle_takes_part_in_no_comparison(laprox, bundled):
     text = laprox("sweep", bundled, "--policy", "recent,snapkv,oracle", "--budget", "205").stdout
-    row = lambda name: next(line for line in text.splitlines() if line.startswith(name))
+
+    def row(name):
+        return next(line for line in text.splitlines() if line.startswith(name))
+
     assert "0.288516*" in row("snapkv") and "*" not in row("oracle") and "does not compete: oracle" in text
 
 

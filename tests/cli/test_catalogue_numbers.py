@@ -1,46 +1,106 @@
-"""What every policy of the catalogue scores and keeps, against the independent float64 implementation, on dumps with awkward shapes."""
-
-import h5py
-import numpy as np
-import pytest
+"""What every policy of the catalogue scores and keeps, against the independent float64 implementation, on awkward shapes."""
 
 import catalogue_oracle
 import catalogue_selection
 import dumps
+import h5py
+import numpy as np
+import pytest
 
 SMALL = "window=8,kernel=5"
 ANY_DUMP = [
-    "tova", "tova:force-last=true", "knorm", "knorm:skip-layers=1", "keydiff", "keydiff:block=7", "keydiff-block128",
-    f"snapkv:{SMALL}", f"snapkv:{SMALL},pool=avg", f"snapkv:{SMALL},gqa=max,order=pool-first",
-    f"adakv:{SMALL}", f"adakv:{SMALL},rounding=official", f"adakv:{SMALL},variant=kvpress,floor=0.5", f"adakv:{SMALL},variant=fork",
+    "tova",
+    "tova:force-last=true",
+    "knorm",
+    "knorm:skip-layers=1",
+    "keydiff",
+    "keydiff:block=7",
+    "keydiff-block128",
+    f"snapkv:{SMALL}",
+    f"snapkv:{SMALL},pool=avg",
+    f"snapkv:{SMALL},gqa=max,order=pool-first",
+    f"adakv:{SMALL}",
+    f"adakv:{SMALL},rounding=official",
+    f"adakv:{SMALL},variant=kvpress,floor=0.5",
+    f"adakv:{SMALL},variant=fork",
     f"adakv:{SMALL},normalize=true",
-    f"criticalkv:{SMALL}", f"criticalkv:{SMALL},variant=kvpress", f"criticaladakv:{SMALL}", f"criticaladakv:{SMALL},hard-window=true",
+    f"criticalkv:{SMALL}",
+    f"criticalkv:{SMALL},variant=kvpress",
+    f"criticaladakv:{SMALL}",
+    f"criticaladakv:{SMALL},hard-window=true",
     f"criticaladakv:{SMALL},safeguard=0.6",
-    f"defensivekv:{SMALL}", f"defensivekv:{SMALL},bias=window", f"layer-defensivekv:{SMALL}", f"layer-defensivekv:{SMALL},bias=window",
-    "lagkv:lag=10,sinks=3", "lagkv:lag=7,cross-scoring=true", "lagkv",
-    "cur", "cur:leverage=key,block=7", "cur:leverage=value,sinks=2", "cur:leverage=average",
-    f"chunkkv:{SMALL},chunk=6", f"chunkkv:{SMALL},chunk=9,variant=kvpress", f"chunkkv:{SMALL}",
-    f"obcache:{SMALL}", f"obcache:{SMALL},score=value", f"obcache:{SMALL},score=key,gqa=mean",
-    f"dropkv:{SMALL}", f"dropkv:{SMALL},order=pool-first", f"laprox+layer:{SMALL}", "oracle",
-    f"laprox:{SMALL},sinks=3", f"laprox:{SMALL},sinks=3,gqa=frobenius,pool-stage=final", f"laprox:{SMALL},normalize=residual",
-    f"laprox-r:{SMALL}", f"laprox-r:{SMALL},normalize=false", f"laprox-r:{SMALL},over=sum,pool=avg,sinks=2,pinned=5",
-    f"laprox-r+layer:{SMALL},joint=false,pool=none", f"snapkv+global:{SMALL},normalize=residual", "knorm+global:normalize=residual",
-] + [f"laprox:{SMALL},gqa={gqa},pool-stage={stage}" for gqa in ("mean-product", "mean-norms", "mean-attn", "frobenius")
-     for stage in ("attn", "final", "none") if (gqa, stage) != ("frobenius", "attn")]
-ALL_QUERIES = [f"laprox-far:{SMALL}", f"laprox-r:{SMALL},far=3,far-weight=0.5", "observed-attention", "expected-attention", "expected-attention:future=9,sinks=2,covariance=false,epsilon=0.01",
-               "expected-attention:value-norm=false", "expected-attention+ada:variant=kvpress,epsilon=0.01", "capkv", "capkv:future=5,tau=2,sinks=1"]
+    f"defensivekv:{SMALL}",
+    f"defensivekv:{SMALL},bias=window",
+    f"layer-defensivekv:{SMALL}",
+    f"layer-defensivekv:{SMALL},bias=window",
+    "lagkv:lag=10,sinks=3",
+    "lagkv:lag=7,cross-scoring=true",
+    "lagkv",
+    "cur",
+    "cur:leverage=key,block=7",
+    "cur:leverage=value,sinks=2",
+    "cur:leverage=average",
+    f"chunkkv:{SMALL},chunk=6",
+    f"chunkkv:{SMALL},chunk=9,variant=kvpress",
+    f"chunkkv:{SMALL}",
+    f"obcache:{SMALL}",
+    f"obcache:{SMALL},score=value",
+    f"obcache:{SMALL},score=key,gqa=mean",
+    f"dropkv:{SMALL}",
+    f"dropkv:{SMALL},order=pool-first",
+    f"laprox+layer:{SMALL}",
+    "oracle",
+    f"laprox:{SMALL},sinks=3",
+    f"laprox:{SMALL},sinks=3,gqa=frobenius,pool-stage=final",
+    f"laprox:{SMALL},normalize=residual",
+    f"laprox-r:{SMALL}",
+    f"laprox-r:{SMALL},normalize=false",
+    f"laprox-r:{SMALL},over=sum,pool=avg,sinks=2,pinned=5",
+    f"laprox-r+layer:{SMALL},joint=false,pool=none",
+    f"snapkv+global:{SMALL},normalize=residual",
+    "knorm+global:normalize=residual",
+] + [
+    f"laprox:{SMALL},gqa={gqa},pool-stage={stage}"
+    for gqa in ("mean-product", "mean-norms", "mean-attn", "frobenius")
+    for stage in ("attn", "final", "none")
+    if (gqa, stage) != ("frobenius", "attn")
+]
+ALL_QUERIES = [
+    f"laprox-far:{SMALL}",
+    f"laprox-r:{SMALL},far=3,far-weight=0.5",
+    "observed-attention",
+    "expected-attention",
+    "expected-attention:future=9,sinks=2,covariance=false,epsilon=0.01",
+    "expected-attention:value-norm=false",
+    "expected-attention+ada:variant=kvpress,epsilon=0.01",
+    "capkv",
+    "capkv:future=5,tau=2,sinks=1",
+]
 EQUAL_HEADS = [
-    f"pyramidkv:{SMALL}", f"pyramidkv:{SMALL},beta=3", f"pyramidkv:{SMALL},variant=kvcf", f"pyramidkv:{SMALL},variant=adakv",
-    f"pyramidkv:{SMALL},variant=kvpress", f"pyramidkv:{SMALL},variant=kvpress,beta=3",
-    f"cake:{SMALL}", f"cake:{SMALL},tau1=1.6,tau2=0.4", f"cake:{SMALL},variant=published", f"cake:{SMALL},variant=cascade",
-    f"lava:{SMALL}", f"lava:{SMALL},variant=rounded", f"lava:{SMALL},variant=code",
+    f"pyramidkv:{SMALL}",
+    f"pyramidkv:{SMALL},beta=3",
+    f"pyramidkv:{SMALL},variant=kvcf",
+    f"pyramidkv:{SMALL},variant=adakv",
+    f"pyramidkv:{SMALL},variant=kvpress",
+    f"pyramidkv:{SMALL},variant=kvpress,beta=3",
+    f"cake:{SMALL}",
+    f"cake:{SMALL},tau1=1.6,tau2=0.4",
+    f"cake:{SMALL},variant=published",
+    f"cake:{SMALL},variant=cascade",
+    f"lava:{SMALL}",
+    f"lava:{SMALL},variant=rounded",
+    f"lava:{SMALL},variant=code",
 ]
 # Their file holds an order in the place of scores: two scores make them, or the path of a cache.
 NO_PLAIN_SCORE = ("criticalkv", "criticaladakv", "chunkkv", "keydiff:block", "keydiff-block")
 
 # Published rules for layers assume that all have as many heads; here the layers' attention is of unequal sharpness.
-EQUAL = {"plain": [(4, 2)] * 5, "float16-sinks-bias-groups-of-3-and-8": [(6, 2)] * 4, "bfloat16-softcap-window-odd-sizes": [(10, 2)] * 3,
-         "float64-everything": [(12, 4)] * 2}
+EQUAL = {
+    "plain": [(4, 2)] * 5,
+    "float16-sinks-bias-groups-of-3-and-8": [(6, 2)] * 4,
+    "bfloat16-softcap-window-odd-sizes": [(10, 2)] * 3,
+    "float64-everything": [(12, 4)] * 2,
+}
 SHARPNESS = [1.0, 0.3, 2.0, 0.1, 0.6]
 SHAPES = dumps.FEATURES | {f"{name}, equal heads": dumps.FEATURES[name] | dict(heads=heads) for name, heads in EQUAL.items()}
 
@@ -93,15 +153,32 @@ def catalogue_dumps(tmp_path_factory):
 def written(laprox, expected, policy, budgets, backend, folder):
     """Scores per layer, and kept masks [budget][layer], as `laprox score` writes them."""
     path = folder / "scores.h5"
-    laprox("score", expected.path, "--policy", policy, "--budget", ",".join(map(str, budgets)), "--backend", backend, "-o", path, "--force", "--quiet")
+    laprox(
+        "score",
+        expected.path,
+        "--policy",
+        policy,
+        "--budget",
+        ",".join(map(str, budgets)),
+        "--backend",
+        backend,
+        "-o",
+        path,
+        "--force",
+        "--quiet",
+    )
     with h5py.File(path) as file:
         layers = [file[f"layers/{i}"] for i in range(len(expected.dump.layers))]
-        return [layer["scores"][()] for layer in layers], [[layer["kept"][b].astype(bool) for layer in layers] for b in range(len(budgets))]
+        return [layer["scores"][()] for layer in layers], [
+            [layer["kept"][b].astype(bool) for layer in layers] for b in range(len(budgets))
+        ]
 
 
 def competing(found, tables):
     """The written scores and the expected ones, of those tokens that compete; an infinite score is a sink's."""
-    return [(mine[:, : table.shape[1]][:, np.isfinite(table[0])], table[:, np.isfinite(table[0])]) for mine, table in zip(found, tables)]
+    return [
+        (mine[:, : table.shape[1]][:, np.isfinite(table[0])], table[:, np.isfinite(table[0])]) for mine, table in zip(found, tables)
+    ]
 
 
 @pytest.mark.parametrize("name", dumps.FEATURES)
@@ -113,7 +190,9 @@ def test_scores_equal_the_independent_implementation(laprox, catalogue_dumps, tm
         budgets = expected.budgets[1:2] if "defensivekv" in policy else expected.budgets
         scores, kept = written(laprox, expected, policy, budgets, "reference", tmp_path)
         for i, (mine, table) in enumerate(competing(scores, expected.scores(policy, budgets[0]))):
-            np.testing.assert_allclose(mine, table, rtol=REFERENCE, atol=1e-12 * np.abs(table).max(), err_msg=f"{policy}, layer {i}")
+            np.testing.assert_allclose(
+                mine, table, rtol=REFERENCE, atol=1e-12 * np.abs(table).max(), err_msg=f"{policy}, layer {i}"
+            )
         for budget, masks in zip(budgets, kept):
             for i, mask in enumerate(expected.kept(policy, budget)):
                 np.testing.assert_array_equal(masks[i], mask, err_msg=f"{policy} at {budget}, layer {i}")

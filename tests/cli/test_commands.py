@@ -5,13 +5,12 @@ import hashlib
 import io
 import json
 
+import dumps
 import h5py
 import numpy as np
+import oracle
 import pytest
 import xarray
-
-import dumps
-import oracle
 
 SUBCOMMANDS = ["inspect", "policies", "sweep", "score", "report", "verify", "synth"]
 
@@ -55,13 +54,18 @@ def test_inspect_proves_the_bundled_dump(laprox, bundled):
 @pytest.mark.parametrize("feature", ["softcap", "sliding_window", "sinks", "scale", "w_o"])
 def test_the_self_check_notices_a_dump_that_is_not_what_the_model_computed(laprox, tmp_path, feature):
     """The exact output of a dump with a feature, stored as `output`, no longer fits once the feature is changed in the file."""
-    path = dumps.write_dump(tmp_path / "dump.h5", context=60, tokens=64, heads=[(4, 2)], softcap=2.0, sliding_window=20, sinks=True, bias=True)
+    path = dumps.write_dump(
+        tmp_path / "dump.h5", context=60, tokens=64, heads=[(4, 2)], softcap=2.0, sliding_window=20, sinks=True, bias=True
+    )
     dump = oracle.read_dump(path)
     layer, rows = dump.layers[0], dump.decoded
     output = oracle.layer_output(layer, oracle.head_outputs(layer, oracle.attention(layer, rows, dump.positions)))
     with h5py.File(path, "r+") as file:
         file["output_positions"], file["layers/0/output"] = dump.positions[rows], output
-    error = lambda expect: json.loads(laprox("inspect", path, "--format", "json", expect=expect).stdout)[0]["layers"][0]["output_error"]
+
+    def error(expect):
+        return json.loads(laprox("inspect", path, "--format", "json", expect=expect).stdout)[0]["layers"][0]["output_error"]
+
     assert error(0) < 1e-6
     with h5py.File(path, "r+") as file:
         group = file["layers/0"]
@@ -77,7 +81,10 @@ def test_the_self_check_notices_a_dump_that_is_not_what_the_model_computed(lapro
 
 def test_the_table_marks_the_best_policy_of_each_budget(laprox, bundled):
     lines = laprox("sweep", bundled, "--policy", "full,recent,laprox+layer", "--budget", "51,410").stdout.splitlines()
-    row = lambda name: next(line for line in lines if line.startswith(name))
+
+    def row(name):
+        return next(line for line in lines if line.startswith(name))
+
     assert "0.493314*" in row("recent") and "0.280425*" not in row("recent")
     assert "0.084610*" in row("laprox+layer") and "*" not in row("full")
 
@@ -85,7 +92,19 @@ def test_the_table_marks_the_best_policy_of_each_budget(laprox, bundled):
 def test_a_report_prints_what_the_sweep_printed(laprox, bundled, tmp_path):
     report = tmp_path / "report.h5"
     for output in ("csv", "table", "json"):
-        swept = laprox("sweep", bundled, "--policy", "snapkv,laprox:gqa=frobenius,pool=max", "--budget", "5%,128", "-o", report, "--force", "--format", output)
+        swept = laprox(
+            "sweep",
+            bundled,
+            "--policy",
+            "snapkv,laprox:gqa=frobenius,pool=max",
+            "--budget",
+            "5%,128",
+            "-o",
+            report,
+            "--force",
+            "--format",
+            output,
+        )
         assert laprox("report", report, "--format", output).stdout == swept.stdout
     rows = json.loads(laprox("report", report, "--format", "json").stdout)["rows"]
     assert len(rows) == 2 * 2 * 9 and rows[-1]["layer"] == "model"
@@ -95,7 +114,9 @@ def test_a_report_prints_what_the_sweep_printed(laprox, bundled, tmp_path):
 
 def test_a_report_has_named_dimensions_and_provenance(laprox, bundled, tmp_path):
     path = tmp_path / "report.h5"
-    laprox("sweep", bundled, "--policy", "snapkv,laprox", "--budget", "5%,128", "-o", path, "--softmax", "truncated", "--threads", 1)
+    laprox(
+        "sweep", bundled, "--policy", "snapkv,laprox", "--budget", "5%,128", "-o", path, "--softmax", "truncated", "--threads", 1
+    )
     with xarray.open_dataset(path, engine="h5netcdf") as report:
         assert report.relative_error.dims == ("dump", "policy", "budget", "layer")
         assert report.kept_count.dims == ("dump", "policy", "budget", "layer", "kv_head")
@@ -103,7 +124,9 @@ def test_a_report_has_named_dimensions_and_provenance(laprox, bundled, tmp_path)
         assert list(report.policy.values) == ["snapkv", "laprox"] and list(report.budget.values) == ["5%", "128"]
         assert report.budget_tokens.values.tolist() == [[51, 128]]
         assert (report.bound >= report.relative_error).all()
-        assert report.policy_spec.values[1].startswith("laprox+global:window=32,gqa=mean-product,pool=avg,kernel=7,sinks=0,pool-stage=attn,normalize=true")
+        assert report.policy_spec.values[1].startswith(
+            "laprox+global:window=32,gqa=mean-product,pool=avg,kernel=7,sinks=0,pool-stage=attn,normalize=true"
+        )
         assert report.attrs["softmax"] == "truncated" and report.attrs["threads"] == "1" and report.attrs["backend"] == "cpu"
         assert {"tool_version", "git_commit", "device", "queries"} <= set(report.attrs)
         assert report.dump_sha256.values[0] == hashlib.sha256(bundled.read_bytes()).hexdigest()
@@ -132,15 +155,26 @@ def test_the_plan_is_printed_before_the_work(laprox, bundled):
 
 def test_a_configuration_file_gives_the_options(laprox, bundled, tmp_path):
     config = tmp_path / "sweep.toml"
-    config.write_text(f'[sweep]\ndumps = ["{bundled}"]\npolicy = ["recent", "laprox:gqa=frobenius,pool=max"]\nbudget = ["64", "5%"]\nformat = "csv"\n')
+    config.write_text(
+        f'[sweep]\ndumps = ["{bundled}"]\npolicy = ["recent", "laprox:gqa=frobenius,pool=max"]\n'
+        'budget = ["64", "5%"]\nformat = "csv"\n'
+    )
     with_config = laprox("sweep", "--config", config).stdout
-    assert with_config == laprox("sweep", bundled, "--policy", "recent,laprox:gqa=frobenius,pool=max", "--budget", "64,5%", "--format", "csv").stdout
+    assert (
+        with_config
+        == laprox(
+            "sweep", bundled, "--policy", "recent,laprox:gqa=frobenius,pool=max", "--budget", "64,5%", "--format", "csv"
+        ).stdout
+    )
 
 
 def test_names_of_policies_and_options_are_forgiving(laprox, bundled):
     spelled = "laprox:gqa=mean_product,pool_stage=attn"
     rows = laprox.sweep(bundled, ["recent", spelled], [64])
-    assert rows[spelled, 64, "model"]["relative_error"] == laprox.sweep(bundled, ["laprox"], [64])["laprox", 64, "model"]["relative_error"]
+    assert (
+        rows[spelled, 64, "model"]["relative_error"]
+        == laprox.sweep(bundled, ["laprox"], [64])["laprox", 64, "model"]["relative_error"]
+    )
 
 
 def test_a_budget_in_bytes(laprox, bundled):
@@ -192,7 +226,9 @@ def test_synthetic_dumps_are_the_same_bytes_again(laprox, tmp_path):
     assert norms == ["24a8a4bbde7f01e6ff3a93aa90c9241aff5a50cf7019a1a590605f953b4e196e"] * 2
 
 
-@pytest.mark.parametrize("preset", ["llama-3.1-8b", "qwen3-8b", "mistral-7b", "gpt-oss-20b", "gemma-2-9b", "deepseek-v2-lite", "tiny"])
+@pytest.mark.parametrize(
+    "preset", ["llama-3.1-8b", "qwen3-8b", "mistral-7b", "gpt-oss-20b", "gemma-2-9b", "deepseek-v2-lite", "tiny"]
+)
 def test_presets_give_dumps_that_can_be_swept(laprox, tmp_path, preset):
     path = tmp_path / "dump.h5"
     laprox("synth", "-o", path, "--preset", preset, "--tokens", 150, "--decode", 4, "--layers", 2, "--model-size", 64, "--quiet")

@@ -7,13 +7,21 @@ import os
 import shutil
 import subprocess
 
+import dumps
 import h5py
 import numpy as np
 import pytest
 
-import dumps
-
-FIGURES = ["relative_error", "query_error_mean", "query_error_p95", "query_error_max", "cosine_mean", "cosine_min", "retained_mass", "mean_error"]
+FIGURES = [
+    "relative_error",
+    "query_error_mean",
+    "query_error_p95",
+    "query_error_max",
+    "cosine_mean",
+    "cosine_min",
+    "retained_mass",
+    "mean_error",
+]
 
 
 def agree(fast, exact):
@@ -44,8 +52,10 @@ def test_cosines_where_a_sink_takes_nearly_all_weight(laprox, tmp_path, queries,
         for layer in file["layers"].values():
             layer["sinks"] = np.full(layer["q"].shape[0], 12.0, "f4")
     options = ["--queries", queries, "--window", 16, "--softmax", softmax]
-    agree(laprox.sweep(path, ["random", "streaming:sinks=1"], [2, 5], *options),
-          laprox.sweep(path, ["random", "streaming:sinks=1"], [2, 5], *options, "--backend", "reference"))
+    agree(
+        laprox.sweep(path, ["random", "streaming:sinks=1"], [2, 5], *options),
+        laprox.sweep(path, ["random", "streaming:sinks=1"], [2, 5], *options, "--backend", "reference"),
+    )
 
 
 def drop_norms(path):
@@ -63,7 +73,10 @@ def add_norms(path, scale=1.0):
 def test_residual_error_is_relative_to_the_stream(laprox, tmp_path):
     path = dumps.write_dump(tmp_path / "dump.h5", context=60, tokens=70, heads=[(4, 2), (2, 2)], seed=3)
     drop_norms(path)
-    assert "residual_norms" in laprox("sweep", path, "--policy", "random", "--budget", 9, "--metric", "residual-error", expect=2).stderr
+    assert (
+        "residual_norms"
+        in laprox("sweep", path, "--policy", "random", "--budget", 9, "--metric", "residual-error", expect=2).stderr
+    )
     add_norms(path)
     one = laprox.sweep(path, ["random"], [9])
     layers = [float(one["random", 9, i]["residual_error"]) for i in "01"]
@@ -101,7 +114,7 @@ def test_six_dumps_are_compared_in_pairs(laprox, tmp_path):
 
 
 def test_the_same_dump_twice_is_refused(laprox, tmp_path):
-    path, = several(tmp_path, 1)
+    (path,) = several(tmp_path, 1)
     copy = shutil.copy(path, tmp_path / "copy.h5")
     for other in (path, copy):
         assert "two samples" in laprox("sweep", path, other, "--policy", "h2o", "--budget", 12, expect=2).stderr

@@ -142,7 +142,8 @@ def test_datasets_that_nobody_reads_are_refused(laprox, dump, name, meant):
 
 
 @pytest.mark.parametrize(
-    "name, meant", [("softmax_scale", "scale"), ("logit_softcapping", "softcap"), ("sliding_windows", "sliding_window"), ("scal", "scale")]
+    "name, meant",
+    [("softmax_scale", "scale"), ("logit_softcapping", "softcap"), ("sliding_windows", "sliding_window"), ("scal", "scale")],
 )
 def test_attributes_that_are_nearly_known_are_refused(laprox, dump, name, meant):
     with h5py.File(dump, "r+") as file:
@@ -211,7 +212,9 @@ def report(laprox, dump, tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", ["model_relative_error", "relative_error", "kept_count", "budget_tokens", "policy", "dump_sha256", "layer"])
+@pytest.mark.parametrize(
+    "name", ["model_relative_error", "relative_error", "kept_count", "budget_tokens", "policy", "dump_sha256", "layer"]
+)
 @pytest.mark.parametrize("fault", ["missing", "scalar", "text"])
 def test_reports_with_parts_missing_or_of_another_kind_are_refused(laprox, report, name, fault):
     with h5py.File(report, "r+") as file:

@@ -2,15 +2,23 @@
 
 import math
 
+import dumps
 import h5py
 import numpy as np
+import oracle
 import pytest
 
-import dumps
-import oracle
-
 POLICIES = ["full", "recent", "streaming", "h2o", "snapkv", "snapkv+ada", "laprox+head", "laprox+layer", "laprox", "laprox+ada"]
-LAYER_FIGURES = ["relative_error", "query_error_mean", "query_error_p95", "query_error_p99", "query_error_max", "cosine_mean", "cosine_min", "retained_mass"]
+LAYER_FIGURES = [
+    "relative_error",
+    "query_error_mean",
+    "query_error_p95",
+    "query_error_p99",
+    "query_error_max",
+    "cosine_mean",
+    "cosine_min",
+    "retained_mass",
+]
 
 # Pooled relative errors on the bundled dump, from an independent float64 implementation.
 PUBLISHED = {
@@ -40,7 +48,9 @@ def test_the_bundled_dump_gives_the_published_table(laprox, bundled):
     rows = laprox.sweep(bundled, PUBLISHED, [51, 102, 205, 410])
     for policy, expected in PUBLISHED.items():
         for budget, error in zip([51, 102, 205, 410], expected):
-            assert close(rows[policy, budget, "model"]["relative_error"], error, 1e-4 if error < 0.05 else 1e-5, 1e-6 if error else 0), policy
+            assert close(
+                rows[policy, budget, "model"]["relative_error"], error, 1e-4 if error < 0.05 else 1e-5, 1e-6 if error else 0
+            ), policy
 
 
 def compare_cell(rows, dump, policy, budget, softmax, queries, backend):
@@ -67,7 +77,9 @@ def test_every_figure_equals_the_independent_implementation(laprox, feature_dump
     policies = [policy for policy in POLICIES if policy != "h2o" or "few-queries" not in name]
     for softmax in ("renormalized", "truncated"):
         for queries in ("decoded", "window"):
-            rows = laprox.sweep(feature_dumps[name], policies, budgets, "--backend", backend, "--softmax", softmax, "--queries", queries)
+            rows = laprox.sweep(
+                feature_dumps[name], policies, budgets, "--backend", backend, "--softmax", softmax, "--queries", queries
+            )
             for policy in policies:
                 for budget in budgets:
                     compare_cell(rows, dump, policy, budget, softmax, queries, backend)
@@ -84,7 +96,9 @@ def test_the_kept_tokens_in_a_report_are_those_of_the_independent_implementation
                 for i, mask in enumerate(oracle.kept_masks(dump, policy, budget)):
                     for head, row in enumerate(mask):
                         start, count = file["kept/start"][0, p, b, i, head], file["kept_count"][0, p, b, i, head]
-                        assert (file["kept/tokens"][start : start + count] == np.flatnonzero(row)).all(), f"{policy} at {budget}, layer {i}, head {head}"
+                        assert (file["kept/tokens"][start : start + count] == np.flatnonzero(row)).all(), (
+                            f"{policy} at {budget}, layer {i}, head {head}"
+                        )
 
 
 def test_errors_of_heads_before_the_projection(laprox, feature_dumps, tmp_path):
@@ -100,12 +114,16 @@ def test_errors_of_heads_before_the_projection(laprox, feature_dumps, tmp_path):
 
 
 def test_results_do_not_depend_on_the_number_of_threads(laprox, bundled):
-    one, two = (laprox.sweep(bundled, ["h2o", "snapkv+ada", "laprox", "laprox:gqa=frobenius"], [51, 205], "--threads", n) for n in (1, 2))
+    one, two = (
+        laprox.sweep(bundled, ["h2o", "snapkv+ada", "laprox", "laprox:gqa=frobenius"], [51, 205], "--threads", n) for n in (1, 2)
+    )
     assert one == two
 
 
 def test_the_paper_bound_holds_on_the_window(laprox, bundled):
-    rows = laprox.sweep(bundled, ["random", "recent", "snapkv", "laprox"], [51, 410], "--queries", "window", "--softmax", "truncated")
+    rows = laprox.sweep(
+        bundled, ["random", "recent", "snapkv", "laprox"], [51, 410], "--queries", "window", "--softmax", "truncated"
+    )
     layers = [row for key, row in rows.items() if key[2] != "model"]
     assert len(layers) == 4 * 2 * 8
     for row in layers:

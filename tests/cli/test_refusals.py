@@ -1,10 +1,9 @@
 """Bad input: the right exit code, a message that names file, object, expectation and find, and no file destroyed."""
 
+import dumps
 import h5py
 import numpy as np
 import pytest
-
-import dumps
 
 
 def replace(file, name, values):
@@ -46,7 +45,10 @@ BROKEN = {
     "a layer that is no number": (lambda f: f.move("layers/1", "layers/x"), ["/layers", "'x'"]),
     "a layer that is a dataset": (lambda f: replace(f, "layers/1", np.zeros(3)), ["/layers/1", "a group"]),
     "no keys": (lambda f: f.__delitem__("layers/1/k"), ["/layers/1/k", "nothing"]),
-    "keys that are a group": (lambda f: [f.__delitem__("layers/1/k"), f.create_group("layers/1/k")], ["/layers/1/k", "a dataset", "a group"]),
+    "keys that are a group": (
+        lambda f: [f.__delitem__("layers/1/k"), f.create_group("layers/1/k")],
+        ["/layers/1/k", "a dataset", "a group"],
+    ),
     "a link to nowhere": (lambda f: replace(f, "layers/1/v", h5py.SoftLink("/nowhere")), ["/layers/1/v", "nothing"]),
     "integers": (lambda f: replace(f, "layers/1/q", np.zeros((4, 48, 8), "i4")), ["/layers/1/q", "float16", "32-bit integer"]),
     "bfloat16 bits without the mark": (lambda f: replace(f, "layers/1/q", np.zeros((4, 48, 8), "u2")), ["/layers/1/q", "bfloat16"]),
@@ -59,9 +61,15 @@ BROKEN = {
     "keys of another size": (lambda f: shorten(f, "layers/1/k"), ["/layers/1/k", "[2, 48, 7]"]),
     "keys of another length": (lambda f: replace(f, "layers/1/k", np.zeros((2, 40, 8), "f4")), ["/layers/1/k", "[2, 40, 8]"]),
     "values of no size": (lambda f: replace(f, "layers/1/v", np.zeros((2, 48, 0), "f4")), ["/layers/1/v", "[2, 48, 0]"]),
-    "heads that do not divide": (lambda f: [replace(f, f"layers/1/{n}", np.zeros((3, 48, 8), "f4")) for n in "kv"], ["/layers/1", "multiple", "H_kv = 3"]),
+    "heads that do not divide": (
+        lambda f: [replace(f, f"layers/1/{n}", np.zeros((3, 48, 8), "f4")) for n in "kv"],
+        ["/layers/1", "multiple", "H_kv = 3"],
+    ),
     "a transposed projection": (lambda f: replace(f, "layers/1/w_o", np.zeros((16, 32), "f4")), ["/layers/1/w_o", "[16, 32]"]),
-    "a projection that is too wide": (lambda f: replace(f, "layers/1/w_o", np.zeros((32, 17), "f4")), ["/layers/1/w_o", "[32, 17]"]),
+    "a projection that is too wide": (
+        lambda f: replace(f, "layers/1/w_o", np.zeros((32, 17), "f4")),
+        ["/layers/1/w_o", "[32, 17]"],
+    ),
     "a bias of another size": (lambda f: f.__setitem__("layers/1/b_o", np.zeros(15)), ["/layers/1/b_o", "[15]"]),
     "too few sinks": (lambda f: f.__setitem__("layers/1/sinks", np.zeros(3)), ["/layers/1/sinks", "[3]"]),
     "an infinite sink": (lambda f: f.__setitem__("layers/1/sinks", np.full(4, np.inf)), ["/layers/1/sinks", "finite", "inf"]),
@@ -75,16 +83,31 @@ BROKEN = {
     "a position twice": (lambda f: move_query(f, 1, 0), ["/query_positions", "ascending"]),
     "a position beyond the tokens": (lambda f: move_query(f, 47, 99), ["/query_positions", "99"]),
     "positions that are no integers": (lambda f: replace(f, "query_positions", np.arange(48.0)), ["/query_positions", "int64"]),
-    "an output without positions": (lambda f: f.__setitem__("layers/0/output", np.zeros((2, 16))), ["/output_positions", "nothing"]),
+    "an output without positions": (
+        lambda f: f.__setitem__("layers/0/output", np.zeros((2, 16))),
+        ["/output_positions", "nothing"],
+    ),
     "output positions that are no queries": (lambda f: f.__setitem__("output_positions", np.array([3, 48])), ["/output_positions"]),
-    "an output of another size": (lambda f: [f.__setitem__("output_positions", np.array([3])), f.__setitem__("layers/0/output", np.zeros((1, 9)))], ["/layers/0/output", "[1, 9]"]),
-    "more RoPE frequencies than pairs of channels": (lambda f: f.__setitem__("layers/1/rope_inv_freq", np.ones(5)), ["/layers/1/rope_inv_freq", "d / 2 = 4", "found 5"]),
-    "NaN among RoPE frequencies": (lambda f: f.__setitem__("layers/1/rope_inv_freq", np.full(4, np.nan)), ["/layers/1/rope_inv_freq", "finite", "nan"]),
+    "an output of another size": (
+        lambda f: [f.__setitem__("output_positions", np.array([3])), f.__setitem__("layers/0/output", np.zeros((1, 9)))],
+        ["/layers/0/output", "[1, 9]"],
+    ),
+    "more RoPE frequencies than pairs of channels": (
+        lambda f: f.__setitem__("layers/1/rope_inv_freq", np.ones(5)),
+        ["/layers/1/rope_inv_freq", "d / 2 = 4", "found 5"],
+    ),
+    "NaN among RoPE frequencies": (
+        lambda f: f.__setitem__("layers/1/rope_inv_freq", np.full(4, np.nan)),
+        ["/layers/1/rope_inv_freq", "finite", "nan"],
+    ),
     "scale 0": (lambda f: f["layers/1"].attrs.__setitem__("scale", 0.0), ["/layers/1", "scale", "found 0"]),
     "scale NaN": (lambda f: f["layers/1"].attrs.__setitem__("scale", np.nan), ["/layers/1", "scale", "nan"]),
     "scale that is a text": (lambda f: f["layers/1"].attrs.__setitem__("scale", "x"), ["/layers/1", "scale", "string"]),
     "a negative soft-cap": (lambda f: f["layers/1"].attrs.__setitem__("softcap", -1.0), ["/layers/1", "softcap", "-1"]),
-    "a negative sliding window": (lambda f: f["layers/1"].attrs.__setitem__("sliding_window", -3), ["/layers/1", "sliding_window", "-3"]),
+    "a negative sliding window": (
+        lambda f: f["layers/1"].attrs.__setitem__("sliding_window", -3),
+        ["/layers/1", "sliding_window", "-3"],
+    ),
     "token ids that are too few": (lambda f: f.__setitem__("token_ids", np.zeros(3, "i4")), ["/token_ids", "[3]"]),
 }
 
@@ -100,8 +123,11 @@ def test_a_broken_dump_is_refused_and_nothing_is_overwritten(laprox, tmp_path, h
     with h5py.File(path, "r+") as file:
         change(file)
     output.write_text("precious")
-    for command in (["inspect", path], ["sweep", path, "--policy", "snapkv", "--budget", "36", "-o", output, "--force"],
-                    ["score", path, "--policy", "laprox", "-o", output, "--force"]):
+    for command in (
+        ["inspect", path],
+        ["sweep", path, "--policy", "snapkv", "--budget", "36", "-o", output, "--force"],
+        ["score", path, "--policy", "laprox", "-o", output, "--force"],
+    ):
         done = laprox(*command, expect=3)
         assert str(path) in done.stderr
         for word in words:
@@ -153,7 +179,10 @@ USAGE = {
     "a combination without sense": (["--policy", "h2o+layer", "--budget", "36"], ["h2o", "layer"]),
     "a score that one split alone can use": (["--policy", "criticalkv+global", "--budget", "36"], ["criticalkv", "head"]),
     "a split that asks what the scorer does not say": (["--policy", "snapkv+cake", "--budget", "36"], ["cake", "each layer"]),
-    "queries before RoPE that cannot be had": (["--policy", "expected-attention", "--budget", "36"], ["rope_inv_freq", "expected-attention"]),
+    "queries before RoPE that cannot be had": (
+        ["--policy", "expected-attention", "--budget", "36"],
+        ["rope_inv_freq", "expected-attention"],
+    ),
     "policy twice": (["--policy", "snapkv,snapkv", "--budget", "36"], ["snapkv", "twice"]),
     "budget below the window": (["--policy", "snapkv", "--budget", "31"], ["31", "snapkv", "32"]),
     "budget below the sinks": (["--policy", "streaming", "--budget", "3"], ["streaming", "4"]),

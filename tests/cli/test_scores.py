@@ -1,10 +1,9 @@
 """`sweep --scores`: policies whose scores or kept tokens somebody else computed."""
 
+import dumps
 import h5py
 import numpy as np
 import pytest
-
-import dumps
 
 HEADER = dict(format="laprox-scores", version=1)
 
@@ -24,29 +23,32 @@ def scores(small, tmp_path):
 def report(laprox, dump, output, *options):
     laprox("sweep", dump, "--quiet", "--force", "--save-kept", "-o", output, *options)
     with h5py.File(output) as file:
-        return {name: file[name][()] for name in ("kept_count", "identical_to", "model_relative_error", "kept/start", "kept/tokens")}, \
-            [label.decode() for label in file["policy"][()]]
+        return {
+            name: file[name][()] for name in ("kept_count", "identical_to", "model_relative_error", "kept/start", "kept/tokens")
+        }, [label.decode() for label in file["policy"][()]]
 
 
 @pytest.mark.parametrize("policy", ["snapkv", "h2o", "laprox", "snapkv+ada:floor=0.3", "streaming"])
 def test_the_scores_of_a_policy_give_that_policy(laprox, bundled, tmp_path, policy):
     laprox("score", bundled, "--policy", policy, "-o", tmp_path / "theirs.h5", "--quiet")
-    found, labels = report(laprox, bundled, tmp_path / "report.h5", "--policy", policy, "--scores", tmp_path / "theirs.h5",
-                           "--budget", "5%,20%")
+    found, labels = report(
+        laprox, bundled, tmp_path / "report.h5", "--policy", policy, "--scores", tmp_path / "theirs.h5", "--budget", "5%,20%"
+    )
     assert labels == [policy, "theirs"]
     assert (found["identical_to"][0, 1] == 0).all()
 
 
 def test_own_scores_keep_the_highest(laprox, small, scores, tmp_path):
     path, values = scores
-    found, labels = report(laprox, small[0], tmp_path / "report.h5", "--policy", "recent", "--scores", path, f"{path}+global",
-                           "--budget", "12")
+    found, labels = report(
+        laprox, small[0], tmp_path / "report.h5", "--policy", "recent", "--scores", path, f"{path}+global", "--budget", "12"
+    )
     assert labels == ["recent", "mine", "mine+global"]
     assert (found["kept_count"][0, 1] == 12).all()
     for layer in range(2):
         for head in range(2):
             start = found["kept/start"][0, 1, 0, layer, head]
-            np.testing.assert_array_equal(found["kept/tokens"][start:start + 12], np.sort(np.argsort(-values[layer, head])[:12]))
+            np.testing.assert_array_equal(found["kept/tokens"][start : start + 12], np.sort(np.argsort(-values[layer, head])[:12]))
     assert found["kept_count"][0, 2].sum() == 4 * 12 and len(np.unique(found["kept_count"][0, 2])) > 1
 
 
@@ -65,7 +67,7 @@ def test_own_masks_are_kept_as_they_are(laprox, small, tmp_path):
     for layer in range(2):
         for head in range(2):
             start, count = found["kept/start"][0, 0, 0, layer, head], found["kept_count"][0, 0, 0, layer, head]
-            np.testing.assert_array_equal(found["kept/tokens"][start:start + count], np.flatnonzero(masks[layer, 0, head]))
+            np.testing.assert_array_equal(found["kept/tokens"][start : start + count], np.flatnonzero(masks[layer, 0, head]))
     done = laprox("sweep", small[0], "--scores", tmp_path / "masks.h5", "--budget", "20", expect=2)
     assert "kept tokens at the budgets 10%, but no scores" in done.stderr
     done = laprox("sweep", small[0], "--scores", f"{tmp_path / 'masks.h5'}+ada", "--budget", "12", expect=2)
@@ -92,6 +94,8 @@ def test_what_cannot_be_swept_is_refused(laprox, small, scores, tmp_path):
     assert "results on another dump" in laprox("sweep", small[0], "--scores", path, "--budget", "12", expect=3).stderr
     with h5py.File(path, "a") as file:
         del file.attrs["dump_sha256"], file["layers/1"]
-    assert "expected scores of every layer of the dump, found none of layer 1" in laprox(
-        "sweep", small[0], "--scores", path, "--budget", "12", expect=3).stderr
+    assert (
+        "expected scores of every layer of the dump, found none of layer 1"
+        in laprox("sweep", small[0], "--scores", path, "--budget", "12", expect=3).stderr
+    )
     assert "no such file" in laprox("sweep", small[0], "--scores", tmp_path / "none.h5", "--budget", "12", expect=3).stderr

@@ -2,11 +2,10 @@
 
 import json
 
-import numpy as np
-import pytest
-
 import kernels
+import numpy as np
 import oracle
+import pytest
 
 BUDGETS = [102, 205]
 
@@ -39,7 +38,24 @@ def adversarial(laprox, tmp_path_factory):
     def make(kind, dtype="bfloat16"):
         path = folder / f"{kind}-{dtype}.h5"
         if not path.exists():
-            laprox("synth", "-o", path, "--preset", "tiny", "--tokens", 300, "--decode", 8, "--dtype", dtype, "--adversarial", kind, "--seed", 3, "--quiet")
+            laprox(
+                "synth",
+                "-o",
+                path,
+                "--preset",
+                "tiny",
+                "--tokens",
+                300,
+                "--decode",
+                8,
+                "--dtype",
+                dtype,
+                "--adversarial",
+                kind,
+                "--seed",
+                3,
+                "--quiet",
+            )
         return path
 
     return make
@@ -100,13 +116,29 @@ def test_the_cpu_backend_is_finite_and_right_on_adversarial_dumps(verify, advers
 def test_every_primitive_and_policy_of_a_backend_is_checked(laprox, verify, feature_dumps):
     verdict = verify(feature_dumps["plain"], "--backend", "cpu", "--budget", "40%,60%")
     names = {c["name"] for c in verdict["values"]}
-    assert names >= {"column_norms", "column_sums", "column_sums of all", "value_norms", "value_l1_norms", "value_products", "window_products", "output", "scores"}
-    listed = [line.split()[0] for line in laprox("policies").stdout.split("Allocators")[0].splitlines() if line.startswith("  ") and line[2] != " "]
+    assert names >= {
+        "column_norms",
+        "column_sums",
+        "column_sums of all",
+        "value_norms",
+        "value_l1_norms",
+        "value_products",
+        "window_products",
+        "output",
+        "scores",
+    }
+    listed = [
+        line.split()[0]
+        for line in laprox("policies").stdout.split("Allocators")[0].splitlines()
+        if line.startswith("  ") and line[2] != " "
+    ]
     covered = {c["policy"] for c in verdict["values"] + verdict["kept"]} | {s["name"].split()[0] for s in verdict["skipped"]}
     assert set(listed) <= covered
 
 
-@pytest.mark.parametrize("feature", ["float16-sinks-bias-groups-of-3-and-8", "bfloat16-softcap-window-odd-sizes", "float64-everything", "own-scale"])
+@pytest.mark.parametrize(
+    "feature", ["float16-sinks-bias-groups-of-3-and-8", "bfloat16-softcap-window-odd-sizes", "float64-everything", "own-scale"]
+)
 def test_a_backend_passes_on_every_feature_of_a_model(verify, feature_dumps, feature):
     verify(feature_dumps[feature], "--backend", "cpu", "--budget", "70%", "--policy", "laprox,h2o,snapkv,obcache")
 
@@ -121,7 +153,9 @@ def test_what_a_dump_cannot_serve_is_listed(verify, feature_dumps):
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("policy", ["laprox", "snapkv+ada", "h2o", "knorm", "oracle", "criticalkv"])
 def test_what_score_writes_is_verified(laprox, verify, small, tmp_path, policy, backend):
-    laprox("score", small[0], "--policy", policy, "--budget", "40,60", "--backend", backend, "-o", tmp_path / "scores.h5", "--quiet")
+    laprox(
+        "score", small[0], "--policy", policy, "--budget", "40,60", "--backend", backend, "-o", tmp_path / "scores.h5", "--quiet"
+    )
     verdict = verify(small[0], "--candidate", tmp_path / "scores.h5")
     assert "output" in {c["name"] for c in verdict["values"]} and len(verdict["kept"]) == 2
     assert verdict["policy"].startswith(policy.split("+")[0])
@@ -134,7 +168,9 @@ def test_what_score_writes_is_verified(laprox, verify, small, tmp_path, policy, 
 @pytest.mark.parametrize("fault", kernels.FAULTS)
 def test_every_planted_fault_is_caught(verify, bundled, real, tmp_path, fault, dtype):
     results = kernels.run(real, dtype, layers=[2], fault=fault)
-    verdict = verify(bundled, "--candidate", kernels.write(tmp_path / "faulty.h5", real, results, dtype), "--policy", "laprox", passes=False)
+    verdict = verify(
+        bundled, "--candidate", kernels.write(tmp_path / "faulty.h5", real, results, dtype), "--policy", "laprox", passes=False
+    )
     assert "scores" in {c["name"] for c in verdict["values"] if not c["passed"]}, "the fault shows in the scores themselves"
 
 
@@ -145,10 +181,16 @@ def test_one_bad_head_among_good_ones_is_caught_and_named(verify, bundled, real,
     row, noise = results[4][dataset][1, :judged].astype(float), np.random.default_rng(0).standard_normal(judged)
     noise -= (noise @ row) / (row @ row) * row
     results[4][dataset][1, :judged] = 0.6 * row + 0.8 * noise * np.linalg.norm(row) / np.linalg.norm(noise)
-    verdict = verify(bundled, "--candidate", kernels.write(tmp_path / "head.h5", real, results, "bfloat16"), "--policy", "laprox", passes=False)
+    verdict = verify(
+        bundled, "--candidate", kernels.write(tmp_path / "head.h5", real, results, "bfloat16"), "--policy", "laprox", passes=False
+    )
     assert failed_parts(verdict, dataset) == {"element", "relative L2", "cosine"}
     cosine = part(verdict, dataset, "cosine")
-    assert cosine["layer"] == 4 and cosine.get("head", cosine.get("kv_head")) == 1 and cosine["measured"] == pytest.approx(0.6, abs=0.01)
+    assert (
+        cosine["layer"] == 4
+        and cosine.get("head", cosine.get("kv_head")) == 1
+        and cosine["measured"] == pytest.approx(0.6, abs=0.01)
+    )
     assert all(c["passed"] for c in verdict["values"] if c["name"] != dataset)
 
 
@@ -158,7 +200,9 @@ def test_a_poisoned_tail_is_caught_and_named(verify, small, tmp_path, poison):
     for dataset in results[1]:
         broken = {1: {name: values.copy() for name, values in results[1].items()}}
         broken[1][dataset][-1, -5:] = poison
-        verdict = verify(path, "--candidate", kernels.write(tmp_path / "nan.h5", dump, broken, "float32"), "--policy", "laprox", passes=False)
+        verdict = verify(
+            path, "--candidate", kernels.write(tmp_path / "nan.h5", dump, broken, "float32"), "--policy", "laprox", passes=False
+        )
         finite = part(verdict, dataset, "finite")
         assert failed_parts(verdict, dataset) == {"finite"} and finite["measured"] == 5 and finite["layer"] == 1
 
@@ -168,7 +212,9 @@ def test_a_finite_mask_is_caught_where_logits_lie_below_it(verify, adversarial, 
     path = adversarial("negative-rows")
     dump = oracle.read_dump(path)
     results = kernels.run(dump, dtype, mask=-5e4)
-    verdict = verify(path, "--candidate", kernels.write(tmp_path / "mask.h5", dump, results, dtype), "--policy", "laprox", passes=False)
+    verdict = verify(
+        path, "--candidate", kernels.write(tmp_path / "mask.h5", dump, results, dtype), "--policy", "laprox", passes=False
+    )
     assert {"column_sums", "column_norms", "output"} <= {c["name"] for c in verdict["values"] if not c["passed"]}
 
 
@@ -178,7 +224,9 @@ def test_a_float16_overflow_is_caught(verify, adversarial, tmp_path, kind):
     dump = oracle.read_dump(path)
     results = kernels.run(dump, "float16", logit_dtype="float16")
     assert not np.isfinite(results[0]["column_sums"]).all()
-    verdict = verify(path, "--candidate", kernels.write(tmp_path / "overflow.h5", dump, results, "float16"), "--policy", "laprox", passes=False)
+    verdict = verify(
+        path, "--candidate", kernels.write(tmp_path / "overflow.h5", dump, results, "float16"), "--policy", "laprox", passes=False
+    )
     assert "finite" in failed_parts(verdict, "column_sums")
     right = kernels.run(dump, "float16")
     verify(path, "--candidate", kernels.write(tmp_path / "right.h5", dump, right, "float16"), "--policy", "laprox")
@@ -189,7 +237,9 @@ def test_bfloat16_logits_are_caught_where_they_cannot_tell_keys_apart(verify, ad
     path = adversarial("huge-logits")
     dump = oracle.read_dump(path)
     results = kernels.run(dump, "bfloat16", logit_dtype="bfloat16")
-    verdict = verify(path, "--candidate", kernels.write(tmp_path / "logits.h5", dump, results, "bfloat16"), "--policy", "laprox", passes=False)
+    verdict = verify(
+        path, "--candidate", kernels.write(tmp_path / "logits.h5", dump, results, "bfloat16"), "--policy", "laprox", passes=False
+    )
     assert part(verdict, "column_norms", "relative L2")["capped"]
 
 
@@ -260,7 +310,7 @@ def test_an_exact_tie_is_no_error(verify, adversarial, tmp_path):
     dump = oracle.read_dump(path)
     kept = {}
     for i, layer in enumerate(dump.layers):
-        weights = oracle.attention(layer, dump.window, dump.positions)[:, :, : dump.context]
+        oracle.attention(layer, dump.window, dump.positions)[:, :, : dump.context]
         norms = np.linalg.norm(layer.k[:, : dump.context], axis=-1)
         mask = np.zeros((len(norms), dump.context), np.uint8)
         for head, row in enumerate(norms):

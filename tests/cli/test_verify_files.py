@@ -1,10 +1,9 @@
 """Candidate files that the verifier must refuse, and its command line."""
 
 import h5py
+import kernels
 import numpy as np
 import pytest
-
-import kernels
 
 
 def replace(file, name, values):
@@ -25,12 +24,24 @@ BROKEN = {
     "a layer that is no number": (lambda f: f.move("layers/1", "layers/x"), ["/layers/x", "'x'"]),
     "a layer that is a dataset": (lambda f: replace(f, "layers/1", np.zeros(3)), ["/layers/1", "a group"]),
     "an unknown dataset": (lambda f: f.move("layers/1/scores", "layers/1/score"), ["/layers/1/score", "did you mean 'scores'"]),
-    "a group for a dataset": (lambda f: [f.__delitem__("layers/1/scores"), f.create_group("layers/1/scores")], ["/layers/1/scores", "a group"]),
-    "scores per query head": (lambda f: replace(f, "layers/1/scores", np.zeros((4, 120))), ["[kv_heads, C] = [2, 120]", "[4, 120]"]),
-    "another context length": (lambda f: replace(f, "layers/1/column_norms", np.zeros((4, 130))), ["[query_heads, C] = [4, 120]", "[4, 130]"]),
+    "a group for a dataset": (
+        lambda f: [f.__delitem__("layers/1/scores"), f.create_group("layers/1/scores")],
+        ["/layers/1/scores", "a group"],
+    ),
+    "scores per query head": (
+        lambda f: replace(f, "layers/1/scores", np.zeros((4, 120))),
+        ["[kv_heads, C] = [2, 120]", "[4, 120]"],
+    ),
+    "another context length": (
+        lambda f: replace(f, "layers/1/column_norms", np.zeros((4, 130))),
+        ["[query_heads, C] = [4, 120]", "[4, 130]"],
+    ),
     "a wrong rank": (lambda f: replace(f, "layers/1/value_norms", np.zeros(120)), ["/layers/1/value_norms", "[120]"]),
     "a scalar": (lambda f: replace(f, "layers/1/value_norms", np.float32(1)), ["/layers/1/value_norms", "a scalar"]),
-    "integers": (lambda f: replace(f, "layers/1/scores", np.zeros((2, 120), "i4")), ["/layers/1/scores", "float16", "32-bit integer"]),
+    "integers": (
+        lambda f: replace(f, "layers/1/scores", np.zeros((2, 120), "i4")),
+        ["/layers/1/scores", "float16", "32-bit integer"],
+    ),
     "bits without the mark": (lambda f: replace(f, "layers/1/scores", np.zeros((2, 120), "u2")), ["/layers/1/scores", "bfloat16"]),
     "complex numbers": (lambda f: replace(f, "layers/1/scores", np.zeros((2, 120), "c8")), ["/layers/1/scores", "compound"]),
     "kept without budgets": (lambda f: f.attrs.__delitem__("budgets"), ["attribute budgets", "nothing"]),
@@ -41,7 +52,10 @@ BROKEN = {
     "output without positions": (lambda f: f.__delitem__("output_positions"), ["/output_positions", "nothing"]),
     "positions that are not stored": (lambda f: f["output_positions"].__setitem__(9, 500), ["/output_positions", "500"]),
     "positions out of order": (lambda f: f["output_positions"].__setitem__(0, 128), ["/output_positions", "ascending"]),
-    "an output of too few rows": (lambda f: replace(f, "layers/0/output", np.zeros((9, 32))), ["/layers/0/output", "[M, D] = [10, 32]"]),
+    "an output of too few rows": (
+        lambda f: replace(f, "layers/0/output", np.zeros((9, 32))),
+        ["/layers/0/output", "[M, D] = [10, 32]"],
+    ),
     "another dump": (lambda f: f.attrs.__setitem__("dump_sha256", "00"), ["attribute dump_sha256", "another dump"]),
     "an unknown precision": (lambda f: f.attrs.__setitem__("precision", "fp8"), ["attribute precision", "fp8"]),
     "a policy that is none": (lambda f: f.attrs.__setitem__("policy", "laprx"), ["attribute policy", "did you mean 'laprox'"]),
@@ -83,9 +97,14 @@ def test_a_truncated_candidate_is_refused(laprox, small, candidate):
 
 def test_statistics_that_a_policy_does_not_have_are_refused(laprox, small, tmp_path):
     path, dump, results = small
-    only = lambda name: kernels.write(tmp_path / "c.h5", dump, {0: {name: results[0][name]}}, "float32")
+
+    def only(name):
+        return kernels.write(tmp_path / "c.h5", dump, {0: {name: results[0][name]}}, "float32")
+
     assert "reads no queries" in laprox("verify", path, "--candidate", only("column_sums"), "--policy", "knorm", expect=3).stderr
-    assert "no observation window" in laprox("verify", path, "--candidate", only("column_norms"), "--policy", "h2o", expect=3).stderr
+    assert (
+        "no observation window" in laprox("verify", path, "--candidate", only("column_norms"), "--policy", "h2o", expect=3).stderr
+    )
     laprox("verify", path, "--candidate", only("value_norms"))  # belongs to no policy
 
 
@@ -93,7 +112,10 @@ def test_usage(laprox, small, candidate, tmp_path, feature_dumps):
     path, dump, results = small
     anonymous = kernels.write(tmp_path / "a.h5", dump, {0: {"scores": results[0]["scores"]}}, "float16")
     assert "of which policy" in laprox("verify", path, "--candidate", anonymous, expect=2).stderr
-    assert "coarser" in laprox("verify", path, "--candidate", anonymous, "--policy", "laprox", "--precision", "float32", expect=3).stderr
+    assert (
+        "coarser"
+        in laprox("verify", path, "--candidate", anonymous, "--policy", "laprox", "--precision", "float32", expect=3).stderr
+    )
     assert "snapkv" in laprox("verify", path, "--candidate", candidate, "--policy", "snapkv", expect=2).stderr
     assert "one policy" in laprox("verify", path, "--candidate", candidate, "--policy", "snapkv,h2o", expect=2).stderr
     laprox("verify", path, "--candidate", candidate, "--backend", "cpu", expect=2)

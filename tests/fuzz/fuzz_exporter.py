@@ -30,7 +30,6 @@ import h5py
 import numpy as np
 import torch
 import transformers
-
 from laprox_dump import cli
 
 CODES = {"npz": (0, 2, 3, 5), "jsonl": (0, 2, 3), "config": (0, 2, 3)}

@@ -21,7 +21,11 @@ def best_times(path):
 def peak_bytes(path, benchmark):
     """The most memory that a benchmark took above its inputs."""
     with open(path) as file:
-        return max(run["peak_bytes"] for run in json.load(file)["benchmarks"] if run["run_name"].startswith(benchmark) and "peak_bytes" in run)
+        return max(
+            run["peak_bytes"]
+            for run in json.load(file)["benchmarks"]
+            if run["run_name"].startswith(benchmark) and "peak_bytes" in run
+        )
 
 
 def load(folder, name):
@@ -41,8 +45,13 @@ def machine():
 
 def rows(t, folder):
     """(case, measured, figure to reach, milliseconds)"""
-    for name, size, figure in (("column_sums", 8192, 1.5), ("laprox_scores", 32768, 1.5), ("laprox_r_scores", 32768, 2.0),
-                               ("laprox_far_scores", 8192, 2.5), ("exact_output_64", 32768, 1.4)):
+    for name, size, figure in (
+        ("column_sums", 8192, 1.5),
+        ("laprox_scores", 32768, 1.5),
+        ("laprox_r_scores", 32768, 2.0),
+        ("laprox_far_scores", 8192, 2.5),
+        ("exact_output_64", 32768, 1.4),
+    ):
         ours = t[f"{name}/{size}/2"]
         bare = min(t[f"bare_eigen/{name}/{size}"], t[f"bare_openblas/{name}/{size}"])
         yield f"{name}, T = {size}, over the bare products", ours / bare, f"<= {figure}", ours
@@ -55,8 +64,15 @@ def rows(t, folder):
         yield f"{case[:-2]}, peak memory above the layer's tensors, MB", peak, "", t[case]
     yield "sweep of 32 budgets over 1 budget", t["sweep/1/32/2"] / t["sweep/1/1/2"], "<= 3", t["sweep/1/32/2"]
     yield "sweep of 8 policies over 1, 8 budgets", t["sweep/8/8/2"] / t["sweep/1/8/2"], "<= 4", t["sweep/8/8/2"]
-    for case in ("column_sums/8192", "laprox_scores/32768", "laprox_r_scores/32768", "laprox_far_scores/8192", "exact_output_64/32768",
-                 "sweep/1/32", "sweep/8/8"):
+    for case in (
+        "column_sums/8192",
+        "laprox_scores/32768",
+        "laprox_r_scores/32768",
+        "laprox_far_scores/8192",
+        "exact_output_64/32768",
+        "sweep/1/32",
+        "sweep/8/8",
+    ):
         yield f"{case}: 1 thread over 2", t[f"{case}/1"] / t[f"{case}/2"], ">= 1.8", t[f"{case}/2"]
     growth = t["column_sums/16384/2"] / t["column_sums/4096/2"]
     yield "column_sums, T = 16384 over 4096, per quadratic growth", growth / 16, "0.85 .. 1.15", t["column_sums/16384/2"]
@@ -67,7 +83,12 @@ def rows(t, folder):
     if torch:
         sums = t["column_sums/8192/2"]
         yield "PyTorch's column sums over ours, T = 8192", torch["column_sums"] * 1000 / sums, ">= 2", sums
-        yield "PyTorch's sweep over ours, 5 policies x 8 budgets, T = 4096", torch["sweep"] / ours["seconds"], ">= 10", ours["seconds"] * 1000
+        yield (
+            "PyTorch's sweep over ours, 5 policies x 8 budgets, T = 4096",
+            torch["sweep"] / ours["seconds"],
+            ">= 10",
+            ours["seconds"] * 1000,
+        )
     whole = load(folder, "whole_tool.json")["seconds"]
     yield "whole tool, bundled dump, 5 policies x 4 budgets: seconds", whole, "< 1", whole * 1000
 

@@ -101,7 +101,10 @@ def kept_masks(policy, scores, context, budget):
     else:
         flat = [s["laprox"].flatten() for s in scores]
         if policy == "laprox+layer":
-            chosen = [torch.zeros_like(f).scatter_(0, f.topk(mask.shape[0] * (budget - WINDOW)).indices, 1) for f, mask in zip(flat, masks)]
+            chosen = [
+                torch.zeros_like(f).scatter_(0, f.topk(mask.shape[0] * (budget - WINDOW)).indices, 1)
+                for f, mask in zip(flat, masks)
+            ]
         else:
             everything = torch.cat([f / f.sum() for f in flat])
             count = sum(mask.shape[0] for mask in masks) * (budget - WINDOW)

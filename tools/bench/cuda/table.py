@@ -37,7 +37,10 @@ def main():
         row += [ms(torch, f"{peer} {tokens}") for peer in ("spelled out", "gram eager", "gram compiled")] + [share]
         print("| " + " | ".join(row) + " |")
     print("\n| case | laprox | error | PyTorch, eager |\n|---|---|---|---|")
-    print(f"| H2O column sums, T = 8192 | **{ms(ours, 'h2o 8192')}** | {ours['h2o 8192']['error']:.1e} | {ms(torch, 'h2o eager 8192')} |")
+    print(
+        f"| H2O column sums, T = 8192 | **{ms(ours, 'h2o 8192')}** | {ours['h2o 8192']['error']:.1e} | "
+        f"{ms(torch, 'h2o eager 8192')} |"
+    )
     print("\n| part | T = 32768 | T = 131072 |\n|---|---|---|")
     for part, meaning in (
         ("row softmax", "window: row maxima and sums"),

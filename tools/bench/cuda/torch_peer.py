@@ -68,7 +68,9 @@ def through_gram(q, k, v, w):
 
 
 def column_sums(q, k, hidden):
-    return torch.stack([torch.softmax((q[h] @ k[h // GROUP].T).float() * SIZE**-0.5 + hidden, -1).sum(0) for h in range(QUERY_HEADS)])
+    return torch.stack(
+        [torch.softmax((q[h] @ k[h // GROUP].T).float() * SIZE**-0.5 + hidden, -1).sum(0) for h in range(QUERY_HEADS)]
+    )
 
 
 def bench_laprox(tokens):
@@ -79,7 +81,10 @@ def bench_laprox(tokens):
     compiled = torch.compile(through_gram, dynamic=False)
     report(f"gram compiled {tokens}", median_ms(lambda: compiled(q, k, v, w), 30))
     queries = normal(1, QUERY_HEADS, tokens, SIZE)
-    work = lambda: F.scaled_dot_product_attention(queries, k[None], v[None], is_causal=True, enable_gqa=True)
+
+    def work():
+        return F.scaled_dot_product_attention(queries, k[None], v[None], is_causal=True, enable_gqa=True)
+
     report(f"sdpa {tokens}", median_ms(work, 5))
 
 

@@ -214,8 +214,7 @@ def _projection(module: torch.nn.Module, width: int, call: attention.Call) -> to
     if not plain or not weight.is_floating_point():
         kind = weight.dtype if plain else type(weight).__name__
         raise UnsupportedModel(
-            f"{_name(call)}: its output projection ({type(module).__name__}) holds {kind} weights; "
-            "load the model unquantised"
+            f"{_name(call)}: its output projection ({type(module).__name__}) holds {kind} weights; load the model unquantised"
         )
     if isinstance(module, torch.nn.Linear) and weight.shape[1] == width:
         return weight.T

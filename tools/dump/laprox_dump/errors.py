@@ -101,4 +101,5 @@ def foreign(what: str, kind: type = UnsupportedModel, mixed: bool = False):
     except BaseException as e:
         if is_out_of_memory(e) or (mixed and is_ours(e)):
             raise
-        raise kind(f"{what}: {type(e).__name__}: {first_line(e)}") from e
+        allow = "; if you trust it, add --trust-remote-code" if "trust_remote_code=True" in str(e) else ""
+        raise kind(f"{what}: {type(e).__name__}: {first_line(e).rstrip('. ')}{allow}") from e

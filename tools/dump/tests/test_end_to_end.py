@@ -108,6 +108,7 @@ def test_the_same_sweep_table(dumps_of, laprox, tmp_path):
     dtype, *paths = dumps_of
     tables = []
     for n, path in enumerate(paths):
+        path = without_norms(path, tmp_path / f"dump{n}.h5")  # the reference may have none
         result = laprox("sweep", path, "--policy", "snapkv,laprox", "--budget", "20%", "-o", tmp_path / f"{n}.h5")
         assert result.returncode == 0, result.stdout + result.stderr
         tables.append(json.loads(laprox("report", tmp_path / f"{n}.h5", "--format", "json").stdout))
@@ -117,6 +118,15 @@ def test_the_same_sweep_table(dumps_of, laprox, tmp_path):
     pooled = [[row["relative_error"] for row in table["rows"] if row["layer"] == "model"] for table in tables]
     assert len(pooled[0]) == 2
     np.testing.assert_allclose(*pooled, rtol={"float32": 1e-3, "float16": 5e-3, "bfloat16": 3e-2}[dtype])
+
+
+def without_norms(path, copy):
+    """A copy of a dump that lacks the residual stream's norms."""
+    shutil.copyfile(path, copy)
+    with h5py.File(copy, "r+") as file:
+        for layer in file["layers"].values():
+            layer.pop("residual_norms", None)
+    return copy
 
 
 def numbers(value) -> list[float]:

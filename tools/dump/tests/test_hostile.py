@@ -359,7 +359,7 @@ def test_code_of_a_model_is_not_run_unasked(tiny_checkpoint, prompt, tmp_path):
     main, side = pty.openpty()
     result = subprocess.run(command, stdin=side, capture_output=True, text=True, env=env, timeout=120)
     assert result.returncode == 3 and not (tmp_path / "ran").exists(), result.stderr
-    assert "trust_remote_code" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "add --trust-remote-code" in result.stderr and len(result.stderr.splitlines()) == 1
     trusted = subprocess.run([*command, "--trust-remote-code"], stdin=side, capture_output=True, text=True, env=env, timeout=120)
     os.close(main), os.close(side)
     assert trusted.returncode == 0 and (tmp_path / "ran").exists(), trusted.stderr
