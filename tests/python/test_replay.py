@@ -123,7 +123,7 @@ def test_residual_norms_reach_the_policies_and_the_errors(dump):
         for i in range(3):
             file[f"layers/{i}/residual_norms"] = norms[i]
     memory = [laprox.Layer(**arrays(seed), context_length=80, residual_norms=norms[seed]) for seed in range(3)]
-    found = [laprox.sweep(prompt, ["laprox-r:window=8", "laprox-far"], 20) for prompt in (dump, memory)]
+    found = [laprox.sweep(prompt, ["laprox-r:window=8", "laprox-far:pinned=8"], 20) for prompt in (dump, memory)]
     assert np.isfinite(found[0].residual_error).all() and (found[0].residual_error > 0).all()
     for name in ("relative_error", "kept_count", "residual_error"):
         np.testing.assert_array_equal(found[0][name], found[1][name])
