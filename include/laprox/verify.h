@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "laprox/dump_reader.h"
@@ -42,6 +43,8 @@ struct ValueCheck {
   WorstElement worst;
 
   bool passed() const;
+  /// The part of that name. Throws Bug where there is none.
+  const VerdictPart& part(std::string_view part_name) const;
 };
 
 /// Kept sets of one policy at one budget, over all layers that have them.
@@ -53,6 +56,8 @@ struct KeptCheck {
   std::vector<VerdictPart> parts;
 
   bool passed() const;
+  /// The part of that name. Throws Bug where there is none.
+  const VerdictPart& part(std::string_view part_name) const;
 };
 
 /// What could not be checked, and why.

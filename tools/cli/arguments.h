@@ -26,9 +26,9 @@ struct BackendArguments {
 /// Of an option that names a file to write: an empty name is refused.
 CLI::Validator file_name();
 
-/// --format, with the formats that a subcommand knows; the first is the default.
 /// --metric, --summary and --compare.
 void add_table_options(CLI::App& command, TableOptions& table);
+/// --format, with the formats that a subcommand knows; the first is the default.
 void add_format(CLI::App& command, std::string& format, const std::vector<std::string>& known);
 
 /// An element type by its name; throws UsageError, naming the option.

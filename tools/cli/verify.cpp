@@ -68,7 +68,8 @@ void print_values(const std::vector<ValueCheck>& checks) {
   std::vector<std::vector<std::string>> rows{
       {"values", "precision", "worst at", "error", "allowed", "ulps", "rel. L2", "allowed", "cosine", "allowed", ""}};
   for (const ValueCheck& check : checks) {
-    const VerdictPart &element = check.parts[1], &norm = check.parts[2], &cosine = check.parts[3];
+    const VerdictPart &element = check.part("element"), &norm = check.part("relative L2"),
+                      &cosine = check.part("cosine");
     rows.push_back({name_of(check), std::string(to_string(check.precision)), short_place(element),
                     fmt::format("{:.1e}", element.measured), fmt::format("{:.1e}", element.allowed),
                     fmt::format("{:.3g}", check.worst.ulps), fmt::format("{:.1e}", norm.measured),
@@ -83,12 +84,13 @@ void print_kept(const std::vector<KeptCheck>& checks) {
   std::vector<std::vector<std::string>> rows{
       {"kept sets", "precision", "differ", "ties", "wrong tokens", "wrong counts", "kept", "budget", ""}};
   for (const KeptCheck& check : checks) {
-    const VerdictPart& budget = check.parts[2];
+    const VerdictPart& budget = check.part("budget");
     const auto pairs = [&](double count) { return budget.excess < 0 ? "-" : fmt::format("{:.0f}", count); };
     rows.push_back({fmt::format("{} at {}", check.policy, check.budget), std::string(to_string(check.precision)),
                     std::to_string(check.differences), std::to_string(check.ties),
-                    fmt::format("{:.0f}", check.parts[0].measured), fmt::format("{:.0f}", check.parts[1].measured),
-                    pairs(budget.measured), pairs(budget.allowed), check.passed() ? "ok" : "FAIL"});
+                    fmt::format("{:.0f}", check.part("tokens").measured),
+                    fmt::format("{:.0f}", check.part("counts").measured), pairs(budget.measured), pairs(budget.allowed),
+                    check.passed() ? "ok" : "FAIL"});
   }
   out(fmt::format("\n{}", align(rows)));
 }
@@ -126,7 +128,7 @@ std::string distance(const VerdictPart& tokens) {
 
 std::vector<std::string> failures(const KeptCheck& check) {
   std::vector<std::string> lines;
-  const VerdictPart &tokens = check.parts[0], &counts = check.parts[1], &budget = check.parts[2];
+  const VerdictPart &tokens = check.part("tokens"), &counts = check.part("counts"), &budget = check.part("budget");
   if (!tokens.passed) {
     lines.push_back(fmt::format("{}: {:.0f} wrong tokens; the worst, {}, is {}", name_of(check), tokens.measured,
                                 place(tokens, "KV head", "token"), distance(tokens)));
