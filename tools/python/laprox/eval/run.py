@@ -1,0 +1,73 @@
+"""A long evaluation: progress, a report that is saved after each prompt, and prompts that fail."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from laprox_dump.errors import DumpError, foreign
+
+from .._errors import Error, UsageError
+from .._policies import parse_budgets, parse_many
+from .compare import table
+from .evaluate import Settings, evaluate_prompt
+from .model import Model
+from .report import Report, save_evaluation
+from .tasks import Task
+
+
+class Run:
+    """One report in the making."""
+
+    def __init__(
+        self, model: Model, tasks: list[Task], policies: str, budgets: str, settings: Settings, output: Path, quiet: bool = False
+    ):
+        self._model, self._tasks, self._settings, self._output, self._quiet = model, tasks, settings, output, quiet
+        self._policies, self._budgets = parse_many(policies), parse_budgets(budgets)
+        self._report = Report(model, self._policies, self._budgets, settings)
+
+    def resume(self) -> None:
+        """Takes over the report that is there. Raises UsageError where it was made otherwise."""
+        self._report.resume(self._output)
+
+    def go(self) -> int:
+        """Evaluates what is left; returns the exit code. Every finished prompt is in the file when the next one begins."""
+        from tqdm import tqdm
+
+        left = [task for task in self._tasks if task.id not in self._report.done]
+        failed = []
+        hidden = self._quiet or not sys.stderr.isatty()
+        with tqdm(left, unit="prompt", disable=hidden, smoothing=0.1) as bar:
+            for task in bar:
+                bar.set_postfix_str(task.id, refresh=True)
+                begun = time.monotonic()
+                try:
+                    self._one(task)
+                except (DumpError, Error) as error:
+                    if not self._report.done and _same_for_all(error):
+                        raise
+                    failed.append(task.id)
+                    print(f"laprox-eval: {task.id}: {error}", file=sys.stderr)
+                    continue
+                if hidden and not self._quiet:
+                    print(f"{task.id}: {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
+        if not self._report.done:
+            print("laprox-eval: no prompt could be evaluated", file=sys.stderr)
+            return 3
+        if not self._quiet:
+            print(table(self._report.dataset()))
+        if failed:
+            print(f"laprox-eval: {len(failed)} of {len(self._tasks)} prompts failed: {', '.join(failed)}", file=sys.stderr)
+        return 1 if failed else 0
+
+    def _one(self, task: Task) -> None:
+        with foreign(f"{self._model.name}: running it fails inside the model's own code", mixed=True):
+            result = evaluate_prompt(self._model, task, self._policies, self._budgets, self._settings)
+        self._report.add(task, result)
+        save_evaluation(self._report.dataset(), self._output)
+
+
+def _same_for_all(error: Exception) -> bool:
+    """Whether the error tells of the options or the model and would come back with every prompt."""
+    return isinstance(error, UsageError)

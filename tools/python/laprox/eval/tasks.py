@@ -1,0 +1,195 @@
+"""Tasks: a prompt, what a good answer is, and how an answer is scored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .._errors import UsageError
+from .metrics import METRICS
+
+#: LongBench's English and code sets by the metric that its paper gives them.
+LONGBENCH = {
+    "narrativeqa": "qa_f1",
+    "qasper": "qa_f1",
+    "multifieldqa_en": "qa_f1",
+    "hotpotqa": "qa_f1",
+    "2wikimqa": "qa_f1",
+    "musique": "qa_f1",
+    "gov_report": "rouge_l",
+    "qmsum": "rouge_l",
+    "multi_news": "rouge_l",
+    "trec": "classification",
+    "triviaqa": "qa_f1",
+    "samsum": "rouge_l",
+    "passage_count": "count",
+    "passage_retrieval_en": "retrieval",
+    "lcc": "code_sim",
+    "repobench-p": "code_sim",
+}
+#: Sets whose prompts are few-shot or code, which LongBench puts into no chat template.
+PLAIN = ("trec", "triviaqa", "samsum", "lcc", "repobench-p")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt and its score.
+
+    Attributes
+    ----------
+    id, task : str
+        The sample's name, unique, and the name of the set that it belongs to.
+    prompt : str
+        The text whose cache is evicted.
+    question : str
+        Text behind the prompt that is read after the eviction; empty where the prompt says it all.
+    answers : list of str
+        The right ones; the best match counts. Without answers there is no score.
+    metric : str
+        One of laprox.eval.metrics.METRICS.
+    max_new_tokens : int
+    chat : bool
+        Put the prompt into the model's chat template.
+    all_classes : list of str
+        Of classification: every class that there is.
+    facts : dict
+        What plots need beside: a needle's depth and the context's length.
+    """
+
+    id: str
+    prompt: str
+    task: str = ""
+    question: str = ""
+    answers: list[str] = field(default_factory=list)
+    metric: str = "qa_f1"
+    max_new_tokens: int = 32
+    chat: bool = False
+    all_classes: list[str] = field(default_factory=list)
+    facts: dict[str, float] = field(default_factory=dict)
+
+    def score(self, text: str) -> float:
+        """0 to 1, NaN where the task has no answers."""
+        if not self.answers:
+            return float("nan")
+        return METRICS[self.metric](text, self)
+
+
+def read_tasks(path: str | Path, longbench: str | Path | None = None) -> list[Task]:
+    """Reads JSON lines: objects with Task's names, LongBench's own samples, or RULER's.
+
+    `longbench` is the folder of LongBench's config (dataset2prompt.json and dataset2maxlen.json), which holds the prompts that its
+    samples are put into. Raises UsageError, naming the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    tasks: list[Task] = []
+    formats = _formats(Path(longbench)) if longbench else None
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            tasks.append(_task(f"{path}:{number}", line, f"{path.name.split('.')[0]}-{number}", formats))
+    seen: set[str] = set()
+    for task in tasks:
+        if task.id in seen:
+            raise UsageError(f"{path}: the id {task.id!r} occurs twice; results are kept by it")
+        seen.add(task.id)
+    if not tasks:
+        raise UsageError(f"{path}: expected at least one task, found none")
+    return tasks
+
+
+def _formats(folder: Path) -> dict[str, tuple[str, int]]:
+    """LongBench's prompt and length of the answer by data set."""
+    found = []
+    for name in ("dataset2prompt.json", "dataset2maxlen.json"):
+        try:
+            found.append(json.loads((folder / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{folder / name}: expected the file of LongBench's config, found none that can be read ({error})"
+            ) from error
+    prompts, lengths = found
+    return {name: (prompts[name], int(lengths[name])) for name in prompts if name in lengths}
+
+
+def _text(path: Path) -> str:
+    import gzip
+
+    data = path.read_bytes()
+    try:
+        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: expected UTF-8 JSON lines, plain or gzip, found something else ({error})") from error
+
+
+def _task(where: str, line: str, name: str, formats: dict[str, tuple[str, int]] | None) -> Task:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: not JSON: {error}") from error
+    if not isinstance(entry, dict):
+        raise UsageError(f"{where}: expected an object, found {type(entry).__name__}")
+    if {"input", "context", "answers", "dataset"} <= set(entry):
+        entry = _longbench(where, entry, formats)
+    elif {"input", "outputs"} <= set(entry):
+        entry = _ruler(entry, name)
+    entry = {"id": name, **{key: value for key, value in entry.items() if value is not None}}
+    return _checked(where, entry)
+
+
+def _checked(where: str, entry: dict[str, Any]) -> Task:
+    kinds = {"answers": list, "all_classes": list, "facts": dict, "max_new_tokens": int, "chat": bool}
+    for key, value in entry.items():
+        if key not in Task.__dataclass_fields__:
+            raise UsageError(f"{where}: unknown key {key!r}; known are {', '.join(Task.__dataclass_fields__)}")
+        kind = kinds.get(key, str)
+        if not isinstance(value, kind) or (kind is list and not all(isinstance(item, str) for item in value)):
+            raise UsageError(f"{where}: {key}: expected {kind.__name__}{' of str' if kind is list else ''}, found {value!r:.60}")
+    if not entry.get("prompt"):
+        raise UsageError(f"{where}: prompt: expected text, found none")
+    task = Task(**entry)
+    if task.metric not in METRICS:
+        raise UsageError(f"{where}: metric: expected one of {', '.join(METRICS)}, found {task.metric!r}")
+    if task.metric == "classification" and not task.all_classes:
+        raise UsageError(f"{where}: metric classification needs all_classes")
+    if task.max_new_tokens < 1:
+        raise UsageError(f"{where}: max_new_tokens: expected 1 or more, found {task.max_new_tokens}")
+    return task
+
+
+def _longbench(where: str, entry: dict[str, Any], formats: dict[str, tuple[str, int]] | None) -> dict[str, Any]:
+    """A line of LongBench's data (Bai et al. 2024, arXiv 2308.14508) in its published prompt, with its length and metric."""
+    name = str(entry["dataset"])
+    plain = name.removesuffix("_e")
+    if plain not in LONGBENCH:
+        raise UsageError(f"{where}: dataset: expected one of {', '.join(LONGBENCH)}, found {name!r}")
+    if formats is None or plain not in formats:
+        raise UsageError(
+            f"{where}: a sample of LongBench, whose prompts stand in its repository: give its config folder with --longbench"
+        )
+    prompt, length = formats[plain]
+    return {
+        "id": f"{name}-{entry.get('_id', where.rsplit(':', 1)[-1])}",
+        "task": name,
+        "prompt": prompt.replace("{context}", entry["context"]).replace("{input}", entry["input"]),
+        "answers": entry["answers"],
+        "metric": LONGBENCH[plain],
+        "max_new_tokens": length,
+        "chat": plain not in PLAIN,
+        "all_classes": entry.get("all_classes") or [],
+    }
+
+
+def _ruler(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    """A line of RULER's generated data (Hsieh et al. 2024): every answer has to occur."""
+    return {
+        "id": f"{name}" if "index" not in entry else f"{name.rsplit('-', 1)[0]}-{entry['index']}",
+        "task": "ruler",
+        "prompt": entry["input"],
+        "answers": [str(answer) for answer in entry["outputs"]],
+        "metric": "contains_all",
+        "max_new_tokens": int(entry.get("tokens_to_generate", 128)),
+        "chat": False,
+    }
