@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .evaluate import Settings, evaluate
     from .model import Model, load
     from .needle import needle_tasks
-    from .report import open_evaluation, save_evaluation
+    from .report import open_evaluation, open_evaluations, save_evaluation
     from .tasks import Task, read_tasks
 
 _HOMES = {
@@ -28,6 +28,7 @@ _HOMES = {
     "load": "model",
     "needle_tasks": "needle",
     "open_evaluation": "report",
+    "open_evaluations": "report",
     "read_tasks": "tasks",
     "save_evaluation": "report",
 }
@@ -39,6 +40,7 @@ __all__ = [
     "load",
     "needle_tasks",
     "open_evaluation",
+    "open_evaluations",
     "read_tasks",
     "save_evaluation",
 ]

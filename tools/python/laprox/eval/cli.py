@@ -50,7 +50,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(
             prog="laprox-eval table", description="Print a report.", epilog=EXAMPLES, formatter_class=kind
         )
-        parser.add_argument("report")
+        parser.add_argument("reports", nargs="+", metavar="report", help="one, or several over other prompts (--part)")
         parser.add_argument("--metric", default="kl", help="kl (default), score, agreement, answer-nll, error or residual-error")
         parser.add_argument("--compare", metavar="A,B", help="two policies, paired over the prompts")
         return parser
@@ -82,6 +82,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--policy", required=True, action="append", help="policies, or 'all'; as of laprox sweep")
     parser.add_argument(
         "--budget", default="2.5%,5%,10%,20%", help="default: %(default)s".replace("%,", "%%,").replace("20%", "20%%")
+    )
+    parser.add_argument(
+        "--part", metavar="I/N", type=_part, help="every Nth task from the Ith on, for N processes with a report each"
     )
     parser.add_argument("-o", "--output", required=True, help="the report (HDF5)")
     parser.add_argument(
@@ -120,6 +123,8 @@ def _evaluate(command: str, parsed: argparse.Namespace) -> int:
     )
     model = _model(parsed)
     tasks = _needle(model, parsed) if command == "needle" else _tasks(parsed)
+    if parsed.part:
+        tasks = tasks[parsed.part[0] - 1 :: parsed.part[1]]
     run = Run(model, tasks, ",".join(parsed.policy), parsed.budget, settings, output, quiet=parsed.quiet)
     if parsed.resume and output.exists():
         run.resume()
@@ -171,9 +176,9 @@ def _needle(model, parsed: argparse.Namespace):
 
 def _table(parsed: argparse.Namespace) -> int:
     from .compare import paired, table
-    from .report import open_evaluation
+    from .report import open_evaluations
 
-    report = open_evaluation(parsed.report)
+    report = open_evaluations(parsed.reports)
     if parsed.compare:
         names = parsed.compare.split(",")
         if len(names) != 2:
@@ -188,6 +193,13 @@ def _whole(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
     return int(text)
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"expected I/N such as 2/4, found {text!r}")
+    return int(part), int(parts)
 
 
 def _wholes(text: str) -> list[int]:

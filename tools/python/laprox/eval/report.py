@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,3 +175,17 @@ def open_evaluation(path: str | Path) -> xr.Dataset:
     if report.attrs.get("format") != FORMAT:
         raise DumpError(f"{path}: / attribute format: expected {FORMAT!r}, found {report.attrs.get('format')!r}")
     return report
+
+
+def open_evaluations(paths: Sequence[str | Path]) -> xr.Dataset:
+    """Several reports over other prompts as one. Raises UsageError where they were made differently or share a prompt."""
+    reports = [open_evaluation(path) for path in paths]
+    first = reports[0]
+    for path, report in zip(paths[1:], reports[1:], strict=True):
+        same = all(list(report[name].values) == list(first[name].values) for name in ("policy", "budget"))
+        if not same or report.attrs["settings"] != first.attrs["settings"]:
+            raise UsageError(f"{path}: was made with other policies, budgets or settings than {paths[0]}")
+    joined = reports[0] if len(reports) == 1 else xr.concat(reports, "prompt", data_vars="minimal", combine_attrs="override")
+    if len(set(joined.prompt.values)) != joined.sizes["prompt"]:
+        raise UsageError("the reports share prompts, which would count twice")
+    return joined
