@@ -177,13 +177,19 @@ def open_evaluation(path: str | Path) -> xr.Dataset:
     return report
 
 
+def _decisive(report: xr.Dataset) -> dict[str, Any]:
+    """The settings without which figures cannot stand in one table; where prompts are cut and what is generated may differ."""
+    settings = json.loads(report.attrs["settings"])
+    return {name: settings[name] for name in ("model", "dtype", "tokens")}
+
+
 def open_evaluations(paths: Sequence[str | Path]) -> xr.Dataset:
     """Several reports over other prompts as one. Raises UsageError where they were made differently or share a prompt."""
     reports = [open_evaluation(path) for path in paths]
     first = reports[0]
     for path, report in zip(paths[1:], reports[1:], strict=True):
         same = all(list(report[name].values) == list(first[name].values) for name in ("policy", "budget"))
-        if not same or report.attrs["settings"] != first.attrs["settings"]:
+        if not same or _decisive(report) != _decisive(first):
             raise UsageError(f"{path}: was made with other policies, budgets or settings than {paths[0]}")
     joined = reports[0] if len(reports) == 1 else xr.concat(reports, "prompt", data_vars="minimal", combine_attrs="override")
     if len(set(joined.prompt.values)) != joined.sizes["prompt"]:

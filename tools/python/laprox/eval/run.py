@@ -62,8 +62,13 @@ class Run:
         return 1 if failed else 0
 
     def _one(self, task: Task) -> None:
-        with foreign(f"{self._model.name}: running it fails inside the model's own code", mixed=True):
+        try:
             result = evaluate_prompt(self._model, task, self._policies, self._budgets, self._settings)
+        except (Error, DumpError):
+            raise
+        except Exception:
+            with foreign(f"{self._model.name}: running it fails inside the model's own code", mixed=True):
+                raise
         self._report.add(task, result)
         save_evaluation(self._report.dataset(), self._output)
 

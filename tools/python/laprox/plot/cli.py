@@ -15,16 +15,16 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line. Exit codes are laprox's: 0 done, 2 usage, 3 bad file."""
     parser = argparse.ArgumentParser(
         prog="laprox-plot",
-        description="Draw a report that `laprox sweep -o` wrote.",
+        description="Draw a report that `laprox sweep -o` or `laprox-eval` wrote.",
         epilog="An .html file holds all figures and works offline; .svg, .png and .pdf hold the one that --figure names.",
     )
-    parser.add_argument("report", help="report (HDF5)")
+    parser.add_argument("report", nargs="+", help="report (HDF5); of laprox-eval also several over other prompts")
     parser.add_argument("-o", "--output", required=True, help="file to write: .html, .svg, .png or .pdf")
     parser.add_argument(
         "--figure",
-        default="error-over-budget",
         metavar="NAME",
-        help="error-over-budget (default), regret, error-per-layer, kept-per-head, kept-along-prompt or overlap",
+        help="of a sweep: error-over-budget (default), regret, error-per-layer, kept-per-head, kept-along-prompt or overlap; "
+        "of laprox-eval: kl-over-budget (default), score-over-budget, error-against-kl or needle",
     )
     parser.add_argument("--budget", help="of the figures that show one budget; default: the middle one")
     parser.add_argument("--highlight", default="5", help="how many of the best policies are in colour, or their names with commas")
@@ -50,15 +50,22 @@ def _run(parsed: argparse.Namespace) -> None:
         raise UsageError(f"{output}: expected a name that ends with {', '.join(_FORMATS)}")
     if output.exists() and not parsed.force:
         raise UsageError(f"{output}: exists; --force replaces it")
-    report, highlight, needle = open_report(parsed.report), _highlight(parsed.highlight), _needle(parsed.needle)
+    highlight, needle = _highlight(parsed.highlight), _needle(parsed.needle)
+    if _is_evaluation(parsed.report[0]):
+        _draw_evaluation(parsed, output, highlight)
+        return
+    if len(parsed.report) > 1:
+        raise UsageError(f"expected one report of a sweep, found {len(parsed.report)}")
+    report = open_report(parsed.report[0])
     if output.suffix == ".html":
         from . import html
 
-        text = html(report, budget=parsed.budget, highlight=highlight, needle=needle, title=Path(parsed.report).name)
+        text = html(report, budget=parsed.budget, highlight=highlight, needle=needle, title=Path(parsed.report[0]).name)
         output.write_text(text, encoding="utf-8")
         return
     from .draw import FIGURES
 
+    parsed.figure = parsed.figure or "error-over-budget"
     if parsed.figure not in FIGURES:
         raise UsageError(f"--figure: expected one of {', '.join(FIGURES)}, found {parsed.figure!r}")
     options: dict[str, object] = {}
@@ -71,6 +78,31 @@ def _run(parsed: argparse.Namespace) -> None:
     if parsed.figure == "kept-along-prompt":
         options["needle"] = needle
     FIGURES[parsed.figure](report, **options).savefig(output, dpi=160)
+
+
+def _is_evaluation(path: str) -> bool:
+    import h5py
+
+    if not Path(path).is_file() or not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path) as file:
+        found = file.attrs.get("format", "")
+    return found in ("laprox-eval", b"laprox-eval")
+
+
+def _draw_evaluation(parsed: argparse.Namespace, output: Path, highlight: int | list[str]) -> None:
+    from ..eval.report import open_evaluations
+    from . import closed_loop
+
+    report = open_evaluations(parsed.report)
+    if output.suffix == ".html":
+        output.write_text(closed_loop.page(report, highlight=highlight, title=Path(parsed.report[0]).name), encoding="utf-8")
+        return
+    name = parsed.figure or "kl-over-budget"
+    if name not in closed_loop.FIGURES:
+        raise UsageError(f"--figure: expected one of {', '.join(closed_loop.FIGURES)}, found {name!r}")
+    options = {"budget": parsed.budget} if name == "needle" else {}
+    closed_loop.FIGURES[name](report, highlight=highlight, **options).savefig(output, dpi=160)
 
 
 def _highlight(text: str) -> int | list[str]:
