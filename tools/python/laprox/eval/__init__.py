@@ -14,7 +14,7 @@ It needs PyTorch and transformers: pip install 'laprox[eval]'. The command line 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .evaluate import Settings, evaluate
+    from .evaluation import Settings, evaluate
     from .model import Model, load
     from .needle import needle_tasks
     from .report import open_evaluation, open_evaluations, save_evaluation
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Model": "model",
-    "Settings": "evaluate",
+    "Settings": "evaluation",
     "Task": "tasks",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load": "model",
     "needle_tasks": "needle",
     "open_evaluation": "report",

@@ -115,7 +115,7 @@ def _evaluate(command: str, parsed: argparse.Namespace) -> int:
         raise UsageError(f"{output}: exists; --resume goes on with it, --force begins anew")
     if output.exists() and not output.is_file():
         raise UsageError(f"{output}: expected a regular file, found something else")
-    from .evaluate import Settings
+    from .evaluation import Settings
     from .run import Run
 
     settings = Settings(

@@ -16,7 +16,7 @@ from .._core import version
 from .._errors import DumpError, FileError, UsageError
 
 if TYPE_CHECKING:
-    from .evaluate import Result, Settings
+    from .evaluation import Result, Settings
     from .model import Model
     from .tasks import Task
 
@@ -55,7 +55,7 @@ class Report:
         import torch
         import transformers
 
-        from .evaluate import described
+        from .evaluation import described
 
         self._policies, self._budgets = policies, budgets
         weights = next(model.network.parameters())

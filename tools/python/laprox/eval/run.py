@@ -11,7 +11,7 @@ from laprox_dump.errors import DumpError, foreign
 from .._errors import Error, UsageError
 from .._policies import parse_budgets, parse_many
 from .compare import table
-from .evaluate import Settings, evaluate_prompt
+from .evaluation import Settings, evaluate_prompt
 from .model import Model
 from .report import Report, save_evaluation
 from .tasks import Task

@@ -1,0 +1,179 @@
+"""The closed loop against a plain one: the model's own eager attention over the whole sequence, evicted keys masked, no cache."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("laprox_dump")
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools" / "dump" / "tests"))
+
+import laprox  # noqa: E402
+from laprox import eval as closed_loop  # noqa: E402
+from laprox.eval import evaluation  # noqa: E402
+from laprox.eval.evicted import routed  # noqa: E402
+from laprox.eval.report import Report, open_evaluations  # noqa: E402
+from laprox_dump import attention, export  # noqa: E402
+from laprox_dump.tokens import Tokens  # noqa: E402
+from tiny_models import FAMILIES, token_ids  # noqa: E402
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: E402
+
+CONTEXT = 60
+SETTINGS = closed_loop.Settings(tokens=6, threads=1)
+POLICIES = ["full", "snapkv:window=8,kernel=3", "laprox-r+global:window=8,kernel=3,sinks=2,normalize=false", "h2o", "knorm"]
+BUDGETS = ["25%", "50%"]
+
+
+class Numbers(closed_loop.Model):
+    """A model whose tasks are token ids: task.prompt is a seed, and question the number of tokens that follow."""
+
+    def encode(self, task):
+        later = int(task.question or 0)
+        ids = token_ids(CONTEXT + later, int(task.prompt))
+        return Tokens(ids[:CONTEXT], ids[CONTEXT:], None)
+
+    def answer(self, task, answer):
+        return torch.tensor([int(part) for part in answer.split()])
+
+    def decode(self, tokens):
+        return " ".join(map(str, tokens))
+
+
+def build(family):
+    return Numbers(FAMILIES[family].build(), family)
+
+
+def task(seed=3, question="", **more):
+    return closed_loop.Task(id=f"t{seed}{question}", prompt=str(seed), question=question, **more)
+
+
+def plain_logits(network, ids, kept):
+    """Logits [T, V] of a pass over all tokens in which those behind the prompt do not see evicted keys: [layer] bool [H_kv, C]."""
+    calls = iter(kept)
+
+    def forward(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+        mask, heads, count = next(calls), query.shape[1], key.shape[2]
+        position = torch.arange(count)
+        seen = (position[None] <= position[:, None]).expand(heads, -1, -1).clone()
+        if kwargs.get("sliding_window"):
+            seen &= position[None] > position[:, None] - kwargs["sliding_window"]
+        seen[:, CONTEXT:, :CONTEXT] &= mask.repeat_interleave(heads // mask.shape[0], 0)[:, None]
+        added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        eager = sys.modules[type(module).__module__].eager_attention_forward
+        return eager(module, query, key, value, added[None], scaling=scaling, dropout=0.0, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS.register("plain_evicted", forward)
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    ALL_MASK_ATTENTION_FUNCTIONS.register("plain_evicted", lambda *_, **__: None)
+    with routed(network, "plain_evicted"), torch.inference_mode():
+        return network(input_ids=ids[None], use_cache=False).logits[0].float()
+
+
+@pytest.fixture
+def caught(monkeypatch):
+    """The loops that evaluate_prompt makes."""
+    made = []
+    original = evaluation._loop
+    monkeypatch.setattr(evaluation, "_loop", lambda *given: made.append(original(*given)) or made[-1])
+    return made
+
+
+@pytest.mark.parametrize("question", ["", "5"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt-oss"])
+def test_divergences_equal_those_of_a_plain_loop(family, question, caught):
+    model, one = build(family), task(question=question)
+    parsed = laprox._policies.parse_many(POLICIES)
+    result = evaluation.evaluate_prompt(model, one, parsed, BUDGETS, SETTINGS)
+    tokens = model.encode(one)
+    attention.register()
+    later = evaluation.greedy(model.network, torch.cat([tokens.context, tokens.question]), 6, False)
+    ids = torch.cat([tokens.context, tokens.question, later])
+    masks = caught[0].cache.kept
+    first = CONTEXT + len(tokens.question) - (1 if question else 0)
+    everything = plain_logits(model.network, ids, [torch.ones_like(layer[0]) for layer in masks])
+    full = torch.log_softmax(everything[first:-1], -1)
+    assert full.argmax(-1).tolist() == (later if question else later[1:]).tolist()  # it is the greedy continuation
+    for cell in range(len(POLICIES) * len(BUDGETS)):
+        evicted = plain_logits(model.network, ids, [layer[cell + 1] for layer in masks])
+        logs = torch.log_softmax(evicted[first:-1], -1)
+        expected = (full.exp() * (full - logs)).sum(-1)
+        np.testing.assert_allclose(result.cells["kl_token"].reshape(-1, len(expected))[cell], expected, rtol=2e-3, atol=2e-5)
+        same = (logs.argmax(-1) == full.argmax(-1)).double().mean()
+        assert result.cells["agreement"].reshape(-1)[cell] == pytest.approx(float(same))
+    assert np.abs(result.cells["kl"][0]).max() < 1e-6 < result.cells["kl"][1:].min()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+def test_removing_entries_gives_what_hiding_them_gives(family):
+    model, parsed = build(family), laprox._policies.parse_many(POLICIES)
+    one = task(question="3", answers=["5 6 7"], max_new_tokens=4)
+    hidden = evaluation.evaluate_prompt(model, one, parsed, BUDGETS, SETTINGS)
+    physical = closed_loop.Settings(tokens=6, threads=1, physical=True)
+    removed = evaluation.evaluate_prompt(model, one, parsed, BUDGETS, physical)
+    np.testing.assert_allclose(hidden.cells["kl_token"], removed.cells["kl_token"], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(hidden.cells["answer_nll"], removed.cells["answer_nll"], rtol=1e-5)
+    assert hidden.text.tolist() == removed.text.tolist()
+
+
+def test_the_full_cache_says_what_the_model_says():
+    model = build("llama")
+    parsed = laprox._policies.parse_many(["full", "recent"])
+    result = evaluation.evaluate_prompt(model, task(answers=["1"], max_new_tokens=5), parsed, ["30%"], SETTINGS)
+    attention.register()
+    alone = evaluation.greedy(model.network, token_ids(CONTEXT, 3), 5, True)
+    assert result.text[0, 0] == result.prompt["full_text"] == model.decode(alone.tolist())
+    assert result.text[1, 0] != result.text[0, 0]
+
+
+def test_a_dump_of_the_prompt_gives_the_same_kept_sets_and_errors(tmp_path, caught):
+    model, parsed = build("llama"), laprox._policies.parse_many(POLICIES)
+    result = evaluation.evaluate_prompt(model, task(), parsed, BUDGETS, SETTINGS)
+    tokens = model.encode(task())
+    export.export_prompt(model.network, tokens, str(tmp_path / "d.h5"), export.Options(decode=5, stop_at_eos=False))
+    report = laprox.sweep(tmp_path / "d.h5", POLICIES, BUDGETS, save_kept=True)
+    np.testing.assert_allclose(result.cells["model_relative_error"], report.model_relative_error.values[0], rtol=1e-5)
+    for p, policy in enumerate(POLICIES):
+        for b, budget in enumerate(BUDGETS):
+            for layer, masks in enumerate(caught[0].cache.kept):
+                for head in range(masks.shape[1]):
+                    found = torch.nonzero(masks[1 + p * len(BUDGETS) + b, head])[:, 0].numpy()
+                    kept = laprox.kept_tokens(report, policy=str(report.policy.values[p]), budget=budget, layer=layer, kv_head=head)
+                    np.testing.assert_array_equal(found, kept)
+
+
+def test_reports_grow_and_go_on(tmp_path):
+    model, parsed = build("llama"), laprox._policies.parse_many(["snapkv:window=8", "knorm"])
+    whole = closed_loop.evaluate(model, [task(1, answers=["3"]), task(2)], parsed, BUDGETS, SETTINGS)
+    assert dict(whole.sizes) == {"prompt": 2, "policy": 2, "budget": 2, "token": 5}
+    half = closed_loop.evaluate(model, [task(1, answers=["3"])], parsed, BUDGETS, SETTINGS)
+    closed_loop.save_evaluation(half, tmp_path / "half.h5")
+    report = Report(model, parsed, BUDGETS, SETTINGS)
+    report.resume(tmp_path / "half.h5")
+    assert report.done == {"t1"}
+    report.add(task(2), evaluation.evaluate_prompt(model, task(2), parsed, BUDGETS, SETTINGS))
+    closed_loop.save_evaluation(report.dataset(), tmp_path / "whole.h5")
+    found = closed_loop.open_evaluation(tmp_path / "whole.h5")
+    for name in ("kl", "kl_token", "agreement", "model_relative_error", "answer_nll", "kept_count"):
+        np.testing.assert_array_equal(found[name].values, whole[name].values)
+    assert found.text.values.tolist() == whole.text.values.tolist()
+    with pytest.raises(laprox.UsageError, match="other settings"):
+        Report(model, parsed, BUDGETS, closed_loop.Settings(tokens=7)).resume(tmp_path / "half.h5")
+    with pytest.raises(laprox.UsageError, match="another list of budget"):
+        Report(model, parsed, ["25%"], SETTINGS).resume(tmp_path / "half.h5")
+    with pytest.raises(laprox.UsageError, match="share prompts"):
+        open_evaluations([tmp_path / "half.h5", tmp_path / "whole.h5"])
+    (tmp_path / "junk.h5").write_text("no report")
+    with pytest.raises(laprox.DumpError, match="laprox-eval"):
+        closed_loop.open_evaluation(tmp_path / "junk.h5")
+
+
+def test_a_python_policy_takes_part():
+    @laprox.policy("eval-first", queries=0, pins=(0, 4))
+    def first(layer):
+        return -np.arange(layer.tokens)[None].repeat(layer.kv_heads, 0).astype(float)
+
+    report = closed_loop.evaluate(build("llama"), [task()], [first, "knorm"], ["25%"], SETTINGS)
+    assert report.policy.values.tolist() == ["eval-first", "knorm"] and (report.kl > 0).all()
