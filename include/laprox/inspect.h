@@ -19,6 +19,9 @@ struct LayerCheck {
 /// units of rounding, accumulated over the sums of an attention layer.
 double self_check_tolerance(const LayerSummary& layer);
 
+/// Throws VerificationError, naming the first layer whose check failed.
+void require_passed(const DumpInfo& info, const std::vector<LayerCheck>& checks);
+
 /// Replays every layer's exact output at output_positions and compares it with the framework's own output in the dump.
 /// Reads and checks every tensor. [layer]. Throws DumpError, BackendError.
 std::vector<LayerCheck> check_dump(const LayerSource& dump, const Backend& backend, const Progress& progress = {});

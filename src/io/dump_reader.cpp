@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <new>
+
 #include "base/convert.h"
 #include "io/dump_layout.h"
 #include "io/sha256.h"
@@ -29,6 +31,18 @@ struct DumpReader::Impl {
     const io::StoredArray stored = file.array(name);
     std::vector<Index> shape = stored.shape;
     if (rows) shape[1] = rows->count();
+    try {
+      return read_stored(stored, name, type, shape, rows);
+    } catch (const std::bad_alloc&) {
+      throw BackendError(fmt::format(
+          "{}: {}: out of memory for {} as {}; 'laprox inspect' prints what a dump needs, and fewer stored queries "
+          "(laprox-dump --queries recent:64) need less",
+          file.path(), name, io::describe(shape), to_string(type)));
+    }
+  }
+
+  Tensor read_stored(const io::StoredArray& stored, const std::string& name, ElementType type,
+                     const std::vector<Index>& shape, const DumpInfo::Rows* rows) const {
     Tensor target(type, shape), raw;
     if (target.size() == 0) return target;
     // Where no conversion is due, the file's bytes go straight to their place.

@@ -37,8 +37,8 @@ class StorageCheck {
     if (layout == H5D_CHUNKED) {
       check_filters();
       check_chunks();
-    } else if (layout == H5D_CONTIGUOUS && dataset_.getStorageSize() == 0) {
-      refuse_unwritten();
+    } else if (layout == H5D_CONTIGUOUS) {
+      check_contiguous();
     }
   }
 
@@ -46,6 +46,17 @@ class StorageCheck {
   [[noreturn]] void refuse_unwritten() const {
     reader_.refuse(name_, "data", "a dataset, or a part of it, that was never written",
                    "the program that made the file ended early, or wrote only some of it");
+  }
+
+  /// What lies in one piece cannot be longer than its file.
+  void check_contiguous() const {
+    if (dataset_.getStorageSize() == 0) refuse_unwritten();
+    const double bytes =
+        static_cast<double>(space_.getSimpleExtentNpoints()) * static_cast<double>(dataset_.getDataType().getSize());
+    if (bytes <= static_cast<double>(reader_.file_size())) return;
+    reader_.refuse(name_, "data within the file",
+                   fmt::format("{:.0f} bytes in a file of {}", bytes, reader_.file_size()),
+                   "the file is damaged or cut short; copy it again");
   }
 
   void check_filters() {

@@ -149,12 +149,26 @@ Policy assemble(const std::string& label, const Spelling& spelling, const Spelli
 
 }  // namespace
 
+namespace {
+
+/// A composition has its allocator already, be it by default.
+[[noreturn]] void refuse_allocator(const Method& method, const std::string& allocator) {
+  const Spelling meant = spell(method.policy);
+  const std::string advice =
+      meant.allocator ? "" : fmt::format("; write {}+{}:{}", meant.scorer, allocator, join(meant.options, ","));
+  throw UsageError(
+      fmt::format("policy '{}' stands for {} and takes no other allocator{}", method.name, method.policy, advice));
+}
+
+}  // namespace
+
 Policy parse_policy(std::string_view text) {
   const std::string label = trim(text);
   const Spelling spelling = spell(label);
   if (spelling.scorer.empty()) throw UsageError("an empty policy; 'laprox policies' lists all");
   // A published method's name stands for a composition and its options.
-  const Method* method = spelling.allocator ? nullptr : find_method(spelling.scorer);
+  const Method* method = find_method(spelling.scorer);
+  if (method && spelling.allocator) refuse_allocator(*method, *spelling.allocator);
   const Spelling composition = method ? spell(method->policy) : Spelling{};
   const Spelling& meant = method ? composition : spelling;
   const ScorerInfo& scorer = find_part(scorers(), "policy", meant.scorer);

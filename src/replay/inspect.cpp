@@ -1,5 +1,7 @@
 #include "laprox/inspect.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <limits>
 
@@ -42,6 +44,17 @@ double self_check_tolerance(const LayerSummary& layer) {
     if (type == ElementType::bfloat16) tolerance = std::max(tolerance, 5e-2);
   }
   return tolerance;
+}
+
+void require_passed(const DumpInfo& info, const std::vector<LayerCheck>& checks) {
+  for (std::size_t n = 0; n < checks.size(); ++n) {
+    if (checks[n].passed()) continue;
+    throw VerificationError(fmt::format(
+        "{}: /layers/{}: the self-check failed: expected the stored output to within {:.0e}, found a relative error "
+        "of {:.1e}; the dump lacks something that the model did (scale, softcap, sliding_window, sinks, b_o), or a "
+        "tensor is wrong",
+        info.path.string(), n, checks[n].tolerance, *checks[n].output_error));
+  }
 }
 
 std::vector<LayerCheck> check_dump(const LayerSource& dump, const Backend& backend, const Progress& progress) {

@@ -77,6 +77,9 @@ def test_the_self_check_notices_a_dump_that_is_not_what_the_model_computed(lapro
             group.attrs[feature] = dict(softcap=0.0, sliding_window=0, scale=0.3)[feature]
     assert error(5) > 0.01
     assert "/layers/0: the self-check failed" in laprox("inspect", path, expect=5).stderr
+    sweep = ("sweep", path, "--policy", "recent", "--budget", "50%")
+    assert "/layers/0: the self-check failed" in laprox(*sweep, expect=5).stderr
+    assert "recent" in laprox(*sweep, "--no-check").stdout
 
 
 def test_the_table_marks_the_best_policy_of_each_budget(laprox, bundled):
@@ -166,6 +169,14 @@ def test_a_configuration_file_gives_the_options(laprox, bundled, tmp_path):
             "sweep", bundled, "--policy", "recent,laprox:gqa=frobenius,pool=max", "--budget", "64,5%", "--format", "csv"
         ).stdout
     )
+
+
+def test_a_configuration_file_is_no_output(laprox, bundled, tmp_path):
+    config = tmp_path / "sweep.toml"
+    config.write_text('[sweep]\npolicy = ["recent"]\nbudget = ["64"]\n')
+    before = config.read_text()
+    done = laprox("sweep", bundled, "--config", config, "-o", config, "--force", expect=2)
+    assert "sweep.toml" in done.stderr and config.read_text() == before
 
 
 def test_names_of_policies_and_options_are_forgiving(laprox, bundled):

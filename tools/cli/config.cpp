@@ -27,9 +27,9 @@ class CheckedConfig : public CLI::ConfigTOML {
           text.str().compare(0, 4, "\x89HDF") == 0 ? " (an HDF5 file; dumps are given without --config)" : ""));
     }
     std::istringstream again(text.str());
-    std::vector<CLI::ConfigItem> items = CLI::ConfigTOML::from_config(again);
-    for (const CLI::ConfigItem& item : items) check(item);
-    return items;
+    std::vector<CLI::ConfigItem> parsed = CLI::ConfigTOML::from_config(again);
+    for (const CLI::ConfigItem& item : parsed) check(item);
+    return parsed;
   }
 
  private:
@@ -70,6 +70,11 @@ void add_config(CLI::App& app) {
   app.set_config("--config", "",
                  "read options from a TOML file, a section per subcommand: [sweep] policy = [\"h2o\"] ...");
   app.config_formatter(std::make_shared<CheckedConfig>(app));
+}
+
+std::filesystem::path config_file(const CLI::App& app) {
+  const CLI::Option* option = app.get_config_ptr();
+  return option != nullptr && option->count() > 0 ? option->as<std::string>() : std::string();
 }
 
 void check_subcommand(const CLI::App& app, int argc, char** argv) {

@@ -102,18 +102,6 @@ void print_table(const DumpInfo& info, const std::vector<LayerCheck>& checks, co
   out(fmt::format("at most {} is explained by the rounding of the layers' types\n", tolerance_range(checks)));
 }
 
-/// Throws VerificationError where a layer's self-check fails.
-void require_passed(const DumpInfo& info, const std::vector<LayerCheck>& checks) {
-  for (std::size_t n = 0; n < checks.size(); ++n) {
-    if (checks[n].passed()) continue;
-    throw VerificationError(fmt::format(
-        "{}: /layers/{}: the self-check failed: expected the stored output to within {:.0e}, found a relative error "
-        "of {:.1e}; the dump lacks something that the model did (scale, softcap, sliding_window, sinks, b_o), or a "
-        "tensor is wrong",
-        info.path.string(), n, checks[n].tolerance, *checks[n].output_error));
-  }
-}
-
 nlohmann::ordered_json to_json(const DumpInfo& info, const std::vector<LayerCheck>& checks) {
   nlohmann::ordered_json json{{"path", info.path.string()},
                               {"model", info.model},

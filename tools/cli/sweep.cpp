@@ -6,8 +6,10 @@
 
 #include "arguments.h"
 #include "commands.h"
+#include "config.h"
 #include "laprox/cost.h"
 #include "laprox/error.h"
+#include "laprox/inspect.h"
 #include "laprox/report.h"
 #include "laprox/score_file.h"
 #include "output.h"
@@ -22,7 +24,7 @@ struct SweepArguments {
   std::vector<std::string> dumps, policies, scores, budgets;
   std::string output, format, queries = "decoded", softmax = "renormalized";
   Index window = 32;
-  bool force = false, save_kept = false, show_plan = false, quiet = false;
+  bool force = false, save_kept = false, show_plan = false, no_check = false, quiet = false;
   TableOptions table;
   BackendArguments backend;
 };
@@ -90,7 +92,19 @@ void leave_out(const DumpInfo& dump, const std::set<std::string>& of_all, SweepO
   });
 }
 
-void run_sweep(const SweepArguments& arguments) {
+/// Replays what a dump stores of the model's outputs; a dump that does not reproduce them is not swept.
+void check_outputs(const DumpReader& dump, const Backend& backend, ProgressBar& bar) {
+  const std::string name = dump.info().path.filename().string();
+  require_passed(dump.info(), check_dump(dump, backend, [&](Index layer, Index, const std::string&) {
+                   bar.step(fmt::format("{}: check of layer {}", name, layer));
+                 }));
+}
+
+bool has_outputs(const DumpInfo& dump) {
+  return std::any_of(dump.layers.begin(), dump.layers.end(), [](const LayerSummary& l) { return l.has_output; });
+}
+
+void run_sweep(const SweepArguments& arguments, const std::filesystem::path& config) {
   SweepOptions options;
   std::set<std::string> of_all;
   if (!arguments.policies.empty()) options.policies = parse_policies(arguments.policies, &of_all);
@@ -106,6 +120,7 @@ void run_sweep(const SweepArguments& arguments) {
   if (!arguments.output.empty()) {
     std::vector<std::filesystem::path> inputs(arguments.dumps.begin(), arguments.dumps.end());
     inputs.insert(inputs.end(), arguments.scores.begin(), arguments.scores.end());
+    if (!config.empty()) inputs.push_back(config);
     check_writable(arguments.output, arguments.force, inputs);
   }
 
@@ -119,7 +134,8 @@ void run_sweep(const SweepArguments& arguments) {
   for (const DumpReader& dump : dumps) {
     check_request(dump.info(), options);
     check_memory(dump.info(), options, *backend);
-    steps += 2 * static_cast<Index>(dump.info().layers.size());
+    const bool checked = !arguments.no_check && has_outputs(dump.info());
+    steps += (checked ? 3 : 2) * static_cast<Index>(dump.info().layers.size());
   }
   if (arguments.show_plan) {
     for (const DumpReader& dump : dumps) print_selection(dump, options, *backend);
@@ -128,6 +144,7 @@ void run_sweep(const SweepArguments& arguments) {
   {
     ProgressBar bar(steps, arguments.quiet);
     for (const DumpReader& dump : dumps) {
+      if (!arguments.no_check && has_outputs(dump.info())) check_outputs(dump, *backend, bar);
       results.push_back(sweep_dump(dump, options, *backend, [&](Index layer, Index, const std::string& what) {
         bar.step(fmt::format("{}: {} of layer {}", dump.info().path.filename().string(), what, layer));
       }));
@@ -167,13 +184,15 @@ void add_sweep(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--save-kept", arguments->save_kept, "store the kept tokens of every cell in the report");
   command->add_flag("--show-plan", arguments->show_plan, "print what each layer and head keeps before judging");
+  command->add_flag("--no-check", arguments->no_check,
+                    "do not replay the outputs that the dumps store, which says whether they are what the model did");
   command->add_flag("--force", arguments->force, "replace an existing report");
   command->add_flag("--quiet", arguments->quiet, "no progress");
   arguments->backend.add_to(*command);
   add_format(*command, arguments->format, {"table", "csv", "json"});
   add_table_options(*command, arguments->table);
   command->footer(kFooter);
-  command->callback([arguments] { run_sweep(*arguments); });
+  command->callback([arguments, &app] { run_sweep(*arguments, config_file(app)); });
 }
 
 }  // namespace laprox::cli
