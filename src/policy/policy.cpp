@@ -147,10 +147,6 @@ Policy assemble(const std::string& label, const Spelling& spelling, const Spelli
   return policy;
 }
 
-}  // namespace
-
-namespace {
-
 /// A composition has its allocator already, be it by default.
 [[noreturn]] void refuse_allocator(const Method& method, const std::string& allocator) {
   const Spelling meant = spell(method.policy);
@@ -190,7 +186,8 @@ std::string to_string(const Policy& policy) {
   for (const Options* options : {&policy.scorer_options, &policy.allocator_options}) {
     for (const auto& [name, value] : options->spelled_out()) pairs.push_back(name + "=" + value);
   }
-  return policy.scorer_name + "+" + policy.allocator_name + (pairs.empty() ? "" : ":" + join(pairs, ","));
+  return fmt::format("{}+{}{}{}", policy.scorer_name, policy.allocator_name, pairs.empty() ? "" : ":",
+                     join(pairs, ","));
 }
 
 std::vector<std::string> split_policies(std::string_view list) {

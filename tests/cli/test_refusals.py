@@ -168,6 +168,10 @@ def test_logits_beyond_float32_are_refused_and_not_computed_wrong(laprox, tmp_pa
 
 
 USAGE = {
+    "a composition with an allocator": (
+        ["--policy", "laprox-far+layer", "--budget", "36"],
+        ["stands for laprox-r:far=64,far-weight=8", "write laprox-r+layer:far=64"],
+    ),
     "unknown policy": (["--policy", "snapvk", "--budget", "36"], ["snapvk", "did you mean 'snapkv'"]),
     "unknown allocator": (["--policy", "snapkv+globl", "--budget", "36"], ["did you mean 'global'"]),
     "unknown option": (["--policy", "snapkv:windw=3", "--budget", "36"], ["windw", "window"]),
