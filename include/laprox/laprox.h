@@ -15,6 +15,7 @@
 #include "laprox/inspect.h"
 #include "laprox/layer.h"
 #include "laprox/layer_source.h"
+#include "laprox/merge.h"
 #include "laprox/methods.h"
 #include "laprox/metrics.h"
 #include "laprox/names.h"

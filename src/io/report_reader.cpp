@@ -42,6 +42,7 @@ class ReportReader {
       reader_.refuse("/" + name, "numbers over " + join(shape.dimensions, ", "),
                      there ? "numbers over " + join(found->second.dimensions, ", ") : "nothing, or something else");
     }
+    if (reader_.has("/kept")) read_kept(report);
     return report;
   }
 
@@ -140,6 +141,30 @@ class ReportReader {
     array.values.resize(size);
     dataset.read(array.values.data(), H5::PredType::NATIVE_DOUBLE);
     report.arrays[name] = std::move(array);
+  }
+
+  void read_kept(Report& report) {
+    const ReportArray& counts = report.array("kept_count");
+    const H5::DataSet starts = reader_.dataset("/kept/start"), tokens = reader_.dataset("/kept/tokens");
+    std::vector<Index> expected;
+    for (const std::string& dimension : counts.dimensions) expected.push_back(report.extent(dimension));
+    const std::vector<Index> shape = reader_.shape(starts), length = reader_.shape(tokens);
+    if (shape != expected || starts.getTypeClass() != H5T_INTEGER) {
+      reader_.refuse("/kept/start", "integers of shape " + io::describe(expected), "shape " + io::describe(shape));
+    }
+    if (length.size() != 1 || tokens.getTypeClass() != H5T_INTEGER) {
+      reader_.refuse("/kept/tokens", "integers of rank 1", "shape " + io::describe(length));
+    }
+    report.kept.starts.resize(counts.values.size());
+    report.kept.tokens.resize(static_cast<std::size_t>(length[0]));
+    starts.read(report.kept.starts.data(), H5::PredType::NATIVE_INT64);
+    tokens.read(report.kept.tokens.data(), H5::PredType::NATIVE_INT32);
+    for (std::size_t i = 0; i < counts.values.size(); ++i) {
+      const std::int64_t start = report.kept.starts[i];
+      if (start < 0) continue;
+      if (counts.values[i] >= 0 && start <= length[0] - static_cast<std::int64_t>(counts.values[i])) continue;
+      reader_.refuse("/kept/start", fmt::format("places within the {} tokens", length[0]), std::to_string(start));
+    }
   }
 
   static bool is_label(const std::string& name) {

@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <glob.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
 #include <sstream>
 
 #include "laprox/cuda.h"
@@ -42,6 +45,51 @@ std::unique_ptr<Backend> BackendArguments::make() const {
   if (name == "reference") return make_reference_backend();
   if (name == "cuda") return make_cuda(threads);
   throw UsageError(fmt::format("unknown backend '{}'; known are cpu, cuda and reference", name));
+}
+
+namespace {
+
+std::vector<std::string> listed_paths(const std::string& list) {
+  std::ifstream file(list);
+  if (!file || std::filesystem::is_directory(list)) {
+    throw FileError(
+        fmt::format("@{}: expected a text file with a path on each line, found none that can be read", list));
+  }
+  std::vector<std::string> paths;
+  for (std::string line; std::getline(file, line);) {
+    line = line.substr(0, line.find('#'));
+    const auto first = line.find_first_not_of(" \t\r"), last = line.find_last_not_of(" \t\r");
+    if (first != std::string::npos) paths.push_back(line.substr(first, last - first + 1));
+  }
+  if (paths.empty()) throw UsageError(fmt::format("@{}: expected a path on each line, found none", list));
+  return paths;
+}
+
+std::vector<std::string> matching_paths(const std::string& pattern) {
+  glob_t found{};
+  const int status = glob(pattern.c_str(), 0, nullptr, &found);
+  std::vector<std::string> paths;
+  for (std::size_t i = 0; status == 0 && i < found.gl_pathc; ++i) paths.emplace_back(found.gl_pathv[i]);
+  globfree(&found);
+  if (paths.empty()) throw FileError(pattern + ": no file matches");
+  return paths;
+}
+
+}  // namespace
+
+std::vector<std::string> expand_paths(const std::vector<std::string>& words) {
+  std::vector<std::string> paths;
+  for (const std::string& word : words) {
+    std::error_code ignored;
+    std::vector<std::string> more{word};
+    if (word.size() > 1 && word[0] == '@') {
+      more = listed_paths(word.substr(1));
+    } else if (word.find_first_of("*?[") != std::string::npos && !std::filesystem::exists(word, ignored)) {
+      more = matching_paths(word);
+    }
+    paths.insert(paths.end(), more.begin(), more.end());
+  }
+  return paths;
 }
 
 CLI::Validator file_name() {

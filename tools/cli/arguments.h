@@ -23,6 +23,10 @@ struct BackendArguments {
   std::unique_ptr<Backend> make() const;
 };
 
+/// Paths as given, with each @FILE replaced by the paths that the file lists, one a line (# begins a comment), and each
+/// pattern (*, ?, [...]) that is no file's name by the files that it matches, sorted. Throws UsageError, FileError.
+std::vector<std::string> expand_paths(const std::vector<std::string>& words);
+
 /// Of an option that names a file to write: an empty name is refused.
 CLI::Validator file_name();
 

@@ -10,6 +10,7 @@ void add_policies(CLI::App& app);
 void add_sweep(CLI::App& app);
 void add_score(CLI::App& app);
 void add_report(CLI::App& app);
+void add_merge(CLI::App& app);
 void add_synth(CLI::App& app);
 void add_verify(CLI::App& app);
 

@@ -1,12 +1,14 @@
 #include "laprox/sweep.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 
 #include "arguments.h"
 #include "commands.h"
 #include "config.h"
+#include "growing_report.h"
 #include "laprox/cost.h"
 #include "laprox/error.h"
 #include "laprox/inspect.h"
@@ -24,7 +26,7 @@ struct SweepArguments {
   std::vector<std::string> dumps, policies, scores, budgets;
   std::string output, format, queries = "decoded", softmax = "renormalized";
   Index window = 32;
-  bool force = false, save_kept = false, show_plan = false, no_check = false, quiet = false;
+  bool force = false, resume = false, save_kept = false, show_plan = false, no_check = false, quiet = false;
   TableOptions table;
   BackendArguments backend;
 };
@@ -38,6 +40,7 @@ Examples:
   laprox sweep a.h5 b.h5 --policy snapkv --policy snapkv+ada:floor=0.5 --budget 128,256
   laprox sweep dump.h5 --policy laprox --budget 10% --queries window --softmax truncated   (with the paper's bound)
   laprox sweep dump.h5 --policy all --budget 5%,10%,20% -o report.h5
+  laprox sweep @dumps.txt --policy h2o,laprox --budget 5% -o report.h5 --resume      (many dumps: what is done stays done)
   laprox sweep --config sweep.toml      with a section [sweep]: dumps = ["dump.h5"], policy = ["h2o", "laprox"], budget = ["5%"])";
 
 /// The work, and the kept entries: one line a layer, one number a head.
@@ -104,58 +107,81 @@ bool has_outputs(const DumpInfo& dump) {
   return std::any_of(dump.layers.begin(), dump.layers.end(), [](const LayerSummary& l) { return l.has_output; });
 }
 
-void run_sweep(const SweepArguments& arguments, const std::filesystem::path& config) {
+SweepOptions options_of(const SweepArguments& arguments, std::set<std::string>& of_all) {
   SweepOptions options;
-  std::set<std::string> of_all;
   if (!arguments.policies.empty()) options.policies = parse_policies(arguments.policies, &of_all);
   options.budgets = parse_budgets(arguments.budgets);
   options.queries = arguments.queries == "decoded" ? JudgedQueries::decoded : JudgedQueries::window;
   options.mode = arguments.softmax == "truncated" ? SoftmaxMode::truncated : SoftmaxMode::renormalized;
   options.window = arguments.window;
   options.save_kept = arguments.save_kept;
-  const auto backend = arguments.backend.make();
   if (options.policies.empty() && arguments.scores.empty()) {
     throw UsageError("no policy given, for example --policy snapkv,h2o; 'laprox policies' lists all");
   }
-  if (!arguments.output.empty()) {
-    std::vector<std::filesystem::path> inputs(arguments.dumps.begin(), arguments.dumps.end());
-    inputs.insert(inputs.end(), arguments.scores.begin(), arguments.scores.end());
-    if (!config.empty()) inputs.push_back(config);
-    check_writable(arguments.output, arguments.force, inputs);
-  }
+  return options;
+}
+
+void check_output(const SweepArguments& arguments, const std::filesystem::path& config) {
+  if (arguments.resume && arguments.output.empty()) throw UsageError("--resume goes on with a report: name it with -o");
+  if (arguments.resume && arguments.force) throw UsageError("--resume goes on with a report and --force begins anew");
+  if (arguments.output.empty()) return;
+  std::vector<std::filesystem::path> inputs(arguments.dumps.begin(), arguments.dumps.end());
+  inputs.insert(inputs.end(), arguments.scores.begin(), arguments.scores.end());
+  if (!config.empty()) inputs.push_back(config);
+  check_writable(arguments.output, arguments.force || arguments.resume, inputs);
+}
+
+/// Each dump is an open file, and shells allow 1,024 of them unless asked for more.
+void allow_open_files(std::size_t count) {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= count + 64) return;
+  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, count + 64);
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+void run_sweep(SweepArguments arguments, const std::filesystem::path& config) {
+  arguments.dumps = expand_paths(arguments.dumps);
+  std::set<std::string> of_all;
+  SweepOptions options = options_of(arguments, of_all);
+  const auto backend = arguments.backend.make();
+  check_output(arguments, config);
 
   // Every dump is opened and every request checked before the first one is worked on.
+  allow_open_files(arguments.dumps.size());
   std::vector<DumpReader> dumps;
   Index steps = 0;
   for (const std::string& path : arguments.dumps) dumps.emplace_back(path);
   check_distinct(dumps);
   add_scores(options, arguments, dumps.front());
   for (const DumpReader& dump : dumps) leave_out(dump.info(), of_all, options);
+  GrowingReport growing(options, *backend, arguments.output, arguments.resume);
+  std::vector<const DumpReader*> left;
   for (const DumpReader& dump : dumps) {
+    if (growing.holds(dump)) continue;
+    left.push_back(&dump);
     check_request(dump.info(), options);
     check_memory(dump.info(), options, *backend);
     const bool checked = !arguments.no_check && has_outputs(dump.info());
     steps += (checked ? 3 : 2) * static_cast<Index>(dump.info().layers.size());
   }
   if (arguments.show_plan) {
-    for (const DumpReader& dump : dumps) print_selection(dump, options, *backend);
+    for (const DumpReader* dump : left) print_selection(*dump, options, *backend);
   }
-  std::vector<DumpResult> results;
   {
     ProgressBar bar(steps, arguments.quiet);
-    for (const DumpReader& dump : dumps) {
-      if (!arguments.no_check && has_outputs(dump.info())) check_outputs(dump, *backend, bar);
-      results.push_back(sweep_dump(dump, options, *backend, [&](Index layer, Index, const std::string& what) {
-        bar.step(fmt::format("{}: {} of layer {}", dump.info().path.filename().string(), what, layer));
+    for (const DumpReader* dump : left) {
+      if (!arguments.no_check && has_outputs(dump->info())) check_outputs(*dump, *backend, bar);
+      growing.add(sweep_dump(*dump, options, *backend, [&](Index layer, Index, const std::string& what) {
+        bar.step(fmt::format("{}: {} of layer {}", dump->info().path.filename().string(), what, layer));
       }));
     }
   }
-  const Report report = make_report(results, options, *backend);
+  const Report report = growing.finished();
   // The table comes first, so that a report that cannot be written does not lose it.
   out(render(report, arguments.format, arguments.table));
   if (arguments.output.empty()) return;
   output_failed();  // flushes; main says so at the end
-  write_report(arguments.output, report, arguments.force);
+  growing.write(report, arguments.force);
   note("report: " + arguments.output);
 }
 
@@ -164,7 +190,11 @@ void run_sweep(const SweepArguments& arguments, const std::filesystem::path& con
 void add_sweep(CLI::App& app) {
   auto arguments = std::make_shared<SweepArguments>();
   CLI::App* command = app.add_subcommand("sweep", "Compare policies over budgets on dumps; write a report");
-  command->add_option("dumps,--dumps", arguments->dumps, "dumps (HDF5); each is one sample")->required();
+  command
+      ->add_option(
+          "dumps,--dumps", arguments->dumps,
+          "dumps (HDF5), each is one sample; @FILE: those that the file lists, and patterns such as 'dumps/*.h5'")
+      ->required();
   command->add_option("--policy", arguments->policies,
                       "policies, separated by commas or spaces; all: the whole catalogue");
   command->add_option("--scores", arguments->scores,
@@ -187,6 +217,8 @@ void add_sweep(CLI::App& app) {
   command->add_flag("--no-check", arguments->no_check,
                     "do not replay the outputs that the dumps store, which says whether they are what the model did");
   command->add_flag("--force", arguments->force, "replace an existing report");
+  command->add_flag("--resume", arguments->resume,
+                    "go on with the report that is there: dumps that it holds are not swept again");
   command->add_flag("--quiet", arguments->quiet, "no progress");
   arguments->backend.add_to(*command);
   add_format(*command, arguments->format, {"table", "csv", "json"});

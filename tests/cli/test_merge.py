@@ -1,0 +1,84 @@
+"""Reports of several runs: merged, resumed, and of dumps that a list or a pattern names."""
+
+import h5py
+import numpy as np
+import pytest
+
+import dumps
+
+SWEEP = ("--policy", "recent,snapkv:window=8,knorm,oracle,random", "--budget", "40%,60%", "--save-kept", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Dumps of other lengths, layers and heads."""
+    folder = tmp_path_factory.mktemp("three")
+    shapes = ([(4, 2)], [(4, 2), (6, 3)], [(2, 1), (2, 2), (4, 4)])
+    return [
+        dumps.write_dump(folder / f"d{n}.h5", context=60 + 10 * n, tokens=66 + 10 * n, heads=heads, seed=n)
+        for n, heads in enumerate(shapes)
+    ]
+
+
+def test_merged_reports_are_what_one_sweep_writes(laprox, three, tmp_path):
+    whole, first, rest, merged = (tmp_path / f"{name}.h5" for name in ("whole", "first", "rest", "merged"))
+    table = laprox("sweep", *three, *SWEEP, "-o", whole).stdout
+    laprox("sweep", three[0], *SWEEP, "-o", first)
+    laprox("sweep", three[1], three[2], *SWEEP, "-o", rest)
+    laprox("merge", first, rest, "-o", merged)
+    assert merged.read_bytes() == whole.read_bytes()
+    assert laprox("report", merged).stdout == table
+
+
+def test_a_resumed_sweep_equals_one_that_was_not_interrupted(laprox, three, tmp_path):
+    whole, part = tmp_path / "whole.h5", tmp_path / "part.h5"
+    table = laprox("sweep", *three, *SWEEP, "-o", whole).stdout
+    laprox("sweep", three[2], three[0], *SWEEP, "-o", part)
+    done = laprox("sweep", *three, *SWEEP, "-o", part, "--resume")
+    assert done.stdout == table and done.stderr.count("already") == 2
+    assert part.read_bytes() == whole.read_bytes()
+    again = laprox("sweep", *three, *SWEEP, "-o", part, "--resume")
+    assert again.stdout == table and part.read_bytes() == whole.read_bytes()
+    fresh = tmp_path / "fresh.h5"
+    laprox("sweep", *three, *SWEEP, "-o", fresh, "--resume")
+    assert fresh.read_bytes() == whole.read_bytes()
+
+
+def test_common_parts_are_merged_and_the_rest_is_named(laprox, three, tmp_path):
+    a, b, merged = (tmp_path / f"{name}.h5" for name in "abm")
+    laprox("sweep", three[0], "--policy", "recent,knorm", "--budget", "40%,60%", "-o", a)
+    laprox("sweep", three[1], "--policy", "knorm,snapkv:window=8", "--budget", "60%", "--save-kept", "-o", b)
+    said = laprox("merge", a, b, "-o", merged).stderr
+    assert "recent" in said and "snapkv:window=8" in said and "40%" in said and "kept tokens are left out" in said
+    with h5py.File(a) as first, h5py.File(b) as second, h5py.File(merged) as found:
+        assert [name.decode() for name in found["policy"]] == ["knorm"] and len(found["dump"]) == 2
+        np.testing.assert_array_equal(found["model_relative_error"][0, 0, 0], first["model_relative_error"][0, 1, 1])
+        np.testing.assert_array_equal(found["relative_error"][1, 0, 0], second["relative_error"][0, 0, 0])
+
+
+def test_what_does_not_belong_together_is_refused(laprox, three, tmp_path):
+    a, b, c = (tmp_path / f"{name}.h5" for name in "abc")
+    laprox("sweep", three[0], "--policy", "recent", "--budget", "40%", "-o", a)
+    laprox("sweep", three[0], three[1], "--policy", "recent", "--budget", "40%", "-o", b)
+    laprox("sweep", three[1], "--policy", "recent", "--budget", "40%", "--softmax", "truncated", "-o", c)
+    assert "would count twice" in laprox("merge", a, b, "-o", tmp_path / "m.h5", expect=2).stderr
+    assert "softmax" in laprox("merge", a, c, "-o", tmp_path / "m.h5", expect=2).stderr
+    assert "exists" in laprox("merge", a, "-o", b, expect=2).stderr
+    before = a.read_bytes()
+    same = laprox("merge", a, "-o", a, "--force", expect=2)
+    assert "a.h5" in same.stderr and a.read_bytes() == before
+    assert not (tmp_path / "m.h5").exists()
+    other = laprox("sweep", three[1], "--policy", "knorm", "--budget", "40%", "-o", a, "--resume", expect=2)
+    assert "made with other policies" in other.stderr and a.read_bytes() == before
+    assert "name it with -o" in laprox("sweep", three[1], *SWEEP, "--resume", expect=2).stderr
+
+
+def test_lists_and_patterns_name_dumps(laprox, three, tmp_path):
+    (tmp_path / "list.txt").write_text(f"# mine\n{three[0]}\n\n  {three[1]}   # the second\n{three[2]}\n")
+    table = laprox("sweep", *three, *SWEEP).stdout
+    assert laprox("sweep", f"@{tmp_path / 'list.txt'}", *SWEEP).stdout == table
+    assert laprox("sweep", three[0].parent / "d*.h5", *SWEEP).stdout == table
+    assert "no file matches" in laprox("sweep", tmp_path / "*.h5", *SWEEP, expect=3).stderr
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    assert "a path on each line" in laprox("sweep", f"@{tmp_path / 'empty.txt'}", *SWEEP, expect=2).stderr
+    assert "a path on each line" in laprox("sweep", f"@{tmp_path / 'none.txt'}", *SWEEP, expect=3).stderr

@@ -1,0 +1,75 @@
+#include "growing_report.h"
+
+#include <fmt/format.h>
+
+#include "laprox/error.h"
+#include "laprox/merge.h"
+#include "laprox/policy.h"
+#include "output.h"
+
+namespace laprox::cli {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::seconds kBetween{10};  // seconds of work that an early end may lose ...
+constexpr double kShare = 20;                 // ... or so many times what writing takes
+
+}  // namespace
+
+GrowingReport::GrowingReport(const SweepOptions& options, const Backend& backend, std::filesystem::path output,
+                             bool resume)
+    : options_(options), backend_(backend), output_(std::move(output)), resume_(resume), written_(Clock::now()) {
+  std::error_code ignored;
+  const bool there = !output_.empty() && std::filesystem::exists(output_, ignored);
+  grows_ = !output_.empty() && (resume_ || !there);
+  if (resume_ && there) take_over();
+}
+
+void GrowingReport::take_over() {
+  Report before = read_report(output_);
+  const Report mine = make_report({}, options_, backend_);
+  const auto require_same = [&](const char* what, bool same) {
+    if (same) return;
+    throw UsageError(fmt::format("{}: --resume: was made with other {}; --force begins anew", output_.string(), what));
+  };
+  require_same("policies", before.policy_specs == mine.policy_specs && before.policies == mine.policies);
+  require_same("budgets", before.budgets == mine.budgets);
+  for (const char* key : {"softmax", "queries", "backend"}) {
+    require_same(key, before.provenance[key] == mine.provenance.at(key));
+  }
+  require_same("kept tokens", options_.save_kept == !before.kept.starts.empty());
+  done_.insert(before.dump_hashes.begin(), before.dump_hashes.end());
+  parts_.push_back(std::move(before));
+}
+
+bool GrowingReport::holds(const DumpReader& dump) {
+  if (!resume_) return false;  // the hash reads the whole file
+  order_.push_back(dump.content_hash());
+  const bool there = done_.contains(order_.back());
+  if (there) note(fmt::format("{}: is in {} already", dump.info().path.string(), output_.string()));
+  return there;
+}
+
+void GrowingReport::add(const DumpResult& result) {
+  parts_.push_back(make_report({result}, options_, backend_));
+  const auto since = Clock::now() - written_;
+  if (!grows_ || since < kBetween || since < kShare * writing_) return;
+  write(finished(), true);
+}
+
+Report GrowingReport::finished() const {
+  require(!parts_.empty(), "a sweep has at least one dump");
+  Report report = merge_reports(parts_, std::vector<std::string>(parts_.size(), output_.string())).report;
+  return order_.empty() ? report : with_dump_order(report, order_);
+}
+
+void GrowingReport::write(const Report& report, bool replace) {
+  const auto begun = Clock::now();
+  write_report(output_, report, replace || grows_);
+  written_ = Clock::now();
+  writing_ = written_ - begun;
+}
+
+}  // namespace laprox::cli

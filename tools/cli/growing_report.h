@@ -1,0 +1,43 @@
+#pragma once
+
+#include <chrono>
+#include <filesystem>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "laprox/dump_reader.h"
+#include "laprox/report.h"
+
+namespace laprox::cli {
+
+/// A sweep's report, dump by dump. Where no older report is in the way, what is done is written from time to time, so
+/// that a sweep that ends early can be resumed.
+class GrowingReport {
+ public:
+  /// `resume`: takes over what the file holds, if it is there. Throws UsageError where it was made with other policies,
+  /// budgets, softmax, queries or without the kept tokens that are asked for.
+  GrowingReport(const SweepOptions& options, const Backend& backend, std::filesystem::path output, bool resume);
+
+  /// Whether the report that is resumed has this dump. Also remembers the order in which dumps are asked for.
+  bool holds(const DumpReader& dump);
+  void add(const DumpResult& result);
+  /// The report of all dumps, in the order in which they were asked for.
+  Report finished() const;
+  void write(const Report& report, bool replace);
+
+ private:
+  void take_over();
+
+  const SweepOptions& options_;
+  const Backend& backend_;
+  std::filesystem::path output_;
+  bool resume_, grows_;  ///< grows_: no older report would be lost by writing early
+  std::vector<Report> parts_;
+  std::set<std::string> done_;
+  std::vector<std::string> order_;  ///< hashes; empty unless resumed
+  std::chrono::steady_clock::time_point written_;
+  std::chrono::duration<double> writing_{0};
+};
+
+}  // namespace laprox::cli
