@@ -1,10 +1,9 @@
 """Reports of several runs: merged, resumed, and of dumps that a list or a pattern names."""
 
+import dumps
 import h5py
 import numpy as np
 import pytest
-
-import dumps
 
 SWEEP = ("--policy", "recent,snapkv:window=8,knorm,oracle,random", "--budget", "40%,60%", "--save-kept", "--quiet")
 
