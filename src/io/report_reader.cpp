@@ -42,6 +42,7 @@ class ReportReader {
       reader_.refuse("/" + name, "numbers over " + join(shape.dimensions, ", "),
                      there ? "numbers over " + join(found->second.dimensions, ", ") : "nothing, or something else");
     }
+    check_twins(report);
     if (reader_.has("/kept")) read_kept(report);
     return report;
   }
@@ -141,6 +142,16 @@ class ReportReader {
     array.values.resize(size);
     dataset.read(array.values.data(), H5::PredType::NATIVE_DOUBLE);
     report.arrays[name] = std::move(array);
+  }
+
+  /// Indices of policies, by which tables look labels up.
+  void check_twins(const Report& report) {
+    const auto twins = report.arrays.find("identical_to");
+    if (twins == report.arrays.end()) return;
+    for (const double twin : twins->second.values) {
+      if (twin >= -1 && twin < static_cast<double>(report.policies.size())) continue;
+      reader_.refuse("/identical_to", fmt::format("-1 to {}", report.policies.size() - 1), fmt::format("{}", twin));
+    }
   }
 
   void read_kept(Report& report) {

@@ -236,6 +236,12 @@ def test_a_report_whose_dimension_list_is_no_list_is_refused(laprox, report, tru
     refused(laprox(*trusted, "report", report, expect=3), str(report))
 
 
+def test_indices_of_a_report_point_at_its_policies(laprox, report):
+    with h5py.File(report, "r+") as file:
+        file["identical_to"][...] = 2**60
+    assert "/identical_to: expected -1 to" in laprox("report", report, expect=3).stderr
+
+
 def test_an_output_never_replaces_an_input(laprox, dump, small, tmp_path):
     before = dump.read_bytes()
     soft, hard = tmp_path / "soft.h5", tmp_path / "hard.h5"

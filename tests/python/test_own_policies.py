@@ -215,6 +215,6 @@ def test_own_policies_are_listed():
         At length."""
         return np.zeros((layer.kv_heads, layer.tokens))
 
-    [entry] = [entry for entry in laprox.policies() if entry.kind == "own"]
+    [entry] = [entry for entry in laprox.policies() if entry.kind == "own" and entry.name == "listed"]
     assert (entry.name, entry.summary) == ("listed", "What it does.")
     assert listed(layer().shape).shape == (2, 96)
