@@ -1,7 +1,10 @@
 #pragma once
 
 #include <filesystem>
+#include <limits>
+#include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,6 +35,18 @@ struct WorstElement {
   double ulps = 0;  ///< of the precision, at the expected value
 };
 
+/// How much fails, and how: the elements that are non-finite where the reference is not, or beyond what is allowed.
+struct Failing {
+  Index elements = 0;
+  std::map<Index, std::set<Index>> rows;      ///< by layer: query heads, KV heads or stored queries
+  Index first_column = -1, last_column = -1;  ///< the span of tokens, or of the output's columns
+  /// Found over expected, where neither is 0 and both are finite; none: least_ratio is above most_ratio.
+  double least_ratio = std::numeric_limits<double>::infinity();
+  double most_ratio = -std::numeric_limits<double>::infinity();
+
+  void add(Index layer, Index row, Index column, double found, double expected);
+};
+
 /// Numbers of one kind, over all layers that have them.
 struct ValueCheck {
   std::string name;           ///< "column_norms", "scores"
@@ -41,6 +56,7 @@ struct ValueCheck {
   Index elements = 0;
   std::vector<VerdictPart> parts;
   WorstElement worst;
+  Failing failing;
 
   bool passed() const;
   /// The part of that name. Throws Bug where there is none.

@@ -79,9 +79,13 @@ void visit_dataset(hid_t dataset) {
       H5Dvlen_reclaim(type, space, H5P_DEFAULT, values.data());
     }
   }
-  const auto next = [](hid_t, unsigned, hid_t, void*) -> herr_t { return 0; };
+  const auto name = [](hid_t, unsigned, hid_t scale, void*) -> herr_t {
+    char buffer[64] = {};
+    H5DSget_scale_name(scale, buffer, sizeof buffer);
+    return 0;
+  };
   for (int i = 0; i < H5Sget_simple_extent_ndims(space); ++i) {
-    H5DSiterate_scales(dataset, static_cast<unsigned>(i), nullptr, next, nullptr);
+    H5DSiterate_scales(dataset, static_cast<unsigned>(i), nullptr, name, nullptr);
   }
   H5Pclose(properties);
   H5Sclose(space);

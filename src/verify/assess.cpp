@@ -105,6 +105,7 @@ class RowAssessor {
       const double ulp = precision_.ulp(size);
       const Allowance allowed(kFactor * plain_.element(size) + ulp, cap, kFloor * scale_);
       part.excess = excess(error, allowed.value);
+      if (part.excess > 1) check.failing.add(part.layer, part.row, first_ + i, found_[i], expected_[i]);
       if (part.excess <= check.parts[kElement].excess) continue;
       part.measured = error;
       part.allowed = allowed.value;
@@ -166,6 +167,7 @@ void assess_finite(const Values& values, Index layer, ValueCheck& check) {
       part.measured += 1;
       part.passed = false;
       part.excess = std::numeric_limits<double>::infinity();
+      check.failing.add(layer, values.place_of(row), column, found, expected);
     }
   }
 }
@@ -188,7 +190,7 @@ void keep_worst(VerdictPart& worst, const VerdictPart& found) {
 ValueCheck make_value_check(std::string name, std::string policy, std::string rows, std::string columns,
                             const Precision& precision) {
   ValueCheck check{
-      std::move(name), std::move(policy), std::move(rows), std::move(columns), precision.type(), 0, {}, {}};
+      std::move(name), std::move(policy), std::move(rows), std::move(columns), precision.type(), 0, {}, {}, {}};
   for (const char* part : {"finite", "element", "relative L2", "cosine"}) check.parts.push_back({.name = part});
   return check;
 }

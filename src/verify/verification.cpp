@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "laprox/error.h"
 #include "laprox/verify.h"
@@ -19,6 +20,16 @@ const VerdictPart& named(const std::vector<VerdictPart>& parts, std::string_view
 }
 
 }  // namespace
+
+void Failing::add(Index layer, Index row, Index column, double found, double expected) {
+  ++elements;
+  rows[layer].insert(row);
+  first_column = first_column < 0 ? column : std::min(first_column, column);
+  last_column = std::max(last_column, column);
+  if (found == 0 || expected == 0 || !std::isfinite(found) || !std::isfinite(expected)) return;
+  least_ratio = std::min(least_ratio, found / expected);
+  most_ratio = std::max(most_ratio, found / expected);
+}
 
 bool ValueCheck::passed() const { return all_passed(parts); }
 bool KeptCheck::passed() const { return all_passed(parts); }

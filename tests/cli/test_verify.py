@@ -329,3 +329,26 @@ def test_h5py_booleans_are_kept_masks(verify, small, tmp_path):
     kept = {i: mask.astype(bool) for i, mask in kernels.laprox_kept(dump, results, "layer", [50]).items()}
     candidate = kernels.write(tmp_path / "bool.h5", dump, {i: {} for i in kept}, "float32", kept, budgets="50")
     verify(path, "--candidate", candidate, "--policy", "laprox+layer")
+
+
+def test_a_verdict_says_how_much_is_wrong(laprox, small, tmp_path):
+    path, dump, results = small
+    wrong = {i: {name: np.array(values) for name, values in datasets.items()} for i, datasets in results.items()}
+    wrong[1]["value_norms"] *= 2
+    wrong[0]["column_norms"][:, 30:33] *= -1
+    wrong[0]["scores"][1, 5:9] = np.nan
+    candidate = kernels.write(tmp_path / "c.h5", dump, wrong, "float32")
+    done = laprox("verify", path, "--candidate", candidate, "--policy", "laprox", expect=5)
+    heads = len(dump.layers[1].q)
+    assert f"in layer 1: heads 0..{heads - 1}, tokens 0..119; found = 2 x expected" in done.stdout
+    assert "in layer 0: heads 0..3, tokens 30..32; found = -1 x expected" in done.stdout
+    assert "4 of " in done.stdout and "in layer 0: KV head 1, tokens 5..8" in done.stdout
+    row = next(line for line in done.stdout.splitlines() if line.startswith("scores"))
+    assert "NaN" in row and "FAIL" in row
+    verdict = json.loads(
+        laprox("verify", path, "--candidate", candidate, "--policy", "laprox", "--format", "json", expect=5).stdout
+    )
+    failing = {check["name"]: check["failing"] for check in verdict["values"]}
+    assert failing["value_norms"]["rows_by_layer"] == {"1": list(range(heads))}
+    assert failing["value_norms"]["ratio"] == pytest.approx([2, 2], rel=1e-5) and failing["output"] == {"elements": 0}
+    assert failing["column_norms"]["columns"] == [30, 32] and failing["column_norms"]["elements"] == 12

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "arguments.h"
 #include "commands.h"
@@ -58,6 +59,48 @@ std::string short_place(const VerdictPart& part) {
   return part.layer < 0 ? "-" : fmt::format("{}/{}/{}", part.layer, part.row, part.column);
 }
 
+/// "7", "0..3" or "0, 2 and 3 more".
+std::string listed(const std::set<Index>& numbers) {
+  const Index first = *numbers.begin(), last = *numbers.rbegin();
+  const auto count = static_cast<Index>(numbers.size());
+  if (count == 1) return std::to_string(first);
+  if (last - first + 1 == count) return fmt::format("{}..{}", first, last);
+  std::string text;
+  Index shown = 0;
+  for (const Index number : numbers) {
+    if (shown == 4) return fmt::format("{} and {} more", text, count - shown);
+    text += (shown++ > 0 ? ", " : "") + std::to_string(number);
+  }
+  return text;
+}
+
+/// How the failing elements relate to what is expected, where one factor or one sign tells it.
+std::string relation(const Failing& failing) {
+  const double least = failing.least_ratio, most = failing.most_ratio;
+  if (least > most || failing.elements < 2) return "";
+  if (most - least <= 0.01 * std::abs(most)) return fmt::format("; found = {:.3g} x expected", most);
+  if (most < 0) return "; all of the other sign";
+  if (least > 1) return fmt::format("; all too large, {:.3g} to {:.3g} times", least, most);
+  if (least > 0 && most < 1) return fmt::format("; all too small, {:.3g} to {:.3g} times", least, most);
+  return "";
+}
+
+/// "12 of 4096 elements, only in layer 7: query heads 0..3, tokens 989..991; found = 2 x expected".
+std::string extent(const ValueCheck& check) {
+  const Failing& failing = check.failing;
+  std::set<Index> layers, rows;
+  for (const auto& [layer, of_layer] : failing.rows) {
+    layers.insert(layer);
+    rows.insert(of_layer.begin(), of_layer.end());
+  }
+  const std::string columns = failing.first_column == failing.last_column
+                                  ? fmt::format("{} {}", check.columns, failing.first_column)
+                                  : fmt::format("{}s {}..{}", check.columns, failing.first_column, failing.last_column);
+  return fmt::format("{} of {} elements, in layer{} {}: {}{} {}, {}{}", failing.elements, check.elements,
+                     layers.size() == 1 ? "" : "s", listed(layers), check.rows, rows.size() == 1 ? "" : "s",
+                     listed(rows), columns, relation(failing));
+}
+
 /// A cosine; a row of zeros has none.
 std::string shown(const VerdictPart& part, double cosine) {
   return part.excess < 0 ? "-" : fmt::format("{:.6f}", cosine);
@@ -70,8 +113,9 @@ void print_values(const std::vector<ValueCheck>& checks) {
   for (const ValueCheck& check : checks) {
     const VerdictPart &element = check.part("element"), &norm = check.part("relative L2"),
                       &cosine = check.part("cosine");
+    const bool finite = check.part("finite").passed;  // elsewhere no error is shown beside the verdict
     rows.push_back({name_of(check), std::string(to_string(check.precision)), short_place(element),
-                    fmt::format("{:.1e}", element.measured), fmt::format("{:.1e}", element.allowed),
+                    finite ? fmt::format("{:.1e}", element.measured) : "NaN", fmt::format("{:.1e}", element.allowed),
                     fmt::format("{:.3g}", check.worst.ulps), fmt::format("{:.1e}", norm.measured),
                     fmt::format("{:.1e}", norm.allowed), shown(cosine, cosine.measured), shown(cosine, cosine.allowed),
                     check.passed() ? "ok" : "FAIL"});
@@ -118,6 +162,7 @@ std::vector<std::string> failures(const ValueCheck& check) {
       lines.back() += fmt::format(" (the cap: a plain evaluation in {} is worse here)", to_string(check.precision));
     }
   }
+  if (check.failing.elements > 0) lines.push_back(fmt::format("{}: {}", name_of(check), extent(check)));
   return lines;
 }
 
@@ -188,6 +233,16 @@ Json to_json(const std::vector<VerdictPart>& parts, const std::string& row, cons
 /// The name of a row in JSON: "kv_head" for "KV head".
 std::string key(const std::string& row) { return row == "KV head" ? "kv_head" : row; }
 
+Json to_json(const Failing& failing) {
+  Json json{{"elements", failing.elements}};
+  if (failing.elements == 0) return json;
+  json["rows_by_layer"] = Json::object();
+  for (const auto& [layer, rows] : failing.rows) json["rows_by_layer"][std::to_string(layer)] = rows;
+  json["columns"] = {failing.first_column, failing.last_column};
+  if (failing.least_ratio <= failing.most_ratio) json["ratio"] = {failing.least_ratio, failing.most_ratio};
+  return json;
+}
+
 Json to_json(const DumpReader& dump, const Verification& result) {
   Json json{{"dump", dump.info().path.string()},
             {"subject", result.subject},
@@ -205,6 +260,7 @@ Json to_json(const DumpReader& dump, const Verification& result) {
          {"elements", check.elements},
          {"passed", check.passed()},
          {"worst", {{"found", check.worst.found}, {"expected", check.worst.expected}, {"ulps", check.worst.ulps}}},
+         {"failing", to_json(check.failing)},
          {"parts", to_json(check.parts, key(check.rows), check.columns)}});
   }
   for (const KeptCheck& check : result.kept) {
