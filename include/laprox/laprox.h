@@ -7,6 +7,7 @@
 #include "laprox/budget.h"
 #include "laprox/comparison.h"
 #include "laprox/cost.h"
+#include "laprox/differences.h"
 #include "laprox/dump_info.h"
 #include "laprox/dump_reader.h"
 #include "laprox/dump_writer.h"

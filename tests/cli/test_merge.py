@@ -1,4 +1,4 @@
-"""Reports of several runs: merged, resumed, and of dumps that a list or a pattern names."""
+"""Reports of several runs: merged, resumed, compared, and of dumps that a list or a pattern names."""
 
 import dumps
 import h5py
@@ -81,3 +81,23 @@ def test_lists_and_patterns_name_dumps(laprox, three, tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
     assert "a path on each line" in laprox("sweep", f"@{tmp_path / 'empty.txt'}", *SWEEP, expect=2).stderr
     assert "a path on each line" in laprox("sweep", f"@{tmp_path / 'none.txt'}", *SWEEP, expect=3).stderr
+
+
+def test_two_reports_are_compared_in_what_both_have(laprox, three, tmp_path):
+    a, b = tmp_path / "a.h5", tmp_path / "b.h5"
+    laprox("sweep", three[0], three[1], "--policy", "recent,snapkv:window=8,knorm", "--budget", "40%,60%", "-o", a)
+    laprox(
+        "sweep", three[1], three[2], "--policy", "snapkv:window=8,knorm,h2o", "--budget", "40%", "--backend", "reference", "-o", b
+    )
+    done = laprox("compare", a, b)
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.startswith(("snapkv", "knorm"))}
+    with h5py.File(a) as first, h5py.File(b) as second:
+        for policy, (p, q) in {"snapkv:window=8": (1, 0), "knorm": (2, 1)}.items():
+            found = first["model_relative_error"][1, p, 0], second["model_relative_error"][0, q, 0]
+            assert rows[policy][1:4] == ["40%", f"{found[0]:.6f}", f"{found[1]:.6f}"] and rows[policy][-1] == "1"
+    for words in ("only in the first report, policies: recent", "only in the second report, policies: h2o", "60%", "backend: cpu"):
+        assert words in done.stderr
+    assert "0 of 6 cells differ" in laprox("compare", a, a).stdout
+    c = tmp_path / "c.h5"
+    laprox("sweep", three[0], "--policy", "recent", "--budget", "40%", "-o", c)
+    assert "no dumps in common" in laprox("compare", b, c, expect=2).stderr

@@ -111,7 +111,7 @@ ElementType parse_element_type(const std::string& name, const std::string& optio
   throw UsageError(fmt::format("{}: unknown element type '{}'", option, name));
 }
 
-void add_table_options(CLI::App& command, TableOptions& table) {
+void add_metric(CLI::App& command, TableOptions& table) {
   const std::vector<std::string> known = table_metrics();
   command.add_option("--metric", table.metric, fmt::format("of the table: {}", fmt::join(known, ", ")))
       ->check(CLI::IsMember(known))
@@ -120,6 +120,10 @@ void add_table_options(CLI::App& command, TableOptions& table) {
         return name;
       })
       ->capture_default_str();
+}
+
+void add_table_options(CLI::App& command, TableOptions& table) {
+  add_metric(command, table);
   command.add_flag("--summary", table.summary,
                    "over several dumps: median and quartiles instead of mean and standard deviation");
   command.add_option("--compare", table.compare,

@@ -30,6 +30,8 @@ std::vector<std::string> expand_paths(const std::vector<std::string>& words);
 /// Of an option that names a file to write: an empty name is refused.
 CLI::Validator file_name();
 
+/// --metric: the figure that a table shows.
+void add_metric(CLI::App& command, TableOptions& table);
 /// --metric, --summary and --compare.
 void add_table_options(CLI::App& command, TableOptions& table);
 /// --format, with the formats that a subcommand knows; the first is the default.

@@ -11,6 +11,7 @@ void add_sweep(CLI::App& app);
 void add_score(CLI::App& app);
 void add_report(CLI::App& app);
 void add_merge(CLI::App& app);
+void add_compare(CLI::App& app);
 void add_synth(CLI::App& app);
 void add_verify(CLI::App& app);
 

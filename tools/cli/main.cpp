@@ -51,6 +51,7 @@ int run(int argc, char** argv) {
   laprox::cli::add_score(app);
   laprox::cli::add_report(app);
   laprox::cli::add_merge(app);
+  laprox::cli::add_compare(app);
   laprox::cli::add_verify(app);
   laprox::cli::add_synth(app);
   laprox::cli::check_subcommand(app, argc, argv);
