@@ -42,5 +42,7 @@ Budget resolve(const BudgetRequest& request, const DumpInfo& dump);
 using HeadCounts = std::vector<std::vector<Index>>;
 
 Index total(const HeadCounts& counts);
+/// The kept pairs of all caches: a cache that several layers of the dump read counts once.
+Index total(const HeadCounts& counts, const DumpInfo& dump);
 
 }  // namespace laprox

@@ -33,7 +33,9 @@ struct DumpInfo {
   std::vector<Index> output_positions;  ///< [M], ascending, a subset of query_positions; empty: no stored outputs
   std::vector<LayerSummary> layers;
 
+  /// KV heads of all caches; a cache that several layers read counts once.
   Index total_kv_heads() const;
+  bool shares_caches() const;
   /// Rows [first, last) of q whose positions lie in [begin, end).
   struct Rows {
     Index first = 0, last = 0;

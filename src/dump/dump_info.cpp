@@ -26,8 +26,12 @@ std::optional<ElementType> LayerSummary::common_type() const {
 
 Index DumpInfo::total_kv_heads() const {
   Index heads = 0;
-  for (const LayerSummary& layer : layers) heads += layer.geometry.kv_heads;
+  for (const LayerSummary& layer : layers) heads += layer.kv_source < 0 ? layer.geometry.kv_heads : 0;
   return heads;
+}
+
+bool DumpInfo::shares_caches() const {
+  return std::any_of(layers.begin(), layers.end(), [](const LayerSummary& layer) { return layer.kv_source >= 0; });
 }
 
 DumpInfo::Rows DumpInfo::rows_between(Index begin, Index end) const {

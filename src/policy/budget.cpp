@@ -27,6 +27,7 @@ constexpr std::array<std::pair<std::string_view, double>, 3> kByteUnits{
 double bytes_per_token(const DumpInfo& dump) {
   double bytes = 0;
   for (const LayerSummary& layer : dump.layers) {
+    if (layer.kv_source >= 0) continue;  // its cache is counted where it is owned
     bytes += static_cast<double>(layer.geometry.kv_heads * (layer.geometry.head_size * size_of(layer.k_type) +
                                                             layer.geometry.value_size * size_of(layer.v_type)));
   }
@@ -75,6 +76,14 @@ Budget resolve(const BudgetRequest& request, const DumpInfo& dump) {
                                  dump.path.string(), tokens, dump.context_length));
   }
   return Budget(static_cast<Index>(tokens), dump.total_kv_heads());
+}
+
+Index total(const HeadCounts& counts, const DumpInfo& dump) {
+  HeadCounts own;
+  for (std::size_t layer = 0; layer < counts.size(); ++layer) {
+    if (dump.layers[layer].kv_source < 0) own.push_back(counts[layer]);
+  }
+  return total(own);
 }
 
 Index total(const HeadCounts& counts) {

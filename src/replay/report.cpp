@@ -141,7 +141,7 @@ class ReportBuilder {
       if (figure.of_model && is_formed(figure)) put(figure.model_array(), {d, p, b}, cell.model.*figure.of_model);
     }
     put("tied_entries", {d, p, b}, static_cast<double>(cell.tied));
-    put("kept_pairs", {d, p, b}, static_cast<double>(total(cell.counts)));
+    put("kept_pairs", {d, p, b}, static_cast<double>(total(cell.counts, results_[d].info)));
     put("identical_to", {d, p, b}, static_cast<double>(cell.identical_to));
     for (std::size_t layer = 0; layer < cell.layers.size(); ++layer) {
       const LayerMetrics& metrics = cell.layers[layer];

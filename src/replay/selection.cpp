@@ -9,6 +9,7 @@
 #include "base/parallel.h"
 #include "laprox/error.h"
 #include "laprox/scores.h"
+#include "replay/caches.h"
 
 namespace laprox {
 
@@ -128,8 +129,10 @@ LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, co
   return result;
 }
 
-Selector::Selector(const Policy& policy, std::vector<Budget> budgets, int threads)
+Selector::Selector(const Policy& policy, std::vector<Budget> budgets, int threads, std::vector<Index> kv_sources)
     : policy_(policy), budgets_(std::move(budgets)), threads_(threads) {
+  auto shared = std::make_unique<SharedCaches>(std::move(kv_sources));
+  if (shared->any()) shared_ = std::move(shared);
   selection_.orders.resize(policy.scorer->traits().depends_on_budget ? budgets_.size() : 1);
   contests_.resize(selection_.orders.size());
   ties_.resize(selection_.orders.size());
@@ -141,7 +144,18 @@ void Selector::add_layer(const LayerView& layer, ScoringKernels& kernels) {
   add_layer(score_layer(policy_, tokens, layer, kernels));
 }
 
+Selector::~Selector() = default;
+Selector::Selector(Selector&&) noexcept = default;
+
 void Selector::add_layer(const LayerScores& layer) {
+  if (shared_) {
+    shared_->add(layer);
+  } else {
+    add_cache(layer);
+  }
+}
+
+void Selector::add_cache(const LayerScores& layer) {
   for (std::size_t order = 0; order < layer.scores.size(); ++order) rank_layer(order, layer.scores[order]);
   const AllocatorTraits& traits = policy_.allocator->traits();
   for (Contest& contest : contests_) {
@@ -185,11 +199,15 @@ void Selector::rank_layer(std::size_t order, const Matrix& scores) {
 }
 
 Selection Selector::finish() {
+  if (shared_) {
+    for (const LayerScores& cache : shared_->take_joint()) add_cache(cache);
+  }
   for (std::size_t b = 0; b < budgets_.size(); ++b) {
     const std::size_t order = contests_.size() == 1 ? 0 : b;
     selection_.counts.push_back(split(order, budgets_[b]));
     selection_.tied.push_back(tied_entries(order, selection_.counts.back()));
   }
+  if (shared_) shared_->spread(selection_);
   return std::move(selection_);
 }
 

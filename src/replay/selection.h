@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "laprox/sweep.h"
@@ -32,20 +33,25 @@ LayerScores unchecked_score_layer(const Policy& policy, std::span<const Index> b
 LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
                         ScoringKernels& kernels);
 
+class SharedCaches;
+
 /// Turns one policy's scores into rankings, layer by layer, and then splits its budgets.
 class Selector {
  public:
-  /// `policy` must outlive the selector.
-  Selector(const Policy& policy, std::vector<Budget> budgets, int threads);
+  /// `policy` must outlive the selector. kv_sources: of each layer, where some read another layer's cache.
+  Selector(const Policy& policy, std::vector<Budget> budgets, int threads, std::vector<Index> kv_sources = {});
 
   const Policy& policy() const { return policy_; }
   /// Layers in order. Throws BackendError where a score is not finite.
   void add_layer(const LayerView& layer, ScoringKernels& kernels);
   void add_layer(const LayerScores& layer);
+  ~Selector();
+  Selector(Selector&&) noexcept;
   /// The selection, with the laws of HeadCounts checked.
   Selection finish();
 
  private:
+  void add_cache(const LayerScores& cache);
   void rank_layer(std::size_t order, const Matrix& scores);
   HeadCounts split(std::size_t order, const Budget& budget) const;
   HeadCounts spend(std::size_t order, const Budget& budget) const;
@@ -54,7 +60,8 @@ class Selector {
   std::vector<Budget> budgets_;
   int threads_;
   Selection selection_;
-  std::vector<Contest> contests_;  ///< [order]
+  std::unique_ptr<SharedCaches> shared_;  ///< null where every layer has a cache of its own
+  std::vector<Contest> contests_;         ///< [order]
   /// A stretch [first, last) of a ranking whose scores are equal.
   struct Tie {
     Index first, last;

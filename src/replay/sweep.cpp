@@ -40,17 +40,19 @@ void check_context(const DumpInfo& dump, const Policy& policy) {
                   dump.path.string(), dump.context_length, policy.label, policy.scorer->traits().longest_context));
 }
 
-/// A cache has one kept set and is paid for once. Giving each of its readers a set of its own would be wrong.
-void check_own_caches(const DumpInfo& dump) {
-  for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
-    const Index source = dump.layers[layer].kv_source;
-    if (source < 0) continue;
-    throw UsageError(
-        fmt::format("{}: layer {} reads the KV cache of layer {}, so both must keep the same entries, and policies are "
-                    "replayed only where every layer has a cache of its own; export the layers that have one with "
-                    "'laprox-dump --layers'",
-                    dump.path.string(), layer, source));
-  }
+/// Layers that read one cache score it jointly, by the mean, which places in an order do not have.
+void check_joint(const DumpInfo& dump, const Policy& policy) {
+  if (!dump.shares_caches() || !policy.scorer->traits().scores_are_places) return;
+  throw UsageError(
+      fmt::format("{}: some layers read one KV cache, whose entries are kept by the mean of the layers' scores; the "
+                  "scores of policy '{}' are places in an order and have no mean; leave it out",
+                  dump.path.string(), policy.label));
+}
+
+std::vector<Index> kv_sources(const DumpInfo& dump) {
+  std::vector<Index> sources;
+  for (const LayerSummary& layer : dump.layers) sources.push_back(layer.kv_source);
+  return sources;
 }
 
 void check_rope(const DumpInfo& dump, const Policy& policy) {
@@ -111,11 +113,11 @@ struct LayerKeeps {
 
 void check_selection_request(const DumpInfo& dump, const SweepOptions& options) {
   if (options.policies.empty()) throw UsageError("no policy given; 'laprox policies' lists all");
-  check_own_caches(dump);
   const std::vector<Budget> budgets = resolve_budgets(dump, options);
   for (const Policy& policy : options.policies) {
     check_context(dump, policy);
     check_rope(dump, policy);
+    check_joint(dump, policy);
     for (std::size_t b = 0; b < budgets.size(); ++b) check_pins(dump, policy, options.budgets[b], budgets[b]);
   }
   scoring_rows(dump, options.policies);
@@ -162,7 +164,8 @@ std::vector<Selection> select_kept(const LayerSource& dump, const SweepOptions& 
   const DumpInfo& info = dump.info();
   const std::vector<Budget> budgets = resolve_budgets(info, options);
   std::vector<Selector> selectors;
-  for (const Policy& policy : options.policies) selectors.emplace_back(policy, budgets, backend.threads());
+  for (const Policy& policy : options.policies)
+    selectors.emplace_back(policy, budgets, backend.threads(), kv_sources(info));
   const SelectionRows rows(info, options);
   LayerStream layers(dump, rows.read, backend, true);
   for (std::size_t n = 0; n < info.layers.size(); ++n) {

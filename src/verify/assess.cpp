@@ -1,11 +1,15 @@
 #include "verify/assess.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numbers>
 #include <utility>
 #include <vector>
+
+#include "laprox/error.h"
 
 namespace laprox::verify {
 
@@ -173,6 +177,12 @@ void assess_finite(const Values& values, Index layer, ValueCheck& check) {
 }
 
 }  // namespace
+
+void check_own_caches(const DumpInfo& dump) {
+  if (!dump.shares_caches()) return;
+  throw UsageError(fmt::format("{}: some layers read one KV cache; verify takes dumps whose layers have one each",
+                               dump.path.string()));
+}
 
 double excess(double measured, double allowed) {
   if (measured == 0) return 0;

@@ -43,6 +43,9 @@ void assess_values(const Values& values, const Precision& precision, Index layer
 ValueCheck make_value_check(std::string name, std::string policy, std::string rows, std::string columns,
                             const Precision& precision);
 
+/// Kept sets are assessed where every layer has a cache of its own. Throws UsageError elsewhere.
+void check_own_caches(const DumpInfo& dump);
+
 /// How far what was measured is beyond what is allowed: above 1 it fails. 0 over 0 passes.
 double excess(double measured, double allowed);
 

@@ -224,6 +224,7 @@ class BackendVerifier {
 
 Verification verify_backend(const LayerSource& dump, const Backend& backend, const VerifyOptions& options,
                             const Progress& progress) {
+  check_own_caches(dump.info());
   return BackendVerifier(dump, backend, options).run(progress);
 }
 

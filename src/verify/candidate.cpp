@@ -227,6 +227,7 @@ class CandidateVerifier {
 
 Verification verify_candidate(const DumpReader& dump, const std::filesystem::path& candidate,
                               const VerifyOptions& options, const Progress& progress) {
+  check_own_caches(dump.info());
   return CandidateVerifier(dump, candidate, options).run(progress);
 }
 

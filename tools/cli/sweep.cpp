@@ -55,7 +55,7 @@ void print_selection(const DumpReader& dump, const SweepOptions& options, const 
     for (std::size_t b = 0; b < options.budgets.size(); ++b) {
       const HeadCounts& counts = selections[p].counts[b];
       note(fmt::format("{}: {} at {}: {} pairs; kept per KV head{}", dump.info().path.string(),
-                       options.policies[p].label, options.budgets[b].text, total(counts),
+                       options.policies[p].label, options.budgets[b].text, total(counts, dump.info()),
                        twins[p][b] < 0 ? ""
                                        : fmt::format(" (exactly what {} keeps)",
                                                      options.policies[static_cast<std::size_t>(twins[p][b])].label)));

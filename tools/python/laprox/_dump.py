@@ -185,6 +185,7 @@ class Dump:
             "sliding_window": int(group.attrs.get("sliding_window", 0)),
             "has_bias": "b_o" in group,
             "has_output": "output" in group,
+            "kv_source": int(group.attrs.get("kv_source", -1)),
             "has_residual_norms": "residual_norms" in group,
             **{f"{name}_type": _element_type(group[name]) for name in _TENSORS},
             **{name: [float(x) for x in group[name][...]] if name in group else [] for name in ("sinks", "rope_inv_freq")},

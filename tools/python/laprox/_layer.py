@@ -143,6 +143,7 @@ class Layer:
             "has_residual_norms": "residual_norms" in self._arrays,
             "has_bias": "b_o" in self._arrays,
             "has_output": False,
+            "kv_source": -1,
             **types,
         }
 

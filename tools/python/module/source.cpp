@@ -57,6 +57,7 @@ LayerSummary summary_of(const nb::dict& layer) {
   summary.attention.sliding_window = get<Index>(layer, "sliding_window");
   summary.attention.sinks = get<std::vector<double>>(layer, "sinks");
   summary.attention.rope_inv_freq = get<std::vector<double>>(layer, "rope_inv_freq");
+  summary.kv_source = get<Index>(layer, "kv_source");
   summary.has_bias = get<bool>(layer, "has_bias");
   summary.has_residual_norms = get<bool>(layer, "has_residual_norms");
   summary.has_output = get<bool>(layer, "has_output");
