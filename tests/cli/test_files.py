@@ -242,6 +242,45 @@ def test_indices_of_a_report_point_at_its_policies(laprox, report):
     assert "/identical_to: expected -1 to" in laprox("report", report, expect=3).stderr
 
 
+def test_a_damaged_class_of_a_scale_is_freed_once(laprox, report):
+    """HDF5 1.10 frees it twice where it is asked for the scale's name."""
+    table = laprox("report", report).stdout
+    with h5py.File(report, "r+") as file:
+        file["layer"].attrs.create("CLASS", np.bytes_("DIMENRION_SCALE"), dtype="S16")
+    assert laprox("report", report).stdout == table
+
+
+def counts_as_floats(file):
+    counts = file["kept_count"]
+    dimensions, values = [scale[0].name for scale in counts.dims], counts[()]
+    del file["kept_count"]
+    file["kept_count"] = values * 1e300
+    for dimension, name in zip(file["kept_count"].dims, dimensions):
+        dimension.attach_scale(file[name])
+
+
+def negative_budget(file):
+    file["budget_tokens"][...] = -7
+
+
+def cell_without_a_number(file):
+    file["model_relative_error"][0, 0, 0] = np.nan
+
+
+def layer_without_a_number(file):
+    file["retained_mass"][0, 1, 0, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [(counts_as_floats, "integers"), (negative_budget, "-7"), (cell_without_a_number, "nan"), (layer_without_a_number, "nan")],
+)
+def test_numbers_of_a_report_are_checked(laprox, report, change, word):
+    with h5py.File(report, "r+") as file:
+        change(file)
+    refused(laprox("report", report, expect=3), str(report), word)
+
+
 def test_an_output_never_replaces_an_input(laprox, dump, small, tmp_path):
     before = dump.read_bytes()
     soft, hard = tmp_path / "soft.h5", tmp_path / "hard.h5"

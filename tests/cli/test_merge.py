@@ -81,3 +81,20 @@ def test_lists_and_patterns_name_dumps(laprox, three, tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
     assert "a path on each line" in laprox("sweep", f"@{tmp_path / 'empty.txt'}", *SWEEP, expect=2).stderr
     assert "a path on each line" in laprox("sweep", f"@{tmp_path / 'none.txt'}", *SWEEP, expect=3).stderr
+
+
+def test_arrays_that_not_every_report_has_are_named(laprox, three, tmp_path):
+    a, b, merged = (tmp_path / f"{name}.h5" for name in "abm")
+    laprox("sweep", three[0], "--policy", "recent", "--budget", "40%", "-o", a)
+    laprox("sweep", three[1], "--policy", "recent", "--budget", "40%", "-o", b)
+    with h5py.File(a, "r+") as file:
+        del file["query_error_max"]
+    said = laprox("merge", a, b, "-o", merged).stderr
+    assert "not every report has it: query_error_max" in said
+    refused = laprox("sweep", three[1], "--policy", "recent", "--budget", "40%", "-o", a, "--resume", expect=2)
+    assert "made with other figures" in refused.stderr
+    for path, scale in ((a, "dump"), (b, "policy")):  # an array of one's own, over other dimensions
+        with h5py.File(path, "r+") as file:
+            file["mine"] = [0.5]
+            file["mine"].dims[0].attach_scale(file[scale])
+    assert "its mine is over" in laprox("merge", a, b, "-o", merged, "--force", expect=2).stderr
