@@ -148,7 +148,7 @@ Policy read_score_policy(const std::string& text, const DumpReader& dump, const 
       split = policy.allocator_name;
       std::vector<std::string> pairs;
       for (const auto& [name, value] : policy.allocator_options.spelled_out()) pairs.push_back(name + "=" + value);
-      if (!pairs.empty()) split += ":" + join(pairs, ",");
+      if (!pairs.empty()) split += fmt::format(":{}", join(pairs, ","));
     }
     return compose_policy(spelling.label + spelling.split, stored_scores(file, dump.info(), meant), split);
   }

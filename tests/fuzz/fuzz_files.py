@@ -123,6 +123,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="number of the first case")
     parser.add_argument("--kind", choices=sorted(set(KINDS)))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--verbose", action="store_true", help="a line for every case")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="folder for the files of failing cases")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -137,9 +138,12 @@ def main() -> int:
             by_kind.setdefault(kind, Counter())[code] += 1
             for how in done:
                 by_damage.setdefault(how, Counter())[code] += 1
-            if wrong:
-                failed += 1
-                print(f"seed {seed}: {kind}, {', '.join(done)}: {name}\n    {wrong}", flush=True)
+            failed += bool(wrong)
+            if wrong or given.verbose:
+                print(
+                    f"seed {seed}: {kind}, {', '.join(done)}: {name}, exit code {code}{wrong and chr(10)}    {wrong}".rstrip(),
+                    flush=True,
+                )
     print(table("exit codes by kind of file:", by_kind))
     print(table("exit codes by damage:", by_damage))
     print(f"{given.count} cases from seed {given.seed}: {failed} failed")

@@ -30,6 +30,9 @@ std::vector<std::string> expand_paths(const std::vector<std::string>& words);
 /// Of an option that names a file to write: an empty name is refused.
 CLI::Validator file_name();
 
+/// Refuses what is there and is no regular file: reading a pipe or a device may never end.
+CLI::Validator text_file();
+
 /// --metric, --summary and --compare.
 void add_table_options(CLI::App& command, TableOptions& table);
 /// --format, with the formats that a subcommand knows; the first is the default.
