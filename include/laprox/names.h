@@ -13,4 +13,7 @@ std::string nearest(std::string_view name, const std::vector<std::string>& known
 /// The known name that `name` is a misspelling of (at most two letters away, and not itself known), or nothing.
 std::optional<std::string> near_miss(std::string_view name, const std::vector<std::string>& known);
 
+/// The text with control characters but line ends and tabs written as \\x1b: a file's words must not steer a terminal.
+std::string printable(std::string_view text);
+
 }  // namespace laprox

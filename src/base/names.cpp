@@ -1,5 +1,7 @@
 #include "laprox/names.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <numeric>
 #include <utility>
@@ -31,6 +33,23 @@ std::string nearest(std::string_view name, const std::vector<std::string>& known
   };
   return *std::min_element(known.begin(), known.end(),
                            [&](const auto& a, const auto& b) { return distance(a) < distance(b); });
+}
+
+std::string printable(std::string_view text) {
+  std::string shown;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    // The second half of the control characters, U+0080 to U+009F, is two bytes in UTF-8.
+    const bool high = byte == 0xc2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xa0;
+    if ((byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7f) {
+      shown += fmt::format("\\x{:02x}", byte);
+    } else if (high) {
+      shown += fmt::format("\\x{:02x}", static_cast<unsigned char>(text[++i]));
+    } else {
+      shown += text[i];
+    }
+  }
+  return shown;
 }
 
 std::optional<std::string> near_miss(std::string_view name, const std::vector<std::string>& known) {

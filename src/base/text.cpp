@@ -52,23 +52,6 @@ std::optional<double> parse_real(std::string_view text) {
 
 std::optional<long long> parse_integer(std::string_view text) { return parse_number<long long>(text); }
 
-std::string printable(std::string_view text) {
-  std::string shown;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const auto byte = static_cast<unsigned char>(text[i]);
-    // The second half of the control characters, U+0080 to U+009F, is two bytes in UTF-8.
-    const bool high = byte == 0xc2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xa0;
-    if ((byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7f) {
-      shown += fmt::format("\\x{:02x}", byte);
-    } else if (high) {
-      shown += fmt::format("\\x{:02x}", static_cast<unsigned char>(text[++i]));
-    } else {
-      shown += text[i];
-    }
-  }
-  return shown;
-}
-
 std::string join(const std::vector<std::string>& parts, std::string_view separator) {
   return fmt::format("{}", fmt::join(parts, separator));
 }

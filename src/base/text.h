@@ -19,9 +19,6 @@ std::string kebab(std::string_view text);
 std::optional<double> parse_real(std::string_view text);
 std::optional<long long> parse_integer(std::string_view text);
 
-/// The text with control characters but line ends and tabs written as \\x1b: a file's words must not steer a terminal.
-std::string printable(std::string_view text);
-
 std::string join(const std::vector<std::string>& parts, std::string_view separator);
 
 }  // namespace laprox

@@ -2,7 +2,9 @@
 #include <hdf5_hl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "base/text.h"
@@ -42,6 +44,7 @@ class ReportReader {
       reader_.refuse("/" + name, "numbers over " + join(shape.dimensions, ", "),
                      there ? "numbers over " + join(found->second.dimensions, ", ") : "nothing, or something else");
     }
+    check_numbers(report);
     check_twins(report);
     if (reader_.has("/kept")) read_kept(report);
     return report;
@@ -51,6 +54,7 @@ class ReportReader {
   struct Shape {
     std::vector<std::string> dimensions;
     bool needed = false;
+    std::optional<double> least = std::nullopt;  ///< of counts, which are integers
   };
 
   /// The arrays that programs ask a report for by name.
@@ -58,13 +62,13 @@ class ReportReader {
     static const std::map<std::string, Shape> arrays = [] {
       const std::vector<std::string> cell{"dump", "policy", "budget"}, layer{"dump", "policy", "budget", "layer"};
       std::map<std::string, Shape> known{
-          {"kept_pairs", {cell, true}},
-          {"kept_count", {{"dump", "policy", "budget", "layer", "kv_head"}, true}},
-          {"budget_tokens", {{"dump", "budget"}, true}},
-          {"context_length", {{"dump"}, true}},
-          {"is_oracle", {{"policy"}}},
-          {"identical_to", {cell}},
-          {"tied_entries", {cell}},
+          {"kept_pairs", {cell, true, 0}},
+          {"kept_count", {{"dump", "policy", "budget", "layer", "kv_head"}, true, -1}},
+          {"budget_tokens", {{"dump", "budget"}, true, 1}},
+          {"context_length", {{"dump"}, true, 1}},
+          {"is_oracle", {{"policy"}, false, -1}},
+          {"identical_to", {cell, false, -1}},
+          {"tied_entries", {cell, false, -1}},
           {"head_relative_error", {{"dump", "policy", "budget", "layer", "query_head"}}}};
       for (const Figure& figure : figures()) {
         // What reports have had since the first version; later figures may be absent.
@@ -144,6 +148,28 @@ class ReportReader {
     report.arrays[name] = std::move(array);
   }
 
+  /// Counts are whole numbers, and no cell lacks the figures that every one has.
+  void check_numbers(const Report& report) {
+    const std::vector<double>& counts = report.array("kept_count").values;
+    for (const auto& [name, shape] : known_arrays()) {
+      const auto found = report.arrays.find(name);
+      if (found == report.arrays.end()) continue;
+      const ReportArray& array = found->second;
+      if (shape.least && !array.counts) reader_.refuse("/" + name, "integers", "floats");
+      for (std::size_t i = 0; i < array.values.size(); ++i) {
+        const double value = array.values[i];
+        if (shape.least && value < *shape.least) {
+          reader_.refuse("/" + name, fmt::format("counts of {} or more", *shape.least), fmt::format("{}", value));
+        }
+        // A dump with fewer layers than another one in the report has neither figures nor counts of the others.
+        const bool of_layer = shape.dimensions.back() == "layer";
+        const auto heads = static_cast<std::size_t>(report.kv_heads);
+        if (!shape.needed || !std::isnan(value) || (of_layer && counts[i * heads] < 0)) continue;
+        reader_.refuse("/" + name, "a number in every cell", fmt::format("{} at element {}", value, i));
+      }
+    }
+  }
+
   /// Indices of policies, by which tables look labels up.
   void check_twins(const Report& report) {
     const auto twins = report.arrays.find("identical_to");
@@ -184,6 +210,22 @@ class ReportReader {
     return labels.contains(name);
   }
 
+  /// The name of the first scale of a dimension, or nothing. H5DSget_scale_name is not asked: HDF5 1.10 frees memory
+  /// twice in it where a scale's attribute CLASS is damaged.
+  std::string scale_name(const H5::DataSet& dataset, unsigned dimension) const {
+    hid_t scale = H5I_INVALID_HID;
+    const auto keep = [](hid_t, unsigned, hid_t found, void* out) -> herr_t {
+      H5Iinc_ref(found);
+      *static_cast<hid_t*>(out) = found;
+      return 1;
+    };
+    H5DSiterate_scales(dataset.getId(), dimension, nullptr, keep, &scale);
+    if (scale < 0) return {};
+    const H5::DataSet owner(scale);  // has a reference of its own
+    H5Idec_ref(scale);
+    return reader_.text_attribute(owner, owner.getObjName(), "NAME").value_or("");
+  }
+
   /// Names of the dimension scales attached to a dataset.
   std::vector<std::string> dimensions_of(const H5::DataSet& dataset) {
     std::vector<std::string> names;
@@ -191,14 +233,7 @@ class ReportReader {
       reader_.refuse(dataset.getObjName(), "a DIMENSION_LIST of references", "one of another type");
     }
     for (int i = 0; i < dataset.getSpace().getSimpleExtentNdims(); ++i) {
-      std::string name;
-      const auto visit = [](hid_t, unsigned, hid_t scale, void* out) -> herr_t {
-        char buffer[64] = {};
-        H5DSget_scale_name(scale, buffer, sizeof buffer);
-        *static_cast<std::string*>(out) = buffer;
-        return 1;
-      };
-      H5DSiterate_scales(dataset.getId(), static_cast<unsigned>(i), nullptr, visit, &name);
+      const std::string name = scale_name(dataset, static_cast<unsigned>(i));
       const bool known = name == "dump" || name == "policy" || name == "budget" || name == "layer" ||
                          name == "kv_head" || name == "query_head";
       if (!known) reader_.refuse(dataset.getObjName(), "dimension scales of a report", "'" + name + "'");

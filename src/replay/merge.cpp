@@ -54,6 +54,8 @@ std::size_t size_of(const Report& report, const std::vector<std::string>& dimens
   return size;
 }
 
+using Dimensions = std::vector<std::string>;
+
 void copy_arrays(const Report& part, const Places& places, Report& whole) {
   for (const auto& [name, from] : part.arrays) {
     const auto [found, is_new] = whole.arrays.try_emplace(name, from);
@@ -93,6 +95,7 @@ class Merger {
 
   MergedReport merge() {
     require(!parts_.empty() && names_.size() == parts_.size(), "at least one report, and a name for each");
+    check_arrays();
     add_provenance();
     keep_common("policy", &Report::policies, &Report::policy_specs);
     keep_common("budget", &Report::budgets, &Report::budgets);
@@ -114,6 +117,29 @@ class Merger {
  private:
   Report& whole() { return result_.report; }
   void note(const std::string& text) { result_.notes.push_back(text); }
+
+  /// Every array over the same dimensions; those that only some reports have leave entries without a number.
+  void check_arrays() {
+    std::map<std::string, std::size_t> first;  // the first report that has an array, by its name
+    std::set<std::string> incomplete;
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      for (const auto& [name, array] : parts_[i].arrays) {
+        const auto [known, is_new] = first.try_emplace(name, i);
+        if (is_new && i > 0) incomplete.insert(name);
+        const Dimensions& expected = parts_[known->second].array(name).dimensions;
+        if (array.dimensions == expected) continue;
+        throw UsageError(fmt::format("{}: its {} is over {}, that of {} over {}; such arrays do not belong together",
+                                     names_[i], name, fmt::join(array.dimensions, ", "), names_[known->second],
+                                     fmt::join(expected, ", ")));
+      }
+      for (const auto& [name, report] : first) {
+        if (!parts_[i].arrays.contains(name)) incomplete.insert(name);
+      }
+    }
+    if (incomplete.empty()) return;
+    note(fmt::format("without numbers for some dumps, because not every report has it: {}",
+                     fmt::join(incomplete, ", ")));
+  }
 
   void add_provenance() {
     std::set<std::string> keys;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <future>
 #include <map>
 
@@ -186,6 +187,28 @@ std::vector<Selection> select_kept(const LayerSource& dump, const SweepOptions& 
   return selections;
 }
 
+namespace {
+
+bool is_finite(const OutputError& error) {
+  const auto finite = [](const std::vector<double>& values) {
+    return std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });
+  };
+  return finite(error.query_error) && finite(error.kept_square) && finite(error.kept_product) &&
+         finite(error.head_error) && std::isfinite(error.retained_mass) && std::isfinite(error.bound);
+}
+
+/// Finite tensors can have squares that are not: no figure is made of those.
+void check_finite(const LayerErrors& replayed, Index layer, const Backend& backend) {
+  for (const auto& of_policy : replayed.errors) {
+    if (std::all_of(of_policy.begin(), of_policy.end(), is_finite)) continue;
+    throw BackendError(fmt::format("layer {}: an error is not finite: its terms leave the range of {}{}", layer,
+                                   to_string(backend.element_type()),
+                                   backend.name() == "reference" ? "" : "; --backend reference computes in float64"));
+  }
+}
+
+}  // namespace
+
 DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                       const Progress& progress) {
   const DumpInfo& info = dump.info();
@@ -208,6 +231,7 @@ DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, cons
     const LayerTensors layer = layers.next();
     const LayerKeeps kept(selections, n);
     const LayerErrors replayed = backend.layer_errors(layer, kept.keeps, options.mode);
+    check_finite(replayed, layer.layer, backend);
     for (std::size_t keep = 0; keep < kept.keeps.size(); ++keep) {
       for (std::size_t i = 0; i < kept.cells[keep].size(); ++i) {
         const auto [p, b] = kept.cells[keep][i];

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import time
 import zlib
@@ -81,6 +82,60 @@ def short_chunk(path):
         file["layers/0/v"].id.write_direct_chunk((0, 0, 0), zlib.compress(half))
 
 
+def chunk_stored_short(path, **filters):
+    """Half of a chunk that, as its mask says, no filter has changed."""
+    values = replace(path, "layers/0/v", chunks=(2, 44, 16), **filters)
+    with h5py.File(path, "r+") as file:
+        file["layers/0/v"].id.write_direct_chunk((0, 0, 0), values.astype("f4").tobytes()[: values.nbytes // 2], 0xFFFFFFFF)
+
+
+def short_plain_chunk(path):
+    chunk_stored_short(path)
+
+
+def short_unfiltered_chunk(path):
+    chunk_stored_short(path, compression="gzip", fletcher32=True)
+
+
+def one_chunk_twice(path):
+    """The index says that it lies at two places, and another one nowhere."""
+    values = replace(path, "layers/0/v", chunks=(1, 44, 16))
+    with h5py.File(path, "r+") as file:
+        file["layers/0/v"][...] = values
+    content = path.read_bytes()
+    key = struct.Struct("<II4Q")  # of KV head 1 in the index: bytes, filters that were skipped, offset
+    assert content.count(key.pack(44 * 16 * 4, 0, 1, 0, 0, 0)) == 1
+    path.write_bytes(content.replace(key.pack(44 * 16 * 4, 0, 1, 0, 0, 0), key.pack(44 * 16 * 4, 0, 0, 0, 0, 0)))
+
+
+def lossy_filter(path):
+    """Scale-offset makes a whole chunk of any few bytes."""
+    values = replace(path, "layers/0/v", chunks=(2, 44, 16), scaleoffset=3)
+    with h5py.File(path, "r+") as file:
+        file["layers/0/v"][...] = values
+        file["layers/0/v"].id.write_direct_chunk((0, 0, 0), b"\x05" * 7)
+
+
+def deflate_and_then_shuffle(path):
+    """In an order that only HDF5 can undo; the values are unchanged."""
+    with h5py.File(path, "r+") as file:
+        values = file["layers/0/v"][()].astype("f4")
+        del file["layers/0/v"]
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((1, 44, 16))
+        properties.set_deflate(4)
+        properties.set_shuffle()
+        space = h5py.h5s.create_simple(values.shape)
+        h5py.h5d.create(file.id, b"layers/0/v", h5py.h5t.IEEE_F32LE, space, properties).write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    return values
+
+
+def short_chunk_of_other_filters(path):
+    values = deflate_and_then_shuffle(path)
+    with h5py.File(path, "r+") as file:
+        file["layers/0/v"].id.write_direct_chunk((1, 0, 0), zlib.compress(values[1].tobytes()[:-64]), 2)
+
+
 def null_text(path):
     with h5py.File(path, "r+") as file:
         kind = h5py.h5t.C_S1.copy()
@@ -117,6 +172,11 @@ DAMAGE = {
     external_link: ["/layers/0/v", "another file"],
     external_storage: ["/layers/0/v", "external"],
     short_chunk: ["/layers/0/v", "inflates"],
+    short_plain_chunk: ["/layers/0/v", "holds"],
+    short_unfiltered_chunk: ["/layers/0/v", "holds"],
+    one_chunk_twice: ["/layers/0/v", "index of chunks"],
+    lossy_filter: ["/layers/0/v", "scaleoffset", "h5repack"],
+    short_chunk_of_other_filters: ["/layers/0/v", "chunk 1", "2752"],
     null_text: ["attribute model", "never written"],
     many_positions: ["/query_positions"],
     huge_positions: ["/query_positions"],
@@ -132,6 +192,12 @@ def test_values_that_nobody_wrote_are_refused(laprox, dump, damage):
     for command in (("sweep", dump, *POLICY, "--quiet"), ("inspect", dump, "--no-check")):
         refused(laprox(*command, expect=3), str(dump), *DAMAGE[damage])
     assert time.monotonic() - started < 10
+
+
+def test_filters_of_any_order_are_undone(laprox, dump):
+    before = laprox("sweep", dump, *POLICY, "--format", "csv").stdout
+    deflate_and_then_shuffle(dump)
+    assert laprox("sweep", dump, *POLICY, "--format", "csv").stdout == before
 
 
 @pytest.mark.parametrize("name, meant", [("s_aux", "sinks"), ("bias", "b_o"), ("residual_norm", "residual_norms"), ("extra", "")])
@@ -240,6 +306,45 @@ def test_indices_of_a_report_point_at_its_policies(laprox, report):
     with h5py.File(report, "r+") as file:
         file["identical_to"][...] = 2**60
     assert "/identical_to: expected -1 to" in laprox("report", report, expect=3).stderr
+
+
+def test_a_damaged_class_of_a_scale_is_freed_once(laprox, report):
+    """HDF5 1.10 frees it twice where it is asked for the scale's name."""
+    table = laprox("report", report).stdout
+    with h5py.File(report, "r+") as file:
+        file["layer"].attrs.create("CLASS", np.bytes_("DIMENRION_SCALE"), dtype="S16")
+    assert laprox("report", report).stdout == table
+
+
+def counts_as_floats(file):
+    counts = file["kept_count"]
+    dimensions, values = [scale[0].name for scale in counts.dims], counts[()]
+    del file["kept_count"]
+    file["kept_count"] = values * 1e300
+    for dimension, name in zip(file["kept_count"].dims, dimensions):
+        dimension.attach_scale(file[name])
+
+
+def negative_budget(file):
+    file["budget_tokens"][...] = -7
+
+
+def cell_without_a_number(file):
+    file["model_relative_error"][0, 0, 0] = np.nan
+
+
+def layer_without_a_number(file):
+    file["retained_mass"][0, 1, 0, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [(counts_as_floats, "integers"), (negative_budget, "-7"), (cell_without_a_number, "nan"), (layer_without_a_number, "nan")],
+)
+def test_numbers_of_a_report_are_checked(laprox, report, change, word):
+    with h5py.File(report, "r+") as file:
+        change(file)
+    refused(laprox("report", report, expect=3), str(report), word)
 
 
 def test_an_output_never_replaces_an_input(laprox, dump, small, tmp_path):

@@ -101,3 +101,20 @@ def test_two_reports_are_compared_in_what_both_have(laprox, three, tmp_path):
     c = tmp_path / "c.h5"
     laprox("sweep", three[0], "--policy", "recent", "--budget", "40%", "-o", c)
     assert "no dumps in common" in laprox("compare", b, c, expect=2).stderr
+
+
+def test_arrays_that_not_every_report_has_are_named(laprox, three, tmp_path):
+    a, b, merged = (tmp_path / f"{name}.h5" for name in "abm")
+    laprox("sweep", three[0], "--policy", "recent", "--budget", "40%", "-o", a)
+    laprox("sweep", three[1], "--policy", "recent", "--budget", "40%", "-o", b)
+    with h5py.File(a, "r+") as file:
+        del file["query_error_max"]
+    said = laprox("merge", a, b, "-o", merged).stderr
+    assert "not every report has it: query_error_max" in said
+    refused = laprox("sweep", three[1], "--policy", "recent", "--budget", "40%", "-o", a, "--resume", expect=2)
+    assert "made with other figures" in refused.stderr
+    for path, scale in ((a, "dump"), (b, "policy")):  # an array of one's own, over other dimensions
+        with h5py.File(path, "r+") as file:
+            file["mine"] = [0.5]
+            file["mine"].dims[0].attach_scale(file[scale])
+    assert "its mine is over" in laprox("merge", a, b, "-o", merged, "--force", expect=2).stderr

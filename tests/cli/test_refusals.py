@@ -1,5 +1,7 @@
 """Bad input: the right exit code, a message that names file, object, expectation and find, and no file destroyed."""
 
+import json
+
 import dumps
 import h5py
 import numpy as np
@@ -153,9 +155,24 @@ def test_what_is_no_dump_at_all_is_refused(laprox, tmp_path, content):
 def test_a_value_beyond_float32_is_refused_by_cpu_and_taken_by_reference(laprox, tmp_path):
     path = dumps.write_dump(tmp_path / "large.h5", context=40, tokens=48, heads=[(2, 1)], dtype="float64")
     with h5py.File(path, "r+") as file:
-        poke(file, "layers/0/v", (0, 0, 0), 1e300)
-    assert "--backend reference" in laprox("sweep", path, "--policy", "recent", "--budget", "20", expect=3).stderr
-    laprox("sweep", path, "--policy", "recent", "--budget", "20", "--backend", "reference")
+        poke(file, "layers/0/v", (0, 0, 0), 1e100)
+    ask = ["sweep", path, "--policy", "recent", "--budget", "20"]
+    assert "--backend reference" in laprox(*ask, expect=3).stderr
+    assert "recent  1.0" in laprox(*ask, "--backend", "reference").stdout
+    with h5py.File(path, "r+") as file:
+        poke(file, "layers/0/v", (0, 0, 0), 1e300)  # whose square is beyond float64
+    assert "not finite" in laprox(*ask, "--backend", "reference", expect=4).stderr
+
+
+def test_a_bound_beyond_float32_is_refused_and_not_left_out(laprox, tmp_path):
+    """The output is in range, and so is every tensor; the values' norms over the whole context are not."""
+    path = dumps.write_dump(tmp_path / "large.h5", context=40, tokens=48, heads=[(2, 1)])
+    with h5py.File(path, "r+") as file:
+        file["layers/0/v"][...] = 1e25 * file["layers/0/v"][()]
+    ask = ["sweep", path, "--policy", "recent", "--budget", "20", "--softmax", "truncated", "--format", "json"]
+    assert "--backend reference" in laprox(*ask, expect=4).stderr
+    layer = json.loads(laprox(*ask, "--backend", "reference").stdout)["rows"][0]
+    assert layer["bound"] >= layer["relative_error"] > 0
 
 
 def test_logits_beyond_float32_are_refused_and_not_computed_wrong(laprox, tmp_path):

@@ -1,17 +1,21 @@
 #!/usr/bin/env python3
-"""Attack the command line with damaged files: dumps, reports, candidates, score files and configurations.
+"""Attack the command line with damaged files: dumps, reports, score files and masks, configurations and lists of dumps.
 
-usage: LAPROX_BIN=build/release/laprox fuzz_files.py [--count N] [--seed S] [--jobs N] [--keep FOLDER]
+usage: LAPROX_BIN=build/release/laprox fuzz_files.py [--count N] [--seed S] [--kind KIND] [--jobs N] [--keep FOLDER]
 
-Each case is a sound file after one to three changes of its bytes or its structure, given to one command. Of every case is asked: a
-documented exit code and no signal; an end in time; a word on stderr where it fails, and no HDF5 error stack; with exit code 0 an
-output that opens; otherwise the output as it was before; and no temporary file. A case is a function of its seed alone: --seed with
-the printed number and --count 1 shows a failing one again, and --keep keeps its files.
+Each case is a sound file after one to three changes, which know its structure or only its bytes, given to one command. Of every
+case is asked (verdict.py): a documented exit code and no signal; an end in time and within 1 GiB of memory; a word on stderr where
+it fails, and no error stack of HDF5's; no NaN printed or written with exit code 0; an output that is whole, or as it was before;
+and nothing left behind. A case is a function of its seed alone: --seed with the printed number and --count 1 shows it again. The
+files of failing cases are kept, each in a folder with its number and with the command.
+
+The exporter's inputs (arrays in .npz, prompts, model configurations) are attacked by fuzz_exporter.py.
 """
 
 import argparse
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,125 +24,130 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import damage
-import h5py
+from byte_damage import damage_bytes
+from commands import KINDS, command
+from sound import SoundFiles
+from structure_damage import damage_structure, structure_spots
+from text_damage import damage_text
+from verdict import Outcome, fault
 
-CODES = {0, 2, 3, 4, 5}  # 4: damaged numbers can leave the range of a backend's
 SECONDS = 60
 OLD = b"what was here before"
-POLICIES = ("recent", "snapkv:window=4", "laprox+layer:window=4", "h2o", "knorm", "laprox-r:window=4,sinks=1,kernel=3")
+TEXTS = ("config", "list")
+
+
+def memory_limit(binary: str) -> list[str]:
+    """Words before a command that bound its memory; none where a build cannot live with a limit, as with sanitizers."""
+    words = ["prlimit", f"--data={1 << 30}", "--core=0"]
+    try:
+        if subprocess.run([*words, binary, "--version"], capture_output=True).returncode == 0:
+            return words
+    except FileNotFoundError:
+        pass
+    return []
 
 
 class Fuzzer:
-    """The sound files, and the commands that are given damaged copies of them."""
+    def __init__(self, binary: str, folder: Path, kind: str | None, keep: Path):
+        self.binary, self.folder, self.kind, self.keep = binary, folder, kind, keep
+        (folder / "sound").mkdir()
+        self.sound = SoundFiles(binary, folder / "sound")
+        self.limit = memory_limit(binary)
+        self.spots: dict[Path, list[tuple[int, int]]] = {}
 
-    def __init__(self, binary: str, folder: Path):
-        self.binary, self.folder, self.kinds, self.codes = binary, folder, Counter(), Counter()
-        self.dump, self.report, self.scores = (folder / name for name in ("dump.h5", "report.h5", "scores.h5"))
-        for command in (
-            ["synth", "-o", self.dump, "--preset", "tiny", "--tokens", 40, "--decode", 4, "--layers", 2, "--dtype", "float32"],
-            ["sweep", self.dump, "--policy", "recent,knorm", "--budget", "50%", "--save-kept", "-o", self.report],
-            ["score", self.dump, "--policy", "snapkv:window=4", "--budget", "50%", "-o", self.scores],
-        ):
-            subprocess.run([binary, *map(str, command)], check=True, capture_output=True)
-        self.config = folder / "sweep.toml"
-        self.config.write_text('[sweep]\npolicy = ["recent", "knorm"]\nbudget = ["50%"]\nqueries = "decoded"\nquiet = true\n')
-
-    def commands(self, rng: random.Random, damaged: dict[str, Path], output: Path) -> list:
-        """One command that reads a damaged file; `damaged` says which by its kind."""
-        kind, path = next(iter(damaged.items()))
-        policy = rng.choice(POLICIES)
-        if kind == "dump":
-            return rng.choice(
-                [
-                    ["sweep", path, "--policy", policy, "--budget", "50%", "-o", output, "--force"],
-                    ["sweep", path, self.dump, "--policy", policy, "--budget", "60%"],
-                    ["score", path, "--policy", policy, "-o", output, "--force"],
-                    ["inspect", path],
-                    ["verify", path, "--backend", "cpu", "--policy", policy, "--budget", "60%"],
-                    ["verify", path, "--candidate", self.scores],
-                ]
-            )
-        if kind == "report":
-            return ["report", path, "--format", rng.choice(["table", "csv", "json"])]
-        if kind == "scores":
-            return rng.choice(
-                [
-                    ["verify", self.dump, "--candidate", path],
-                    ["sweep", self.dump, "--scores", path, "--budget", "60%", "-o", output, "--force"],
-                ]
-            )
-        return ["sweep", self.dump, "--config", path, "-o", output, "--force"]
-
-    def case(self, seed: int, keep: Path | None) -> tuple[str, str]:
-        """Runs one case; returns (what it was, what is wrong with it or ""), and counts its kind and exit code."""
-        rng = random.Random(seed)
-        kind = rng.choice(["dump", "dump", "dump", "report", "scores", "config"])
-        place = Path(tempfile.mkdtemp(dir=self.folder))
-        path = place / getattr(self, kind).name
-        shutil.copyfile(getattr(self, kind), path)
+    def damage(self, path: Path, kind: str, rng: random.Random, spots: list[tuple[int, int]] | None) -> list[str]:
+        """Damages the copy at `path`; the names of what was done."""
         done = []
-        for _ in range(rng.choice([1, 1, 1, 2, 3])):
-            structured = kind != "config" and not done and rng.random() < 0.6
-            done.append((damage.damage_structure if structured else damage.damage_bytes)(path, rng))
-        output = place / "output.h5"
-        output.write_bytes(OLD)
-        command = [self.binary, *map(str, self.commands(rng, {kind: path}, output))]
-        what = f"seed {seed}: {kind}, {', '.join(done)}: {command[1]}"
-        self.kinds[kind] += 1
-        fault = self.run(command, place, path, output)
-        if fault and keep:
-            shutil.copytree(place, keep / str(seed), dirs_exist_ok=True)
-        shutil.rmtree(place)
-        return what, fault
+        if kind in TEXTS and rng.random() < 0.8:
+            text = path.read_text()
+            for _ in range(rng.choice([1, 1, 2, 3])):
+                text, how = damage_text(text, rng)
+                done.append(how)
+            path.write_text(text, newline="")
+        elif kind not in TEXTS and rng.random() < 0.55:
+            done = damage_structure(path, rng)
+        if not done or rng.random() < 0.1:
+            content = path.read_bytes()
+            for _ in range(rng.choice([1, 1, 1, 2, 3])):
+                content, how = damage_bytes(content, rng, spots)
+                done.append(how)
+            path.write_bytes(content)
+        return done
 
-    def run(self, command: list, place: Path, path: Path, output: Path) -> str:
-        """What is wrong with the command's behaviour; "" where nothing is."""
+    def case(self, seed: int) -> tuple[str, list[str], str, int | None, str]:
+        """Runs one case: (kind, damage, command's name, exit code, fault or "")."""
+        rng = random.Random(seed)
+        kind = self.kind or rng.choice(KINDS)
+        source = self.sound.choose(kind, rng)
+        place = self.folder / str(seed)
+        place.mkdir()
+        path, output = place / f"damaged{source.suffix}", place / "output.h5"
+        shutil.copyfile(source, path)
+        if kind not in TEXTS and source not in self.spots:
+            self.spots[source] = structure_spots(source)
+        done = self.damage(path, kind, rng, self.spots.get(source))
+        if rng.random() < 0.5:
+            output.write_bytes(OLD)
+        words = command(kind, path, self.sound, output, rng)
+        code, wrong = self.run(words, place, path if "--resume" in words else output)
+        if wrong:
+            kept = self.keep / str(seed)
+            shutil.copytree(place, kept, dirs_exist_ok=True)
+            (kept / "command.txt").write_text(f"seed {seed}: {', '.join(done)}\n{shlex.join([self.binary, *words])}\n{wrong}\n")
+        shutil.rmtree(place)
+        return kind, done, words[0], code, wrong
+
+    def run(self, words: list[str], place: Path, output: Path) -> tuple[int | None, str]:
+        """(exit code, what is wrong with the command's behaviour or "")."""
+        before = {entry.name: entry.read_bytes() for entry in place.iterdir()}
         try:
-            done = subprocess.run(command, capture_output=True, timeout=SECONDS, cwd=place)
+            done = subprocess.run([*self.limit, self.binary, *words], capture_output=True, timeout=SECONDS, cwd=place)
         except subprocess.TimeoutExpired:
-            return f"did not end in {SECONDS} s"
-        self.codes[done.returncode] += 1
-        if done.returncode not in CODES:
-            return f"exit code {done.returncode}: {done.stderr[-300:].decode(errors='replace')}"
-        errors = done.stderr.decode(errors="replace")
-        if "HDF5-DIAG" in errors or "terminate called" in errors or len(errors.splitlines()) > 40:
-            return f"stderr: {errors[:300]}"
-        if done.returncode in (2, 3) and not errors.strip():
-            return f"exit code {done.returncode} without a word"
-        left = {entry.name for entry in place.iterdir()} - {path.name, output.name}
-        if left:
-            return f"left behind: {', '.join(sorted(left))}"
-        if output.read_bytes() != OLD:
-            if done.returncode != 0:
-                return f"exit code {done.returncode}, and the old output is gone"
-            with h5py.File(output) as file:
-                file.visititems(lambda name, item: item[()] if isinstance(item, h5py.Dataset) else None)
-        elif done.returncode == 0 and "-o" in command:
-            return "exit code 0, and no output was written"
-        return ""
+            return None, f"did not end in {SECONDS} s"
+        return done.returncode, fault(Outcome(done.returncode, done.stdout, done.stderr, words, place, before, output))
+
+
+def table(title: str, counts: dict[str, Counter]) -> str:
+    """One line for each name: how many cases, and their exit codes."""
+    lines = [title]
+    for name, codes in sorted(counts.items()):
+        parts = ", ".join(f"{count} x {code}" for code, count in sorted(codes.items(), key=str))
+        lines.append(f"  {name:18} {codes.total():7}: {parts}")
+    return "\n".join(lines)
 
 
 def main() -> int:
     """Runs the cases, prints a summary, and returns 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="number of the first case")
+    parser.add_argument("--kind", choices=sorted(set(KINDS)))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--verbose", action="store_true", help="a line for every case")
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="folder for the files of failing cases")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    faults = 0
+    by_kind: dict[str, Counter] = {}
+    by_damage: dict[str, Counter] = {}
+    failed = 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
-        fuzzer = Fuzzer(str(Path(os.environ.get("LAPROX_BIN", "build/release/laprox")).resolve()), Path(folder))
-        for what, fault in pool.map(lambda seed: fuzzer.case(seed, given.keep), range(given.seed, given.seed + given.count)):
-            if fault:
-                faults += 1
-                print(f"{what}\n    {fault}", flush=True)
-    kinds = ", ".join(f"{count} of {kind}" for kind, count in sorted(fuzzer.kinds.items()))
-    codes = ", ".join(f"{count} x {code}" for code, count in sorted(fuzzer.codes.items()))
-    print(f"{given.count} cases ({kinds}; exit codes {codes}): {faults} failed")
-    return 1 if faults else 0
+        binary = str(Path(os.environ.get("LAPROX_BIN", "build/release/laprox")).resolve())
+        fuzzer = Fuzzer(binary, Path(folder), given.kind, given.keep.resolve())
+        seeds = range(given.seed, given.seed + given.count)
+        for seed, (kind, done, name, code, wrong) in zip(seeds, pool.map(fuzzer.case, seeds)):
+            by_kind.setdefault(kind, Counter())[code] += 1
+            for how in done:
+                by_damage.setdefault(how, Counter())[code] += 1
+            failed += bool(wrong)
+            if wrong or given.verbose:
+                print(
+                    f"seed {seed}: {kind}, {', '.join(done)}: {name}, exit code {code}{wrong and chr(10)}    {wrong}".rstrip(),
+                    flush=True,
+                )
+    print(table("exit codes by kind of file:", by_kind))
+    print(table("exit codes by damage:", by_damage))
+    print(f"{given.count} cases from seed {given.seed}: {failed} failed")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -50,13 +50,18 @@ std::unique_ptr<Backend> BackendArguments::make() const {
 namespace {
 
 std::vector<std::string> listed_paths(const std::string& list) {
-  std::ifstream file(list);
-  if (!file || std::filesystem::is_directory(list)) {
+  std::error_code ignored;
+  std::ifstream file;
+  if (std::filesystem::is_regular_file(list, ignored)) file.open(list);  // a pipe or a device may never end
+  if (!file.is_open()) {
     throw FileError(
         fmt::format("@{}: expected a text file with a path on each line, found none that can be read", list));
   }
   std::vector<std::string> paths;
   for (std::string line; std::getline(file, line);) {
+    if (line.find('\0') != std::string::npos) {
+      throw FileError(fmt::format("@{}: expected a text file with a path on each line, found binary data", list));
+    }
     line = line.substr(0, line.find('#'));
     const auto first = line.find_first_not_of(" \t\r"), last = line.find_last_not_of(" \t\r");
     if (first != std::string::npos) paths.push_back(line.substr(first, last - first + 1));
@@ -90,6 +95,17 @@ std::vector<std::string> expand_paths(const std::vector<std::string>& words) {
     paths.insert(paths.end(), more.begin(), more.end());
   }
   return paths;
+}
+
+CLI::Validator text_file() {
+  return CLI::Validator(
+      [](std::string& name) {
+        std::error_code ignored;
+        const auto status = std::filesystem::status(name, ignored);
+        if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) return std::string();
+        return fmt::format("{}: expected a text file, found what is no regular file", name);
+      },
+      "FILE");
 }
 
 CLI::Validator file_name() {

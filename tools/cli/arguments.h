@@ -30,6 +30,9 @@ std::vector<std::string> expand_paths(const std::vector<std::string>& words);
 /// Of an option that names a file to write: an empty name is refused.
 CLI::Validator file_name();
 
+/// Refuses what is there and is no regular file: reading a pipe or a device may never end.
+CLI::Validator text_file();
+
 /// --metric: the figure that a table shows.
 void add_metric(CLI::App& command, TableOptions& table);
 /// --metric, --summary and --compare.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <sstream>
 
+#include "arguments.h"
 #include "laprox/error.h"
 #include "laprox/names.h"
 
@@ -68,7 +69,8 @@ class CheckedConfig : public CLI::ConfigTOML {
 
 void add_config(CLI::App& app) {
   app.set_config("--config", "",
-                 "read options from a TOML file, a section per subcommand: [sweep] policy = [\"h2o\"] ...");
+                 "read options from a TOML file, a section per subcommand: [sweep] policy = [\"h2o\"] ...")
+      ->check(text_file());
   app.config_formatter(std::make_shared<CheckedConfig>(app));
 }
 

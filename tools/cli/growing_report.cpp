@@ -16,6 +16,15 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds kBetween{10};  // seconds of work that an early end may lose ...
 constexpr double kShare = 20;                 // ... or so many times what writing takes
 
+/// Names of a report's arrays that do not depend on what its dumps hold.
+std::set<std::string> figures_of(const Report& report) {
+  std::set<std::string> names;
+  for (const auto& [name, array] : report.arrays) {
+    if (!name.ends_with("residual_error")) names.insert(name);
+  }
+  return names;
+}
+
 }  // namespace
 
 GrowingReport::GrowingReport(const SweepOptions& options, const Backend& backend, std::filesystem::path output,
@@ -39,6 +48,7 @@ void GrowingReport::take_over() {
   for (const char* key : {"softmax", "queries", "backend"}) {
     require_same(key, before.provenance[key] == mine.provenance.at(key));
   }
+  require_same("figures", figures_of(before) == figures_of(mine));
   require_same("kept tokens", options_.save_kept == !before.kept.starts.empty());
   done_.insert(before.dump_hashes.begin(), before.dump_hashes.end());
   parts_.push_back(std::move(before));

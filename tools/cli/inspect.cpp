@@ -158,7 +158,7 @@ void run_inspect(const InspectArguments& arguments) {
     checked.emplace_back(dump.info(), std::move(checks));
   }
   if (arguments.format == "json") {
-    out(fmt::format("{}\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace)));
+    out_as_it_is(fmt::format("{}\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace)));
   }
   for (const auto& [info, checks] : checked) require_passed(info, checks);
 }

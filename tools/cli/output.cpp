@@ -5,6 +5,8 @@
 
 #include <cstdio>
 
+#include "laprox/names.h"
+
 namespace laprox::cli {
 
 void occupy_standard_streams() {
@@ -15,12 +17,15 @@ void occupy_standard_streams() {
   }
 }
 
-void out(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+void out(const std::string& text) { out_as_it_is(printable(text)); }
+
+void out_as_it_is(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 
 bool output_failed() { return std::fflush(stdout) != 0 || std::ferror(stdout) != 0; }
 
 void note(const std::string& line) {
-  std::fwrite(line.data(), 1, line.size(), stderr);
+  const std::string shown = printable(line);
+  std::fwrite(shown.data(), 1, shown.size(), stderr);
   std::fputc('\n', stderr);
 }
 

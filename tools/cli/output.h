@@ -8,12 +8,15 @@ namespace laprox::cli {
 /// message for a closed standard error would otherwise be written into a report.
 void occupy_standard_streams();
 
-/// Writes to standard output. A failure is remembered by the stream; output_failed() tells.
+/// Writes to standard output, control characters escaped. A failure is remembered by the stream; output_failed() tells.
 void out(const std::string& text);
+/// The same for JSON, which has escapes of its own.
+void out_as_it_is(const std::string& text);
 /// Flushes standard output; true where anything written to it was lost.
 bool output_failed();
 
-/// Writes a line to standard error. A failure is of no consequence: there is nowhere left to say so.
+/// Writes a line to standard error, control characters escaped. A failure is of no consequence: there is nowhere left
+/// to say so.
 void note(const std::string& line);
 
 }  // namespace laprox::cli

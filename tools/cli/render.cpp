@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "laprox/comparison.h"
+#include "laprox/names.h"
 
 namespace laprox::cli {
 
@@ -165,8 +166,9 @@ std::string render_json(const Report& report) {
 }
 
 std::string render(const Report& report, const std::string& format, const TableOptions& options) {
-  if (format == "csv") return options.summary ? render_summary_csv(report) : render_csv(report);
-  return format == "json" ? render_json(report) : render_table(report, options);
+  if (format == "json") return render_json(report);
+  if (format == "csv") return printable(options.summary ? render_summary_csv(report) : render_csv(report));
+  return printable(render_table(report, options));
 }
 
 }  // namespace laprox::cli

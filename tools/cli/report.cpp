@@ -22,7 +22,8 @@ void add_report(CLI::App& app) {
   command->footer(
       "\nExamples:\n  laprox report report.h5\n  laprox report report.h5 --metric regret\n"
       "  laprox report report.h5 --format csv > errors.csv");
-  command->callback([arguments] { out(render(read_report(arguments->path), arguments->format, arguments->table)); });
+  command->callback(
+      [arguments] { out_as_it_is(render(read_report(arguments->path), arguments->format, arguments->table)); });
 }
 
 }  // namespace laprox::cli

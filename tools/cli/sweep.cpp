@@ -178,7 +178,7 @@ void run_sweep(SweepArguments arguments, const std::filesystem::path& config) {
   }
   const Report report = growing.finished();
   // The table comes first, so that a report that cannot be written does not lose it.
-  out(render(report, arguments.format, arguments.table));
+  out_as_it_is(render(report, arguments.format, arguments.table));
   if (arguments.output.empty()) return;
   output_failed();  // flushes; main says so at the end
   growing.write(report, arguments.force);

@@ -282,7 +282,7 @@ void run_verify(const VerifyArguments& arguments) {
   const DumpReader dump(arguments.dump);
   const Verification result = verify(dump, arguments);
   if (arguments.format == "json") {
-    out(fmt::format("{}\n", to_json(dump, result).dump(2, ' ', false, Json::error_handler_t::replace)));
+    out_as_it_is(fmt::format("{}\n", to_json(dump, result).dump(2, ' ', false, Json::error_handler_t::replace)));
   } else {
     print_table(dump, result);
   }
