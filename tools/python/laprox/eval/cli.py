@@ -11,7 +11,7 @@ from .._errors import Error, UsageError
 EXAMPLES = """\
 examples:
   laprox-eval --packaged smollm2 --tasks tasks.jsonl --policy snapkv,laprox-r,laprox-far --budget 5%,10% -o eval.h5
-  laprox-eval Qwen/Qwen2.5-0.5B-Instruct --tasks tasks.jsonl --policy all --budget 5% --device cuda --dtype bfloat16 -o eval.h5
+  laprox-eval Qwen/Qwen2.5-0.5B-Instruct --tasks tasks.jsonl --policy h2o,snapkv,laprox-far --device cuda --dtype bfloat16 -o e.h5
   laprox-eval needle --packaged smollm2 --haystack book.txt --lengths 1000,2000 --policy snapkv,laprox-r -o n.h5
   laprox-eval table eval.h5 --metric score
   laprox-eval table eval.h5 --compare laprox-r,snapkv
@@ -79,7 +79,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument("--question-apart", action="store_true", help="the question is read after the eviction")
         parser.add_argument("--no-chat", action="store_true", help="leave the chat template out")
         parser.add_argument("--seed", default=0, type=int)
-    parser.add_argument("--policy", required=True, action="append", help="policies, or 'all'; as of laprox sweep")
+    parser.add_argument("--policy", required=True, action="append", help="policies, separated by commas, as of laprox sweep")
     parser.add_argument(
         "--budget", default="2.5%,5%,10%,20%", help="default: %(default)s".replace("%,", "%%,").replace("20%", "20%%")
     )
