@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -10,6 +11,7 @@
 #include "laprox/layer.h"
 #include "laprox/primitives.h"
 #include "laprox/ranking.h"
+#include "laprox/schedule.h"
 
 namespace laprox {
 
@@ -25,6 +27,20 @@ std::string_view to_string(SoftmaxMode mode);
 struct LayerKeep {
   std::span<const Ranking> rankings;       ///< [kv_head]
   std::vector<std::vector<Index>> counts;  ///< [budget][kv_head]
+  /// [kv_head]: where not empty, the cache changes while decoding, and this alone says what each query finds in it;
+  /// counts has one budget.
+  std::span<const Lifetimes> lifetimes = {};
+};
+
+/// The start of a policy that sums attention while the model decodes (H2O), at one budget.
+struct Accumulation {
+  const Matrix& sums;  ///< [query_heads, C] what each entry received from the prompt's queries
+  /// [kv_head]: the entries that the cut after the prompt left, ascending.
+  const std::vector<std::vector<std::int32_t>>& held;
+  Schedule schedule;
+  /// Which of a KV head's entries a cut evicts, ascending, from their sums [group, entries] in the order of positions,
+  /// once `seen` tokens have been processed.
+  std::function<std::vector<std::int32_t>(const Matrix& sums, Index seen)> evict;
 };
 
 /// How far one kept set moves one layer's output, as sums over which metrics are formed. n: judged queries.
@@ -68,6 +84,14 @@ class Backend {
   /// A query that sees no kept key, in a layer without sinks, gets the output 0.
   virtual LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
                                    SoftmaxMode mode) const = 0;
+
+  /// Whether it replays schedules: accumulate, and LayerKeep::lifetimes.
+  virtual bool replays_decoding() const { return false; }
+
+  /// Replays a policy that sums attention, query by query: at its step a decoded query attends to what the cache holds,
+  /// itself included, the softmax renormalised over that, and adds its weights to their entries' sums. Then, at the
+  /// schedule's steps, the cache is cut. `layer` holds every decoded query. Returns each KV head's lifetimes.
+  virtual std::vector<Lifetimes> accumulate(const LayerTensors& layer, const Accumulation& start) const;
 };
 
 /// float64, one thread, plain equations: the oracle of the others.

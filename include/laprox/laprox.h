@@ -26,6 +26,7 @@
 #include "laprox/progress.h"
 #include "laprox/ranking.h"
 #include "laprox/report.h"
+#include "laprox/schedule.h"
 #include "laprox/score_file.h"
 #include "laprox/scorer.h"
 #include "laprox/scores.h"

@@ -14,6 +14,12 @@ enum class JudgedQueries {
   window    ///< the last prompt queries, which window scorers have seen: in-sample
 };
 
+/// The sums that a relative error over several queries is made of.
+struct PooledError {
+  double error_square = 0, norm_square = 0;
+  double relative_error() const;
+};
+
 /// How far one kept set moves one layer's output. All errors are relative.
 struct LayerMetrics {
   double relative_error = 0;  ///< ||O_kept - O||_F / ||O||_F over the judged queries
@@ -28,12 +34,20 @@ struct LayerMetrics {
   double bound_ratio = 0;                    ///< truncated mode: the bound over the actual error, >= 1
   std::vector<double> head_relative_error;   ///< [query_heads] before W_o
   double error_square = 0, norm_square = 0;  ///< what the model's pooled error is made of
+  std::vector<PooledError> segments = {};    ///< of equal stretches of the judging queries
 };
 
+/// What errors of a layer's queries are relative to.
+struct ExactNorms {
+  std::vector<double> query;  ///< [n] ||o_t||^2, bias included
+  std::vector<double> head;   ///< [query_heads] squared norm of the head outputs, before W_o
+};
+ExactNorms norms_of(const ExactOutput& exact);
+
 /// Forms the metrics of one kept set. Relative figures of an all-zero exact output are 0 where the error is 0, else
-/// infinite. `residual_norms`: of the judged queries, or empty.
-LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, SoftmaxMode mode,
-                           std::span<const double> residual_norms = {});
+/// infinite. `residual_norms`: of the judged queries, or empty. `segments`: stretches of them that are pooled each.
+LayerMetrics layer_metrics(const ExactNorms& exact, const OutputError& error, SoftmaxMode mode,
+                           std::span<const double> residual_norms = {}, Index segments = 0);
 
 /// Over the layers of a model.
 struct ModelMetrics {
@@ -43,6 +57,7 @@ struct ModelMetrics {
   double residual_error = std::numeric_limits<double>::quiet_NaN();
   double retained_mass = 0;  ///< means over layers
   double cosine_mean = 0;
+  std::vector<double> segments = {};  ///< relative error of each stretch of the judging queries
 };
 ModelMetrics model_metrics(const std::vector<LayerMetrics>& layers);
 

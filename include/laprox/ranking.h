@@ -25,4 +25,7 @@ using Ranking = std::vector<std::int32_t>;
 /// Pinned tokens first (ascending), then score descending; ties: token ascending.
 Ranking rank_by_score(std::span<const double> scores, const Pins& pins);
 
+/// The tokens that rank_by_score puts behind its first `count`, ascending, without ranking the others.
+std::vector<std::int32_t> worst_by_score(std::span<const double> scores, const Pins& pins, Index count);
+
 }  // namespace laprox

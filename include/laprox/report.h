@@ -13,7 +13,7 @@ namespace laprox {
 /// A figure of a report over named dimensions, row-major. Missing entries (a layer with fewer heads) are NaN, or -1 in
 /// counts.
 struct ReportArray {
-  std::vector<std::string> dimensions;  ///< among dump, policy, budget, layer, kv_head, query_head
+  std::vector<std::string> dimensions;  ///< among dump, policy, budget, layer, kv_head, query_head, segment, position
   bool counts = false;                  ///< integers
   std::string meaning;                  ///< one line, with its unit
   std::vector<double> values;
@@ -37,6 +37,8 @@ struct Report {
   std::vector<std::string> policy_specs;            ///< every option spelled out
   std::vector<std::string> budgets;                 ///< as given: "5%", "128"
   Index layers = 0, kv_heads = 0, query_heads = 0;  ///< the largest of any dump or layer
+  Index segments = 0;   ///< stretches of the judging queries; 0: errors are not reported by segment
+  Index positions = 0;  ///< the largest T of any dump, where the lifetimes of entries are stored; else 0
   std::map<std::string, ReportArray> arrays;
   KeptTokens kept;  ///< empty unless asked for
 

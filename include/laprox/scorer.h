@@ -14,6 +14,13 @@
 
 namespace laprox {
 
+/// How a scorer goes on while the model decodes (see Schedule).
+enum class Decoding {
+  rescored,     ///< every cut applies the prompt's rule to what the cache holds, with the last queries
+  accumulated,  ///< attention is summed query by query over what the cache holds at its step: Scorer::score_sums
+  undefined     ///< it makes sense after a prompt only
+};
+
 /// What a scorer is, beside the work that it does. The defaults are those of a scorer that reads no query, pins nothing
 /// and whose kept set is simply the best scores.
 struct ScorerTraits {
@@ -39,6 +46,7 @@ struct ScorerTraits {
   bool scores_jump = false;
   /// True for the policy that evicts nothing: every budget keeps the whole context.
   bool keeps_everything = false;
+  Decoding decoding = Decoding::rescored;
   /// The longest context that it can score in reasonable time.
   Index longest_context = std::numeric_limits<Index>::max();
 };
@@ -67,6 +75,13 @@ class Scorer {
 
   /// One KV head's context tokens, best first. Policies whose kept set is not simply the best scores override this.
   virtual Ranking rank(std::span<const double> scores) const { return rank_by_score(scores, traits_.pins); }
+
+  /// The entries that a budget of `count` evicts, ascending: those that rank() puts behind the first `count`.
+  virtual std::vector<std::int32_t> evict(std::span<const double> scores, Index count) const;
+
+  /// Decoding::accumulated: the scores of one KV head's entries from the attention [group, entries] that its query
+  /// heads have given them so far. Throws Bug for others.
+  virtual std::vector<double> score_sums(const Matrix& sums) const;
 
   /// The floating-point operations that one layer takes beyond the kernels' primitives.
   virtual double flops(const LayerGeometry&, Index /*context*/, Index /*queries*/) const { return 0; }

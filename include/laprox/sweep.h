@@ -11,6 +11,7 @@
 #include "laprox/metrics.h"
 #include "laprox/policy.h"
 #include "laprox/progress.h"
+#include "laprox/schedule.h"
 
 namespace laprox {
 
@@ -20,7 +21,17 @@ struct SweepOptions {
   SoftmaxMode mode = SoftmaxMode::renormalized;
   JudgedQueries queries = JudgedQueries::decoded;
   Index window = 32;       ///< of JudgedQueries::window
-  bool save_kept = false;  ///< keep the selections in the result
+  bool save_kept = false;  ///< keep the selections, and under a schedule the lifetimes, in the result
+  Schedule schedule = {};  ///< when caches are cut while the model decodes
+  Index segments = 0;      ///< stretches of the judging queries whose errors are reported each; 0: none
+};
+
+/// What the caches of one policy at one budget held while the model decoded.
+struct CacheFigures {
+  Index peak = 0;       ///< the most entries that a query found in any KV head's cache, its own token included
+  double mean = 0;      ///< over queries and KV heads
+  Index cuts = 0;       ///< decoded tokens after which an entry was evicted
+  Index evictions = 0;  ///< entries of the whole model that were evicted after the first decoded token
 };
 
 /// One policy at one budget on one dump.
@@ -28,7 +39,9 @@ struct Cell {
   HeadCounts counts;                 ///< [layer][kv_head]
   std::vector<LayerMetrics> layers;  ///< [layer]
   ModelMetrics model;
-  Index tied = 0;           ///< see Selection::tied
+  Index tied = 0;                                      ///< see Selection::tied
+  CacheFigures cache = {};                             ///< under a schedule
+  std::vector<std::vector<Lifetimes>> lifetimes = {};  ///< [layer][kv_head], under a schedule with save_kept
   Index identical_to = -1;  ///< the first earlier policy that keeps the very same entries at this budget, or -1
 };
 
@@ -40,6 +53,9 @@ struct Selection {
   /// [budget]: entries that share their score with others of their head while some of these are kept and some are not,
   /// so that the order of equal scores, which is by position, decides among them.
   std::vector<Index> tied = {};
+  /// [layer] [query_heads, C]: what each entry received from the prompt's queries. Of a policy that sums attention,
+  /// under a schedule.
+  std::vector<Matrix> attention = {};
 
   const std::vector<std::vector<Ranking>>& rankings(std::size_t budget) const {
     return orders.size() == 1 ? orders[0] : orders[budget];

@@ -8,21 +8,36 @@
 
 namespace laprox {
 
-QueryBlock copy_queries(const LayerTensors& layer, Index first, Index count) {
-  require(first >= 0 && count >= 0 && first + count <= layer.queries(), "queries that the layer holds");
-  const LayerGeometry& g = layer.geometry;
-  QueryBlock block{Tensor(layer.q.type(), {g.query_heads, count, g.head_size}), {}};
-  const Index row = g.head_size * size_of(layer.q.type());
-  for (Index head = 0; head < g.query_heads && count > 0; ++head) {
-    std::memcpy(block.q.raw() + head * count * row, layer.q.raw() + (head * layer.queries() + first) * row,
+namespace {
+
+QueryBlock copy(const Tensor& q, const std::vector<Index>& positions, const std::vector<double>& residual_norms,
+                Index first, Index count) {
+  const Index heads = q.shape()[0], queries = q.shape()[1], size = q.shape()[2], row = size * size_of(q.type());
+  require(first >= 0 && count >= 0 && first + count <= queries, "queries that are there");
+  QueryBlock block{Tensor(q.type(), {heads, count, size}), {}};
+  for (Index head = 0; head < heads && count > 0; ++head) {
+    std::memcpy(block.q.raw() + head * count * row, q.raw() + (head * queries + first) * row,
                 static_cast<std::size_t>(count * row));
   }
-  block.positions.assign(layer.query_positions.begin() + first, layer.query_positions.begin() + first + count);
-  if (!layer.residual_norms.empty()) {
-    const auto norms = layer.residual_norms.begin() + first;
-    block.residual_norms.assign(norms, norms + count);
+  block.positions.assign(positions.begin() + first, positions.begin() + first + count);
+  if (!residual_norms.empty()) {
+    block.residual_norms.assign(residual_norms.begin() + first, residual_norms.begin() + first + count);
   }
   return block;
+}
+
+}  // namespace
+
+QueryBlock copy_queries(const LayerTensors& layer, Index first, Index count) {
+  return copy(layer.q, layer.query_positions, layer.residual_norms, first, count);
+}
+
+QueryBlock part_of(const QueryBlock& block, Index first, Index count) {
+  return copy(block.q, block.positions, block.residual_norms, first, count);
+}
+
+QueryBlock take_queries(LayerTensors& layer) {
+  return {std::move(layer.q), std::move(layer.query_positions), std::move(layer.residual_norms)};
 }
 
 QueryBlock copy_queries_at(const LayerTensors& layer, const std::vector<Index>& positions) {

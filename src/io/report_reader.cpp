@@ -31,6 +31,8 @@ class ReportReader {
     report.layers = count("layer");
     report.kv_heads = count("kv_head");
     report.query_heads = count("query_head");
+    if (reader_.has("/segment")) report.segments = count("segment");
+    if (reader_.has("/position")) report.positions = count("position");
     report.dump_hashes = reader_.strings("/dump_sha256");
     report.dump_models = reader_.strings("/dump_model");
     report.policy_specs = reader_.strings("/policy_spec");
@@ -69,6 +71,14 @@ class ReportReader {
           {"is_oracle", {{"policy"}, false, -1}},
           {"identical_to", {cell, false, -1}},
           {"tied_entries", {cell, false, -1}},
+          {"cache_peak", {cell, false, -1}},
+          {"cache_mean", {cell}},
+          {"cuts", {cell, false, -1}},
+          {"evictions", {cell, false, -1}},
+          {"segment_start", {{"dump", "segment"}, false, -1}},
+          {"segment_error", {{"dump", "policy", "budget", "layer", "segment"}}},
+          {"model_segment_error", {{"dump", "policy", "budget", "segment"}}},
+          {"evicted_at", {{"dump", "policy", "budget", "layer", "kv_head", "position"}, false, -1}},
           {"head_relative_error", {{"dump", "policy", "budget", "layer", "query_head"}}}};
       for (const Figure& figure : figures()) {
         // What reports have had since the first version; later figures may be absent.
@@ -205,8 +215,9 @@ class ReportReader {
   }
 
   static bool is_label(const std::string& name) {
-    static const std::set<std::string> labels{"dump",       "policy",      "budget",     "layer",      "kv_head",
-                                              "query_head", "dump_sha256", "dump_model", "policy_spec"};
+    static const std::set<std::string> labels{"dump",        "policy",     "budget",     "layer",
+                                              "kv_head",     "query_head", "segment",    "position",
+                                              "dump_sha256", "dump_model", "policy_spec"};
     return labels.contains(name);
   }
 
@@ -235,7 +246,7 @@ class ReportReader {
     for (int i = 0; i < dataset.getSpace().getSimpleExtentNdims(); ++i) {
       const std::string name = scale_name(dataset, static_cast<unsigned>(i));
       const bool known = name == "dump" || name == "policy" || name == "budget" || name == "layer" ||
-                         name == "kv_head" || name == "query_head";
+                         name == "kv_head" || name == "query_head" || name == "segment" || name == "position";
       if (!known) reader_.refuse(dataset.getObjName(), "dimension scales of a report", "'" + name + "'");
       names.push_back(name);
     }

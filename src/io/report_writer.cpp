@@ -24,6 +24,9 @@ class ReportWriter {
     write_labels("policy", report_.policies);
     write_labels("budget", report_.budgets);
     for (const char* dimension : io::kNumberDimensions) write_numbers(dimension, report_.extent(dimension));
+    for (const char* dimension : io::kDecodingDimensions) {
+      if (report_.extent(dimension) > 0) write_numbers(dimension, report_.extent(dimension));
+    }
     write_text("dump_sha256", "dump", report_.dump_hashes);
     write_text("dump_model", "dump", report_.dump_models);
     write_text("policy_spec", "policy", report_.policy_specs);
@@ -85,10 +88,22 @@ class ReportWriter {
 
   void write_array(const std::string& name, const ReportArray& array) {
     const H5::DataType stored = array.counts ? H5::PredType::STD_I64LE : H5::PredType::IEEE_F64LE;
-    H5::DataSet dataset = root_.createDataSet(name, stored, space(array.dimensions), io::dataset_properties());
+    H5::DSetCreatPropList properties = io::dataset_properties();
+    if (array.dimensions.back() == "position") compress(properties, array);
+    H5::DataSet dataset = root_.createDataSet(name, stored, space(array.dimensions), properties);
     dataset.write(array.values.data(), H5::PredType::NATIVE_DOUBLE);
     io::write_attribute(dataset, "long_name", array.meaning);
     attach(dataset, array.dimensions);
+  }
+
+  /// One number per token of every head: long runs of equal ones.
+  void compress(H5::DSetCreatPropList& properties, const ReportArray& array) const {
+    std::vector<hsize_t> chunk(array.dimensions.size(), 1);
+    chunk.back() = static_cast<hsize_t>(report_.positions);
+    chunk[chunk.size() - 2] = static_cast<hsize_t>(report_.kv_heads);
+    properties.setChunk(static_cast<int>(chunk.size()), chunk.data());
+    properties.setShuffle();
+    properties.setDeflate(4);
   }
 
   void write_kept() {

@@ -27,7 +27,7 @@ class StoredScores : public Scorer {
 
  private:
   static ScorerTraits traits_like(const Scorer* meant) {
-    ScorerTraits traits;
+    ScorerTraits traits{.decoding = Decoding::undefined};
     if (meant) traits.pins = meant->traits().pins, traits.ranks_by_score = meant->traits().ranks_by_score;
     return traits;
   }
@@ -41,7 +41,7 @@ class StoredMasks : public Scorer {
  public:
   /// masks[budget][layer]; tokens: the budgets, per KV head.
   StoredMasks(std::vector<ScoreTable> masks, std::vector<Index> tokens)
-      : Scorer({.depends_on_budget = true, .scores_are_places = true}),
+      : Scorer({.depends_on_budget = true, .scores_are_places = true, .decoding = Decoding::undefined}),
         masks_(std::move(masks)),
         tokens_(std::move(tokens)) {}
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "laprox/error.h"
+
 namespace laprox {
 
 Ranking rank_by_score(std::span<const double> scores, const Pins& pins) {
@@ -16,6 +18,25 @@ Ranking rank_by_score(std::span<const double> scores, const Pins& pins) {
     return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
   });
   return order;
+}
+
+std::vector<std::int32_t> worst_by_score(std::span<const double> scores, const Pins& pins, Index count) {
+  const Index context = static_cast<Index>(scores.size()), evicted = context - count;
+  const auto score = [&](std::int32_t token) { return scores[static_cast<std::size_t>(token)]; };
+  const auto worse = [&](std::int32_t a, std::int32_t b) {
+    return score(a) < score(b) || (score(a) == score(b) && a > b);
+  };
+  if (evicted <= 0) return {};
+  std::vector<std::int32_t> tokens;
+  for (Index token = pins.first; token < context - pins.last; ++token)
+    tokens.push_back(static_cast<std::int32_t>(token));
+  require(evicted <= static_cast<Index>(tokens.size()), "a budget holds the pinned tokens");
+  // While a model decodes token by token there is one to evict.
+  if (evicted == 1) return {*std::min_element(tokens.begin(), tokens.end(), worse)};
+  std::nth_element(tokens.begin(), tokens.begin() + (evicted - 1), tokens.end(), worse);
+  tokens.resize(static_cast<std::size_t>(evicted));
+  std::sort(tokens.begin(), tokens.end());
+  return tokens;
 }
 
 }  // namespace laprox

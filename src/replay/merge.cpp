@@ -152,7 +152,7 @@ class Merger {
         const auto found = parts_[i].provenance.find(key);
         const std::string value = found == parts_[i].provenance.end() ? "unknown" : found->second;
         if (std::find(values.begin(), values.end(), value) != values.end()) continue;
-        if (!values.empty() && (key == "softmax" || key == "queries")) {
+        if (!values.empty() && (key == "softmax" || key == "queries" || key == "schedule")) {
           throw UsageError(fmt::format("{}: its {} is {}, that of {} is {}; such figures do not belong together",
                                        names_[i], key, value, names_[0], values[0]));
         }
@@ -206,6 +206,8 @@ class Merger {
       whole().layers = std::max(whole().layers, part.layers);
       whole().kv_heads = std::max(whole().kv_heads, part.kv_heads);
       whole().query_heads = std::max(whole().query_heads, part.query_heads);
+      whole().positions = std::max(whole().positions, part.positions);
+      whole().segments = std::max(whole().segments, part.segments);
     }
   }
 

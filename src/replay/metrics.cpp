@@ -40,13 +40,21 @@ double quantile(std::vector<double> values, double q) {
   return values[below] + (rank - static_cast<double>(below)) * (values[above] - values[below]);
 }
 
-LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, SoftmaxMode mode,
-                           std::span<const double> residual_norms) {
+double PooledError::relative_error() const { return relative(error_square, norm_square); }
+
+ExactNorms norms_of(const ExactOutput& exact) {
+  ExactNorms norms{{}, exact.head_norm};
+  for (Index t = 0; t < exact.output.rows(); ++t) norms.query.push_back(exact.output.row(t).squaredNorm());
+  return norms;
+}
+
+LayerMetrics layer_metrics(const ExactNorms& exact, const OutputError& error, SoftmaxMode mode,
+                           std::span<const double> residual_norms, Index segments) {
   require(residual_norms.empty() || residual_norms.size() == error.query_error.size(), "one norm per judged query");
   LayerMetrics metrics;
   std::vector<double> query_errors, cosines, residual_squares;
   for (std::size_t t = 0; t < error.query_error.size(); ++t) {
-    const double norm_square = exact.output.row(static_cast<Index>(t)).squaredNorm();
+    const double norm_square = exact.query[t];
     query_errors.push_back(relative(error.query_error[t], norm_square));
     cosines.push_back(cosine(norm_square, error.kept_square[t], error.kept_product[t], error.query_error[t]));
     if (!residual_norms.empty()) {
@@ -54,6 +62,12 @@ LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, S
     }
     metrics.error_square += error.query_error[t];
     metrics.norm_square += norm_square;
+  }
+  metrics.segments.resize(static_cast<std::size_t>(segments));
+  for (std::size_t t = 0; t < error.query_error.size() && segments > 0; ++t) {
+    PooledError& segment = metrics.segments[t * metrics.segments.size() / error.query_error.size()];
+    segment.error_square += error.query_error[t];
+    segment.norm_square += exact.query[t];
   }
   metrics.relative_error = relative(metrics.error_square, metrics.norm_square);
   metrics.query_error_mean = mean(query_errors);
@@ -65,7 +79,7 @@ LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, S
   metrics.cosine_min = quantile(cosines, 0);
   metrics.retained_mass = error.retained_mass;
   for (std::size_t head = 0; head < error.head_error.size(); ++head) {
-    metrics.head_relative_error.push_back(relative(error.head_error[head], exact.head_norm[head]));
+    metrics.head_relative_error.push_back(relative(error.head_error[head], exact.head[head]));
   }
   if (mode == SoftmaxMode::truncated) {
     metrics.bound = relative(error.bound * error.bound, metrics.norm_square);
@@ -77,7 +91,12 @@ LayerMetrics layer_metrics(const ExactOutput& exact, const OutputError& error, S
 ModelMetrics model_metrics(const std::vector<LayerMetrics>& layers) {
   ModelMetrics model;
   double error_square = 0, norm_square = 0, residual_square = 0;
+  std::vector<PooledError> segments(layers.empty() ? 0 : layers[0].segments.size());
   for (const LayerMetrics& layer : layers) {
+    for (std::size_t s = 0; s < segments.size(); ++s) {
+      segments[s].error_square += layer.segments[s].error_square;
+      segments[s].norm_square += layer.segments[s].norm_square;
+    }
     error_square += layer.error_square;
     norm_square += layer.norm_square;
     model.mean_error += layer.relative_error / static_cast<double>(layers.size());
@@ -87,6 +106,7 @@ ModelMetrics model_metrics(const std::vector<LayerMetrics>& layers) {
   }
   model.relative_error = relative(error_square, norm_square);
   model.residual_error = std::sqrt(residual_square);  // NaN where a layer has none
+  for (const PooledError& segment : segments) model.segments.push_back(segment.relative_error());
   return model;
 }
 

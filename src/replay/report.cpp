@@ -52,6 +52,7 @@ class ReportBuilder {
       for (std::size_t p = 0; p < options_.policies.size(); ++p) {
         for (std::size_t b = 0; b < options_.budgets.size(); ++b) add_cell(d, p, b);
       }
+      add_segment_starts(d);
     }
     for (std::size_t p = 0; p < options_.policies.size(); ++p) {
       put("is_oracle", {p}, options_.policies[p].scorer->traits().queries.kind == QueryNeed::Kind::judged ? 1 : 0);
@@ -71,6 +72,10 @@ class ReportBuilder {
         report_.kv_heads = std::max(report_.kv_heads, layer.geometry.kv_heads);
         report_.query_heads = std::max(report_.query_heads, layer.geometry.query_heads);
       }
+    }
+    report_.segments = options_.segments;
+    if (options_.save_kept && !options_.schedule.once()) {
+      for (const DumpResult& result : results_) report_.positions = std::max(report_.positions, result.info.tokens);
     }
     for (const Policy& policy : options_.policies) {
       report_.policies.push_back(policy.label);
@@ -119,6 +124,64 @@ class ReportBuilder {
     add_array("budget_tokens", {"dump", "budget"}, "tokens per KV head that the budget stands for", true);
     add_array("context_length", {"dump"}, "tokens of the prompt", true);
     add_array("is_oracle", {"policy"}, "1: the policy reads the judging queries, which no cache can", true);
+    add_decoding_arrays();
+  }
+
+  void add_decoding_arrays() {
+    if (options_.segments > 0) {
+      add_array("segment_error", with(kCell, {"layer", "segment"}),
+                "relative error over a stretch of the judging queries");
+      add_array("model_segment_error", with(kCell, {"segment"}),
+                "relative error over a stretch of the judging queries, pooled over layers");
+      add_array("segment_start", {"dump", "segment"}, "position of the first judging query of a segment", true);
+    }
+    if (options_.schedule.once()) return;
+    add_array("cache_peak", kCell, "the most entries that a query found in any KV head's cache", true);
+    add_array("cache_mean", kCell, "entries that a query found in a KV head's cache, mean over queries and heads");
+    add_array("cuts", kCell, "decoded tokens after which an entry was evicted", true);
+    add_array("evictions", kCell, "entries of the whole model that were evicted after the first decoded token", true);
+    if (!options_.save_kept) return;
+    add_array("evicted_at", with(kCell, {"layer", "kv_head", "position"}),
+              "position of the first query that no longer finds the entry of this token; T: it is never evicted", true);
+  }
+
+  void add_segment_starts(std::size_t d) {
+    if (options_.segments == 0) return;
+    const DumpInfo& info = results_[d].info;
+    const bool decoded = options_.queries == JudgedQueries::decoded;
+    const Index first = decoded ? info.context_length : info.context_length - options_.window;
+    const DumpInfo::Rows rows = info.rows_between(first, decoded ? info.tokens : info.context_length);
+    // The first query t with t * segments / queries = s.
+    for (Index s = 0; s < options_.segments; ++s) {
+      const Index t = (s * rows.count() + options_.segments - 1) / options_.segments;
+      const bool empty = t >= ((s + 1) * rows.count() + options_.segments - 1) / options_.segments;
+      if (!empty) {
+        put("segment_start", {d, static_cast<std::size_t>(s)},
+            static_cast<double>(info.query_positions[static_cast<std::size_t>(rows.first + t)]));
+      }
+    }
+  }
+
+  void add_decoding(std::size_t d, std::size_t p, std::size_t b) {
+    const Cell& cell = results_[d].policies[p].cells[b];
+    const auto segments = static_cast<std::size_t>(options_.segments);
+    for (std::size_t s = 0; s < segments; ++s) {
+      put("model_segment_error", {d, p, b, s}, cell.model.segments[s]);
+      for (std::size_t layer = 0; layer < cell.layers.size(); ++layer) {
+        put("segment_error", {d, p, b, layer, s}, cell.layers[layer].segments[s].relative_error());
+      }
+    }
+    if (options_.schedule.once()) return;
+    put("cache_peak", {d, p, b}, static_cast<double>(cell.cache.peak));
+    put("cache_mean", {d, p, b}, cell.cache.mean);
+    put("cuts", {d, p, b}, static_cast<double>(cell.cache.cuts));
+    put("evictions", {d, p, b}, static_cast<double>(cell.cache.evictions));
+    for (std::size_t layer = 0; layer < cell.lifetimes.size(); ++layer) {
+      for (std::size_t head = 0; head < cell.lifetimes[layer].size(); ++head) {
+        const Lifetimes& gone = cell.lifetimes[layer][head];
+        for (std::size_t i = 0; i < gone.size(); ++i) put("evicted_at", {d, p, b, layer, head, i}, gone[i]);
+      }
+    }
   }
 
   std::size_t offset(const ReportArray& array, std::initializer_list<std::size_t> indices) const {
@@ -140,6 +203,7 @@ class ReportBuilder {
     for (const Figure& figure : figures()) {
       if (figure.of_model && is_formed(figure)) put(figure.model_array(), {d, p, b}, cell.model.*figure.of_model);
     }
+    add_decoding(d, p, b);
     put("tied_entries", {d, p, b}, static_cast<double>(cell.tied));
     put("kept_pairs", {d, p, b}, static_cast<double>(total(cell.counts, results_[d].info)));
     put("identical_to", {d, p, b}, static_cast<double>(cell.identical_to));
@@ -212,6 +276,8 @@ Index Report::extent(const std::string& dimension) const {
   if (dimension == "budget") return size(budgets);
   if (dimension == "layer") return layers;
   if (dimension == "kv_head") return kv_heads;
+  if (dimension == "segment") return segments;
+  if (dimension == "position") return positions;
   require(dimension == "query_head", "a known dimension");
   return query_heads;
 }
@@ -245,6 +311,7 @@ Report make_report(const std::vector<DumpResult>& results, const SweepOptions& o
                       ? "decoded (held out)"
                       : fmt::format("window (the last {} prompt queries; in-sample)", options.window)},
   };
+  if (!options.schedule.once()) report.provenance["schedule"] = to_string(options.schedule);
   return report;
 }
 

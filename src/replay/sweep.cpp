@@ -10,6 +10,8 @@
 #include "dump/layer_stream.h"
 #include "dump/queries.h"
 #include "laprox/error.h"
+#include "replay/decoding.h"
+#include "replay/judgement.h"
 #include "replay/selection.h"
 
 namespace laprox {
@@ -18,7 +20,23 @@ namespace {
 
 std::vector<Budget> resolve_budgets(const DumpInfo& dump, const SweepOptions& options) {
   std::vector<Budget> budgets;
-  for (const BudgetRequest& request : options.budgets) budgets.push_back(resolve(request, dump));
+  for (const BudgetRequest& request : options.budgets) {
+    if (options.schedule.once()) {
+      budgets.push_back(resolve(request, dump));
+    } else {
+      const Index tokens = DecodingBudget(request, dump, options.schedule).tokens(dump.context_length);
+      budgets.emplace_back(tokens, dump.total_kv_heads());
+    }
+  }
+  return budgets;
+}
+
+/// What the cut after the prompt may keep: a schedule's budget can be larger than the prompt.
+std::vector<Budget> prompt_budgets(const DumpInfo& dump, const SweepOptions& options) {
+  std::vector<Budget> budgets;
+  for (const Budget& budget : resolve_budgets(dump, options)) {
+    budgets.emplace_back(std::min(budget.tokens_per_head(), dump.context_length), budget.heads());
+  }
   return budgets;
 }
 
@@ -90,35 +108,22 @@ void add_layer(std::vector<Selector>& selectors, const LayerView& layer, Scoring
   }
 }
 
-/// One layer's kept sets of every order of every policy, and which budgets of which policy each order serves.
-struct LayerKeeps {
-  explicit LayerKeeps(const std::vector<Selection>& selections, std::size_t layer) {
-    for (std::size_t p = 0; p < selections.size(); ++p) {
-      const Selection& selection = selections[p];
-      for (std::size_t order = 0; order < selection.orders.size(); ++order) {
-        keeps.push_back({selection.orders[order][layer], {}});
-        cells.emplace_back();
-        for (std::size_t b = 0; b < selection.counts.size(); ++b) {
-          if (selection.orders.size() > 1 && b != order) continue;
-          keeps.back().counts.push_back(selection.counts[b][layer]);
-          cells.back().emplace_back(p, b);
-        }
-      }
-    }
-  }
-  std::vector<LayerKeep> keeps;
-  std::vector<std::vector<std::pair<std::size_t, std::size_t>>> cells;  ///< [keep][count]: policy, budget
-};
+/// Whether a policy goes on summing the attention that its entries received from the prompt.
+bool sums_attention(const SweepOptions& options, std::size_t policy) {
+  return !options.schedule.once() && options.policies[policy].scorer->traits().decoding == Decoding::accumulated;
+}
 
 }  // namespace
 
 void check_selection_request(const DumpInfo& dump, const SweepOptions& options) {
   if (options.policies.empty()) throw UsageError("no policy given; 'laprox policies' lists all");
-  const std::vector<Budget> budgets = resolve_budgets(dump, options);
+  check_schedule(dump, options);
+  const std::vector<Budget> budgets = prompt_budgets(dump, options);
   for (const Policy& policy : options.policies) {
     check_context(dump, policy);
     check_rope(dump, policy);
     check_joint(dump, policy);
+    check_schedule(dump, policy, options);
     for (std::size_t b = 0; b < budgets.size(); ++b) check_pins(dump, policy, options.budgets[b], budgets[b]);
   }
   scoring_rows(dump, options.policies);
@@ -163,11 +168,12 @@ std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selecti
 std::vector<Selection> select_kept(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                                    const Progress& progress) {
   const DumpInfo& info = dump.info();
-  const std::vector<Budget> budgets = resolve_budgets(info, options);
+  const std::vector<Budget> budgets = prompt_budgets(info, options);
   std::vector<Selector> selectors;
   for (const Policy& policy : options.policies)
     selectors.emplace_back(policy, budgets, backend.threads(), kv_sources(info));
   const SelectionRows rows(info, options);
+  std::vector<std::vector<Matrix>> attention(selectors.size());  // [policy][layer], see Selection::attention
   LayerStream layers(dump, rows.read, backend, true);
   for (std::size_t n = 0; n < info.layers.size(); ++n) {
     LayerTensors layer = layers.next();
@@ -175,7 +181,11 @@ std::vector<Selection> select_kept(const LayerSource& dump, const SweepOptions& 
     if (rows.oracles) judged = copy_queries(layer, rows.judging.first - rows.read.first, rows.judging.count());
     if (rows.oracles)
       set_queries(layer, copy_queries(layer, rows.scoring.first - rows.read.first, rows.scoring.count()));
-    add_layer(selectors, LayerView(layer), *backend.scoring(layer), false);
+    const auto kernels = backend.scoring(layer);
+    add_layer(selectors, LayerView(layer), *kernels, false);
+    for (std::size_t p = 0; p < selectors.size(); ++p) {
+      if (sums_attention(options, p)) attention[p].push_back(kernels->column_sums());
+    }
     if (rows.oracles) {
       set_queries(layer, std::move(judged));
       add_layer(selectors, LayerView::of_judged(layer), *backend.scoring(layer), true);
@@ -183,36 +193,21 @@ std::vector<Selection> select_kept(const LayerSource& dump, const SweepOptions& 
     if (progress) progress(layer.layer, static_cast<Index>(info.layers.size()), "scores");
   }
   std::vector<Selection> selections;
-  for (Selector& selector : selectors) selections.push_back(selector.finish());
+  for (std::size_t p = 0; p < selectors.size(); ++p) {
+    selections.push_back(selectors[p].finish());
+    selections.back().attention = std::move(attention[p]);
+  }
   return selections;
 }
-
-namespace {
-
-bool is_finite(const OutputError& error) {
-  const auto finite = [](const std::vector<double>& values) {
-    return std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });
-  };
-  return finite(error.query_error) && finite(error.kept_square) && finite(error.kept_product) &&
-         finite(error.head_error) && std::isfinite(error.retained_mass) && std::isfinite(error.bound);
-}
-
-/// Finite tensors can have squares that are not: no figure is made of those.
-void check_finite(const LayerErrors& replayed, Index layer, const Backend& backend) {
-  for (const auto& of_policy : replayed.errors) {
-    if (std::all_of(of_policy.begin(), of_policy.end(), is_finite)) continue;
-    throw BackendError(fmt::format("layer {}: an error is not finite: its terms leave the range of {}{}", layer,
-                                   to_string(backend.element_type()),
-                                   backend.name() == "reference" ? "" : "; --backend reference computes in float64"));
-  }
-}
-
-}  // namespace
 
 DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                       const Progress& progress) {
   const DumpInfo& info = dump.info();
   check_request(info, options);
+  if (!options.schedule.once() && !backend.replays_decoding()) {
+    throw UsageError(fmt::format("--schedule {}: the backend {} does not replay decoding; use cpu or reference",
+                                 to_string(options.schedule), backend.name()));
+  }
   DumpResult result{info, {}, {}, std::vector<PolicyResult>(options.policies.size())};
   // The file is hashed while its first layers are worked on.
   auto hash = std::async(std::launch::async, [&dump] { return dump.content_hash(); });
@@ -222,28 +217,19 @@ DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, cons
   const auto twins = find_twins(selections);
   for (std::size_t p = 0; p < selections.size(); ++p) {
     for (std::size_t b = 0; b < selections[p].counts.size(); ++b) {
-      result.policies[p].cells.push_back({selections[p].counts[b], {}, {}, selections[p].tied[b], twins[p][b]});
+      result.policies[p].cells.push_back({selections[p].counts[b], {}, {}, selections[p].tied[b], {}, {}, twins[p][b]});
     }
   }
 
-  LayerStream layers(dump, judging_rows(info, options), backend, false);
+  Judgement judgement(info, options, backend, selections, result.policies);
+  LayerStream layers(dump, judgement.rows(), backend, false);
   for (std::size_t n = 0; n < info.layers.size(); ++n) {
-    const LayerTensors layer = layers.next();
-    const LayerKeeps kept(selections, n);
-    const LayerErrors replayed = backend.layer_errors(layer, kept.keeps, options.mode);
-    check_finite(replayed, layer.layer, backend);
-    for (std::size_t keep = 0; keep < kept.keeps.size(); ++keep) {
-      for (std::size_t i = 0; i < kept.cells[keep].size(); ++i) {
-        const auto [p, b] = kept.cells[keep][i];
-        result.policies[p].cells[b].layers.push_back(
-            layer_metrics(replayed.exact, replayed.errors[keep][i], options.mode, layer.residual_norms));
-      }
-    }
-    if (progress) progress(layer.layer, static_cast<Index>(info.layers.size()), "errors");
+    judgement.add_layer(layers.next());
+    if (progress) progress(static_cast<Index>(n), static_cast<Index>(info.layers.size()), "errors");
   }
+  judgement.finish();
   result.content_hash = hash.get();
   for (std::size_t p = 0; p < selections.size(); ++p) {
-    for (Cell& cell : result.policies[p].cells) cell.model = model_metrics(cell.layers);
     if (options.save_kept) result.policies[p].selection = std::move(selections[p]);
   }
   return result;

@@ -25,6 +25,15 @@ class H2O : public Scorer {
     return reduce_groups(kernels.column_sums(), layer.geometry().group(), group_);
   }
 
+  std::vector<double> score_sums(const Matrix& sums) const override {
+    const Matrix scores = reduce_groups(sums, sums.rows(), group_);
+    return {scores.data(), scores.data() + scores.size()};
+  }
+
+  std::vector<std::int32_t> evict(std::span<const double> scores, Index count) const override {
+    return worst_by_score(scores, is_share(recent_) ? Pins{.last = count - heavy(count)} : traits().pins, count);
+  }
+
   /// With a share, both zones grow with the budget: b tokens are the last b - heavy(b) and the heavy(b) best others.
   /// From b - 1 to b exactly one token joins: the one that the longer recent zone reaches, or, where that one is in
   /// already or the recent zone did not grow, the best token still out.
@@ -54,7 +63,8 @@ class H2O : public Scorer {
   static ScorerTraits traits_of(double recent) {
     return {.queries = {.kind = QueryNeed::Kind::all},
             .pins = {.last = is_share(recent) ? 0 : static_cast<Index>(recent)},
-            .ranks_by_score = !is_share(recent)};
+            .ranks_by_score = !is_share(recent),
+            .decoding = Decoding::accumulated};
   }
   /// Heavy hitters in a budget of b: floor(b * (1 - share)), guarded against 1 - 0.9 = 0.0999...
   Index heavy(Index budget) const {
@@ -76,8 +86,8 @@ ScorerInfo h2o_info() {
           "s[i] = sum over all prompt queries t >= i of A_h[t, i]: a plain sum, not divided by the number of queries, "
           "no pooling; query heads of a group by `gqa`. A budget b keeps the last b - floor(b * (1 - recent)) tokens "
           "and the best others. recent=0.5 is the official half and half; a whole number of tokens (recent=8) is "
-          "KVCache-Factory's fixed window. One eviction after the prompt; the official code also re-evicts at every "
-          "decoded token.",
+          "KVCache-Factory's fixed window. One eviction after the prompt; with --schedule step, as in the official code, "
+          "each decoded query's attention over the cache joins the sums, and the cache is cut after every token.",
       .default_allocator = "head",
       .needs = "all prompt queries, K",
       .options = {OptionSpec::real("recent", 0.5, 0, 1 << 20,

@@ -196,7 +196,7 @@ TEST_CASE("metrics of a hand-made error") {
                           .head_error = {1, 0},
                           .retained_mass = 0.5,
                           .bound = 29};
-  const LayerMetrics metrics = layer_metrics(exact, error, SoftmaxMode::truncated);
+  const LayerMetrics metrics = layer_metrics(norms_of(exact), error, SoftmaxMode::truncated);
   CHECK(metrics.relative_error == doctest::Approx(1));  // sqrt(29 / 29)
   CHECK(metrics.query_error_mean == 1);
   CHECK(metrics.cosine_min == 0);  // an output of zero points nowhere

@@ -38,16 +38,17 @@ GrowingReport::GrowingReport(const SweepOptions& options, const Backend& backend
 
 void GrowingReport::take_over() {
   Report before = read_report(output_);
-  const Report mine = make_report({}, options_, backend_);
+  Report mine = make_report({}, options_, backend_);
   const auto require_same = [&](const char* what, bool same) {
     if (same) return;
     throw UsageError(fmt::format("{}: --resume: was made with other {}; --force begins anew", output_.string(), what));
   };
   require_same("policies", before.policy_specs == mine.policy_specs && before.policies == mine.policies);
   require_same("budgets", before.budgets == mine.budgets);
-  for (const char* key : {"softmax", "queries", "backend"}) {
-    require_same(key, before.provenance[key] == mine.provenance.at(key));
+  for (const char* key : {"softmax", "queries", "backend", "schedule"}) {
+    require_same(key, before.provenance[key] == mine.provenance[key]);
   }
+  require_same("segments", before.segments == mine.segments);
   require_same("figures", figures_of(before) == figures_of(mine));
   require_same("kept tokens", options_.save_kept == !before.kept.starts.empty());
   done_.insert(before.dump_hashes.begin(), before.dump_hashes.end());

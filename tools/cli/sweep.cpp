@@ -24,12 +24,16 @@ namespace {
 
 struct SweepArguments {
   std::vector<std::string> dumps, policies, scores, budgets;
-  std::string output, format, queries = "decoded", softmax = "renormalized";
+  std::string output, format, queries = "decoded", softmax = "renormalized", schedule = "once";
   Index window = 32;
+  std::optional<Index> segments;
   bool force = false, resume = false, save_kept = false, show_plan = false, no_check = false, quiet = false;
   TableOptions table;
   BackendArguments backend;
 };
+
+/// Of the decoded queries, in reports of schedules.
+constexpr Index kSegments = 8;
 
 constexpr const char* kFooter = R"(
 Budgets count KV pairs per KV head on average, pinned tokens (window, sinks) included: 128 tokens, 5% of the context, or 64MiB
@@ -39,6 +43,7 @@ Examples:
   laprox sweep dump.h5 --policy h2o,snapkv,laprox+layer,laprox --budget 5%,10%,20%,40% -o report.h5
   laprox sweep a.h5 b.h5 --policy snapkv --policy snapkv+ada:floor=0.5 --budget 128,256
   laprox sweep dump.h5 --policy laprox --budget 10% --queries window --softmax truncated   (with the paper's bound)
+  laprox sweep dump.h5 --policy h2o,streaming,snapkv:window=32 --budget 256 --schedule every:64   (cut while decoding, too)
   laprox sweep dump.h5 --policy all --budget 5%,10%,20% -o report.h5
   laprox sweep @dumps.txt --policy h2o,laprox --budget 5% -o report.h5 --resume      (many dumps: what is done stays done)
   laprox sweep --config sweep.toml      with a section [sweep]: dumps = ["dump.h5"], policy = ["h2o", "laprox"], budget = ["5%"])";
@@ -115,6 +120,8 @@ SweepOptions options_of(const SweepArguments& arguments, std::set<std::string>& 
   options.mode = arguments.softmax == "truncated" ? SoftmaxMode::truncated : SoftmaxMode::renormalized;
   options.window = arguments.window;
   options.save_kept = arguments.save_kept;
+  options.schedule = parse_schedule(arguments.schedule);
+  options.segments = arguments.segments.value_or(options.schedule.once() ? 0 : kSegments);
   if (options.policies.empty() && arguments.scores.empty()) {
     throw UsageError("no policy given, for example --policy snapkv,h2o; 'laprox policies' lists all");
   }
@@ -212,7 +219,19 @@ void add_sweep(CLI::App& app) {
   command->add_option("--softmax", arguments->softmax, "over the kept keys, or the exact weights without rescaling")
       ->check(CLI::IsMember({"renormalized", "truncated"}))
       ->capture_default_str();
-  command->add_flag("--save-kept", arguments->save_kept, "store the kept tokens of every cell in the report");
+  command
+      ->add_option("--schedule", arguments->schedule,
+                   "when caches are cut: once (after the prompt), then after every decoded token (step) or every N "
+                   "(every:N); ',grow' behind them: budgets are shares of the tokens seen so far")
+      ->capture_default_str();
+  command
+      ->add_option("--segments", arguments->segments,
+                   fmt::format("stretches of the judging queries whose errors the report holds each (default: none, {} "
+                               "under a schedule)",
+                               kSegments))
+      ->check(CLI::Range(Index{0}, Index{1} << 20));
+  command->add_flag("--save-kept", arguments->save_kept,
+                    "store the kept tokens of every cell in the report; under a schedule also when each was evicted");
   command->add_flag("--show-plan", arguments->show_plan, "print what each layer and head keeps before judging");
   command->add_flag("--no-check", arguments->no_check,
                     "do not replay the outputs that the dumps store, which says whether they are what the model did");

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "laprox/comparison.h"
@@ -58,6 +59,7 @@ class Table {
     std::string text = fmt::format("{}; budget in tokens per KV head\n", figure_.heading);
     text += fmt::format("softmax {}, judged by {} queries, backend {} ({})\n", get("softmax"), get("queries"),
                         get("backend"), get("device"));
+    if (report_.provenance.contains("schedule")) text += schedule_line();
     for (std::size_t d = 0; d < report_.dumps.size(); ++d) {
       text += fmt::format("{}: context {}{}{}\n", report_.dumps[d], report_.at("context_length", {d}),
                           report_.dump_models[d].empty() ? "" : ", ", report_.dump_models[d]);
@@ -67,6 +69,15 @@ class Table {
                           report_.dumps.size());
     }
     return text;
+  }
+
+  /// What the caches of the largest budget held; the queries are those of a model that saw everything.
+  std::string schedule_line() const {
+    const ReportArray& peaks = report_.array("cache_peak");
+    return fmt::format(
+        "schedule {}: at most {} entries in a KV head's cache; the queries are the uncompressed run's, so that errors do "
+        "not feed back\n",
+        report_.provenance.at("schedule"), *std::max_element(peaks.values.begin(), peaks.values.end()));
   }
 
   std::string footnotes() const {

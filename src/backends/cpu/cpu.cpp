@@ -2,6 +2,7 @@
 
 #include <thread>
 
+#include "backends/cpu/accumulation.h"
 #include "backends/cpu/errors.h"
 #include "backends/cpu/lanes.h"
 #include "backends/cpu/scoring.h"
@@ -27,6 +28,10 @@ class CpuBackend : public Backend {
   LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
                            SoftmaxMode mode) const override {
     return cpu::layer_errors(layer, policies, mode, threads_);
+  }
+  bool replays_decoding() const override { return true; }
+  std::vector<Lifetimes> accumulate(const LayerTensors& layer, const Accumulation& start) const override {
+    return cpu::accumulate(layer, start, threads_);
   }
 
  private:

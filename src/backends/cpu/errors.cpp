@@ -88,12 +88,21 @@ class HeadOutputs {
 
     Index cell = 1;
     for (const LayerKeep& keep : policies_) {
+      const Index cell_stride = layer_.queries() * width_;
+      const DeltaTarget target{first + cell * cell_stride, kept_.data() + offset + (cell - 1) * cell_stride,
+                               cell_stride, width_};
+      if (!keep.lifetimes.empty()) {
+        const std::span positions(&layer_.query_positions[static_cast<std::size_t>(first_query)],
+                                  static_cast<std::size_t>(queries));
+        walk_decoding(table, positions, keep.lifetimes[static_cast<std::size_t>(kv_head)], sinks, mode_, target,
+                      &evicted_mass_(task, cell));
+        ++cell;
+        continue;
+      }
       std::vector<Index> counts;
       for (const auto& of_budget : keep.counts) counts.push_back(of_budget[static_cast<std::size_t>(kv_head)]);
-      const Index cell_stride = layer_.queries() * width_;
       walk(table, layer_.context_length, layer_.tokens, keep.rankings[static_cast<std::size_t>(kv_head)], counts, sinks,
-           mode_, {first + cell * cell_stride, kept_.data() + offset + (cell - 1) * cell_stride, cell_stride, width_},
-           &evicted_mass_(task, cell));
+           mode_, target, &evicted_mass_(task, cell));
       cell += static_cast<Index>(counts.size());
     }
   }

@@ -152,6 +152,63 @@ class RowDeltas {
   Buffer<float> evicted_values_, kept_values_, outputs_;
 };
 
+/// Forms every row's deltas at `cuts` cuts from the sums of its segments, and writes those of the cells' cuts.
+void write_deltas(const LogitTable& table, const std::vector<PartialSoftmax>& sums, std::size_t cuts,
+                  const std::vector<std::size_t>& cut_of_cell, std::span<const double> sinks, SoftmaxMode mode,
+                  DeltaTarget target, double* evicted_mass) {
+  RowDeltas deltas(cuts, padded(table.value_size));
+  for (Index head = 0; head < table.rows.heads(); ++head) {
+    const double* sink = sinks.empty() ? nullptr : &sinks[static_cast<std::size_t>(head)];
+    for (Index query = 0; query < table.rows.queries(); ++query) {
+      deltas.form(sums, head * table.rows.head_stride() + query, sink, mode);
+      for (std::size_t cell = 0; cell < cut_of_cell.size(); ++cell) {
+        const Index offset =
+            static_cast<Index>(cell) * target.cell_stride + query * target.query_stride + head * table.value_size;
+        std::copy_n(deltas.delta(cut_of_cell[cell]), table.value_size, target.first + offset);
+        std::copy_n(deltas.kept(cut_of_cell[cell]), table.value_size, target.kept + offset);
+        evicted_mass[cell] += deltas.evicted_share(cut_of_cell[cell]);
+      }
+    }
+  }
+}
+
+/// Tokens that some of a table's queries find in the cache and later ones do not: two tables of them, one that shows
+/// each query what is still there, and one that shows it what has left.
+class LeavingTokens {
+ public:
+  LeavingTokens(const LogitTable& table, std::span<const Index> positions, const Lifetimes& lifetimes,
+                std::span<const std::int32_t> leaving)
+      : table_(table),
+        tokens_(leaving.size()),
+        kept_(static_cast<Index>(leaving.size()) * table.rows.stride()),
+        evicted_(kept_.size()),
+        values_(static_cast<Index>(leaving.size()) * table.value_size) {
+    std::iota(tokens_.begin(), tokens_.end(), 0);
+    std::fill_n(kept_.data(), kept_.size(), kNothing);
+    std::fill_n(evicted_.data(), evicted_.size(), kNothing);
+    for (std::size_t n = 0; n < leaving.size(); ++n) {
+      const Index token = leaving[n], row = static_cast<Index>(n);
+      std::copy_n(table.values + token * table.value_size, table.value_size, values_.data() + row * table.value_size);
+      for (Index head = 0; head < table.rows.heads(); ++head) {
+        for (Index query = 0; query < table.rows.queries(); ++query) {
+          const bool there = positions[static_cast<std::size_t>(query)] < lifetimes[static_cast<std::size_t>(token)];
+          const Index r = head * table.rows.head_stride() + query;
+          (there ? kept_ : evicted_)[row * table.rows.stride() + r] = table.logits[token * table.rows.stride() + r];
+        }
+      }
+    }
+  }
+
+  std::span<const std::int32_t> tokens() const { return tokens_; }
+  LogitTable while_kept() const { return {table_.rows, kept_.data(), values_.data(), table_.value_size}; }
+  LogitTable once_evicted() const { return {table_.rows, evicted_.data(), values_.data(), table_.value_size}; }
+
+ private:
+  const LogitTable& table_;
+  std::vector<std::int32_t> tokens_;  ///< 0, 1, ...: their rows in the two tables
+  Buffer<float> kept_, evicted_, values_;
+};
+
 }  // namespace
 
 PartialSoftmax::PartialSoftmax(Index stride, Index value_stride)
@@ -203,20 +260,24 @@ void walk(const LogitTable& table, Index context, Index tokens, const Ranking& r
     cut_of_cell.push_back(static_cast<std::size_t>(std::lower_bound(segments.ends.begin(), segments.ends.end(), count) -
                                                    segments.ends.begin()));
   }
-  RowDeltas deltas(segments.ends.size(), padded(table.value_size));
-  for (Index head = 0; head < table.rows.heads(); ++head) {
-    const double* sink = sinks.empty() ? nullptr : &sinks[static_cast<std::size_t>(head)];
-    for (Index query = 0; query < table.rows.queries(); ++query) {
-      deltas.form(segments.sums, head * table.rows.head_stride() + query, sink, mode);
-      for (std::size_t cell = 0; cell < counts.size(); ++cell) {
-        const Index offset =
-            static_cast<Index>(cell) * target.cell_stride + query * target.query_stride + head * table.value_size;
-        std::copy_n(deltas.delta(cut_of_cell[cell]), table.value_size, target.first + offset);
-        std::copy_n(deltas.kept(cut_of_cell[cell]), table.value_size, target.kept + offset);
-        evicted_mass[cell] += deltas.evicted_share(cut_of_cell[cell]);
-      }
-    }
+  write_deltas(table, segments.sums, segments.ends.size(), cut_of_cell, sinks, mode, target, evicted_mass);
+}
+
+void walk_decoding(const LogitTable& table, std::span<const Index> positions, const Lifetimes& lifetimes,
+                   std::span<const double> sinks, SoftmaxMode mode, DeltaTarget target, double* evicted_mass) {
+  std::vector<std::int32_t> kept, evicted, leaving;
+  for (Index token = 0; token <= positions.back(); ++token) {
+    const std::int32_t end = lifetimes[static_cast<std::size_t>(token)];
+    auto& tokens = end > positions.back() ? kept : end <= positions.front() ? evicted : leaving;
+    tokens.push_back(static_cast<std::int32_t>(token));
   }
+  std::vector<PartialSoftmax> sums;
+  sums.push_back(sum_over(table, kept));
+  const LeavingTokens split(table, positions, lifetimes, leaving);
+  sums.push_back(sum_over(split.while_kept(), split.tokens()));
+  sums.push_back(sum_over(split.once_evicted(), split.tokens()));
+  sums.push_back(sum_over(table, evicted));
+  write_deltas(table, sums, 3, {1}, sinks, mode, target, evicted_mass);
 }
 
 }  // namespace laprox::cpu

@@ -45,4 +45,9 @@ struct DeltaTarget {
 void walk(const LogitTable& table, Index context, Index tokens, const Ranking& ranking, std::span<const Index> counts,
           std::span<const double> sinks, SoftmaxMode mode, DeltaTarget target, double* evicted_mass);
 
+/// The same of one cell whose cache changes while the model decodes: the query at positions[n] finds the entries of
+/// lifetimes that it is before the end of. `positions` are those of the table's queries, ascending.
+void walk_decoding(const LogitTable& table, std::span<const Index> positions, const Lifetimes& lifetimes,
+                   std::span<const double> sinks, SoftmaxMode mode, DeltaTarget target, double* evicted_mass);
+
 }  // namespace laprox::cpu

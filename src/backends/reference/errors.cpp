@@ -16,22 +16,31 @@ std::vector<bool> kept_keys(const LayerTensors& layer, const Ranking& ranking, I
   return kept;
 }
 
+/// Which keys of one KV head are in a cache that changes while decoding, when the query at `position` comes.
+std::vector<bool> held_keys(const Lifetimes& gone, Index position) {
+  std::vector<bool> held;
+  for (const std::int32_t end : gone) held.push_back(position < end);
+  return held;
+}
+
 }  // namespace
 
 LayerReplay::LayerReplay(const LayerTensors& layer) : layer_(layer) {
   const std::vector<bool> all(static_cast<std::size_t>(layer.tokens), true);
-  exact_heads_ = heads(std::vector(static_cast<std::size_t>(layer.geometry.kv_heads), all));
+  const std::vector each_query(static_cast<std::size_t>(layer.queries()), all);
+  exact_heads_ = heads(Caches(static_cast<std::size_t>(layer.geometry.kv_heads), each_query));
   exact_.output = layer_output(exact_heads_);
   for (const Matrix& output : exact_heads_.outputs) exact_.head_norm.push_back(output.squaredNorm());
 }
 
 /// o_h = A_h V_g of every query head, with the attention over the kept keys of its KV head.
-LayerReplay::Heads LayerReplay::heads(const std::vector<std::vector<bool>>& kept) const {
+LayerReplay::Heads LayerReplay::heads(const Caches& kept) const {
   Heads heads;
   for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
     Matrix weights(layer_.queries(), layer_.tokens);
     for (Index t = 0; t < layer_.queries(); ++t) {
-      const auto row = attention_row(layer_, head, t, kept[static_cast<std::size_t>(head / layer_.geometry.group())]);
+      const auto& of_head = kept[static_cast<std::size_t>(head / layer_.geometry.group())];
+      const auto row = attention_row(layer_, head, t, of_head[static_cast<std::size_t>(t)]);
       for (Index i = 0; i < layer_.tokens; ++i) weights(t, i) = row[static_cast<std::size_t>(i)];
     }
     heads.outputs.push_back(weighted_values(head, weights));
@@ -54,12 +63,14 @@ Matrix LayerReplay::weighted_values(Index head, const Matrix& weights) const {
 }
 
 /// Truncated mode: the exact weights with the evicted columns set to 0, not rescaled.
-void LayerReplay::drop_evicted(Heads& exact, const std::vector<std::vector<bool>>& kept) const {
+void LayerReplay::drop_evicted(Heads& exact, const Caches& kept) const {
   for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
     const auto& kept_of_head = kept[static_cast<std::size_t>(head / layer_.geometry.group())];
     Matrix& weights = exact.weights[static_cast<std::size_t>(head)];
-    for (Index i = 0; i < layer_.tokens; ++i) {
-      if (!kept_of_head[static_cast<std::size_t>(i)]) weights.col(i).setZero();
+    for (Index t = 0; t < layer_.queries(); ++t) {
+      for (Index i = 0; i < layer_.tokens; ++i) {
+        if (!kept_of_head[static_cast<std::size_t>(t)][static_cast<std::size_t>(i)]) weights(t, i) = 0;
+      }
     }
     exact.outputs[static_cast<std::size_t>(head)] = weighted_values(head, weights);
   }
@@ -78,13 +89,21 @@ Matrix LayerReplay::layer_output(const Heads& heads) const {
   return output;
 }
 
+LayerReplay::Caches LayerReplay::caches(const LayerKeep& keep, std::size_t budget) const {
+  Caches kept(static_cast<std::size_t>(layer_.geometry.kv_heads));
+  for (std::size_t head = 0; head < kept.size(); ++head) {
+    for (const Index position : layer_.query_positions) {
+      kept[head].push_back(keep.lifetimes.empty() ? kept_keys(layer_, keep.rankings[head], keep.counts[budget][head])
+                                                  : held_keys(keep.lifetimes[head], position));
+    }
+  }
+  return kept;
+}
+
 std::vector<OutputError> LayerReplay::output_errors(const LayerKeep& keep, SoftmaxMode mode) const {
   std::vector<OutputError> errors;
-  for (const std::vector<Index>& counts : keep.counts) {
-    std::vector<std::vector<bool>> kept;
-    for (std::size_t head = 0; head < counts.size(); ++head) {
-      kept.push_back(kept_keys(layer_, keep.rankings[head], counts[head]));
-    }
+  for (std::size_t budget = 0; budget < keep.counts.size(); ++budget) {
+    const Caches kept = caches(keep, budget);
     Heads kept_heads;
     if (mode == SoftmaxMode::renormalized) {
       kept_heads = heads(kept);
@@ -98,7 +117,7 @@ std::vector<OutputError> LayerReplay::output_errors(const LayerKeep& keep, Softm
   return errors;
 }
 
-OutputError LayerReplay::compare(const Heads& kept_heads, const std::vector<std::vector<bool>>& kept) const {
+OutputError LayerReplay::compare(const Heads& kept_heads, const Caches& kept) const {
   OutputError error;
   const Matrix kept_output = layer_output(kept_heads), delta = kept_output - exact_.output;
   for (Index t = 0; t < delta.rows(); ++t) {
@@ -112,7 +131,11 @@ OutputError LayerReplay::compare(const Heads& kept_heads, const std::vector<std:
     error.head_error.push_back((kept_heads.outputs[at] - exact_heads_.outputs[at]).squaredNorm());
     const auto& kept_of_head = kept[static_cast<std::size_t>(head / layer_.geometry.group())];
     for (Index i = 0; i < layer_.tokens; ++i) {
-      if (!kept_of_head[static_cast<std::size_t>(i)]) evicted_mass += exact_heads_.weights[at].col(i).sum();
+      for (std::size_t t = 0; t < kept_of_head.size(); ++t) {
+        if (!kept_of_head[t][static_cast<std::size_t>(i)]) {
+          evicted_mass += exact_heads_.weights[at](static_cast<Index>(t), i);
+        }
+      }
     }
   }
   error.retained_mass = 1 - evicted_mass / static_cast<double>(layer_.geometry.query_heads * layer_.queries());
@@ -120,13 +143,13 @@ OutputError LayerReplay::compare(const Heads& kept_heads, const std::vector<std:
 }
 
 /// sum over evicted (g, i) of sum_{h in g} ||A_h[:, i]|| ||v_i W_O^h||, a triangle inequality on the truncated product.
-double LayerReplay::bound(const std::vector<std::vector<bool>>& kept) const {
+double LayerReplay::bound(const Caches& kept) const {
   double sum = 0;
   for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
     const Index kv_head = head / layer_.geometry.group();
     const auto v = layer_.v.matrix<double>(kv_head);
     for (Index i = 0; i < layer_.context_length; ++i) {
-      if (kept[static_cast<std::size_t>(kv_head)][static_cast<std::size_t>(i)]) continue;
+      if (kept[static_cast<std::size_t>(kv_head)][0][static_cast<std::size_t>(i)]) continue;
       double square = 0;
       for (double x : project(layer_, head, v.row(i).data())) square += x * x;
       sum += exact_heads_.weights[static_cast<std::size_t>(head)].col(i).norm() * std::sqrt(square);

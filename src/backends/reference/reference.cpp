@@ -1,3 +1,4 @@
+#include "backends/reference/accumulation.h"
 #include "backends/reference/errors.h"
 #include "backends/reference/scoring.h"
 
@@ -20,6 +21,10 @@ class ReferenceBackend : public Backend {
     LayerErrors result{replayed.exact_output(), {}};
     for (const LayerKeep& keep : policies) result.errors.push_back(replayed.output_errors(keep, mode));
     return result;
+  }
+  bool replays_decoding() const override { return true; }
+  std::vector<Lifetimes> accumulate(const LayerTensors& layer, const Accumulation& start) const override {
+    return reference::accumulate(layer, start);
   }
 };
 

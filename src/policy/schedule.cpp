@@ -1,0 +1,68 @@
+#include "laprox/schedule.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/text.h"
+#include "laprox/error.h"
+
+namespace laprox {
+
+namespace {
+
+[[noreturn]] void not_a_schedule(std::string_view text) {
+  throw UsageError(fmt::format(
+      "--schedule '{}': expected once (after the prompt), step (after every decoded token) or every:N (after "
+      "every N of them), the last two also with ',grow' behind them",
+      text));
+}
+
+}  // namespace
+
+Schedule parse_schedule(std::string_view text) {
+  Schedule schedule;
+  std::string_view rest = text;
+  if (rest == "once") return schedule;
+  if (rest.ends_with(",grow")) {
+    schedule.grow = true;
+    rest.remove_suffix(5);
+  }
+  if (rest == "step") {
+    schedule.interval = 1;
+    return schedule;
+  }
+  if (!rest.starts_with("every:")) not_a_schedule(text);
+  const auto interval = parse_real(rest.substr(6));
+  if (!interval || *interval < 1 || *interval != std::floor(*interval) || *interval > 1e9) not_a_schedule(text);
+  schedule.interval = static_cast<Index>(*interval);
+  return schedule;
+}
+
+std::string to_string(const Schedule& schedule) {
+  if (schedule.once()) return "once";
+  const std::string name = schedule.interval == 1 ? "step" : fmt::format("every:{}", schedule.interval);
+  return schedule.grow ? name + ",grow" : name;
+}
+
+DecodingBudget::DecodingBudget(const BudgetRequest& request, const DumpInfo& dump, const Schedule& schedule) {
+  if (schedule.grow) {
+    if (request.unit != BudgetRequest::Unit::percent) {
+      throw UsageError(fmt::format("budget {}: --schedule {} takes shares of the tokens seen so far, such as 10%",
+                                   request.text, to_string(schedule)));
+    }
+    share_ = request.amount / 100;
+  }
+  // A cache may have room for more than the prompt: then it is first cut when that room is used up.
+  const bool larger_than_prompt =
+      request.unit == BudgetRequest::Unit::tokens && request.amount > static_cast<double>(dump.context_length);
+  constant_ = larger_than_prompt ? static_cast<Index>(request.amount) : resolve(request, dump).tokens_per_head();
+}
+
+Index DecodingBudget::tokens(Index seen) const {
+  if (share_ == 0) return constant_;
+  return std::max<Index>(1, static_cast<Index>(std::floor(static_cast<double>(seen) * share_ + 0.5)));
+}
+
+}  // namespace laprox

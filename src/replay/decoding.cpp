@@ -1,0 +1,205 @@
+#include "replay/decoding.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "laprox/error.h"
+#include "replay/held_layer.h"
+#include "replay/selection.h"
+
+namespace laprox {
+
+namespace {
+
+using Held = std::vector<std::vector<std::int32_t>>;  ///< [kv_head]: entries, ascending
+
+[[noreturn]] void refuse(const DumpInfo& dump, const SweepOptions& options, const std::string& why) {
+  throw UsageError(fmt::format("{}: --schedule {}: {}", dump.path.string(), to_string(options.schedule), why));
+}
+
+/// What the cut after the prompt leaves.
+Held held_after_prompt(const Selection& selection, std::size_t budget, std::size_t layer) {
+  Held held;
+  for (std::size_t head = 0; head < selection.counts[budget][layer].size(); ++head) {
+    const Ranking& ranking = selection.rankings(budget)[layer][head];
+    held.emplace_back(ranking.begin(), ranking.begin() + selection.counts[budget][layer][head]);
+    std::sort(held.back().begin(), held.back().end());
+  }
+  return held;
+}
+
+/// Evicts the entries at these places (ascending) once `seen` tokens have been processed.
+void evict(std::vector<std::int32_t>& held, std::span<const std::int32_t> places, Index seen, Lifetimes& gone) {
+  std::size_t next = 0, left = 0;
+  for (std::size_t place = 0; place < held.size(); ++place) {
+    if (next < places.size() && static_cast<std::size_t>(places[next]) == place) {
+      gone[static_cast<std::size_t>(held[place])] = static_cast<std::int32_t>(seen);
+      ++next;
+    } else {
+      held[left++] = held[place];
+    }
+  }
+  held.resize(left);
+}
+
+std::vector<Lifetimes> lifetimes_after_prompt(const LayerTensors& layer, const Held& held) {
+  std::vector<Lifetimes> lifetimes;
+  for (const auto& tokens : held) {
+    Lifetimes& gone = lifetimes.emplace_back(layer.tokens, static_cast<std::int32_t>(layer.tokens));
+    std::fill_n(gone.begin(), layer.context_length, static_cast<std::int32_t>(layer.context_length));
+    for (const std::int32_t token : tokens)
+      gone[static_cast<std::size_t>(token)] = static_cast<std::int32_t>(layer.tokens);
+  }
+  return lifetimes;
+}
+
+/// A policy that scores what its caches hold anew at every cut.
+std::vector<Lifetimes> replay_rescored(const Policy& policy, const DecodingBudget& budget, const Schedule& schedule,
+                                       HeldLayer& cache, Held held) {
+  const LayerTensors& layer = cache.layer();
+  std::vector<Lifetimes> lifetimes = lifetimes_after_prompt(layer, held);
+  const Scorer& scorer = *policy.scorer;
+  if (scorer.traits().keeps_everything) return lifetimes;
+  const Index window = scorer.traits().queries.window, steps = layer.tokens - layer.context_length;
+  for (Index step = 0; step < steps; ++step) {
+    const Index position = layer.context_length + step, seen = position + 1;
+    for (auto& tokens : held) tokens.push_back(static_cast<std::int32_t>(position));
+    if (!schedule.cuts_after(step) || seen == layer.tokens) continue;
+    const Index count = budget.tokens(seen), entries = static_cast<Index>(held[0].size());
+    if (entries <= count) continue;
+    cache.hold(held, position, std::min(window, entries));
+    const auto kernels = cache.kernels();
+    const Matrix scores = layer_scores(scorer, policy.label, {&count, 1}, cache.view(), *kernels).at(0);
+    for (std::size_t head = 0; head < held.size(); ++head) {
+      const std::span row(&scores(static_cast<Index>(head), 0), static_cast<std::size_t>(entries));
+      evict(held[head], scorer.evict(row, count), seen, lifetimes[head]);
+    }
+  }
+  return lifetimes;
+}
+
+/// A policy that sums attention at every step.
+std::vector<Lifetimes> replay_accumulated(const Policy& policy, const DecodingBudget& budget, const Schedule& schedule,
+                                          const LayerTensors& layer, const Held& held, const Matrix& sums,
+                                          const Backend& backend) {
+  const auto evict = [&](const Matrix& of_entries, Index seen) -> std::vector<std::int32_t> {
+    const Index count = budget.tokens(seen);
+    if (of_entries.cols() <= count || seen == layer.tokens) return {};
+    return policy.scorer->evict(policy.scorer->score_sums(of_entries), count);
+  };
+  return backend.accumulate(layer, {sums, held, schedule, evict});
+}
+
+}  // namespace
+
+void check_schedule(const DumpInfo& dump, const SweepOptions& options) {
+  if (options.schedule.once()) return;
+  if (options.mode == SoftmaxMode::truncated) {
+    refuse(dump, options, "the truncated softmax and its bound belong to one eviction; leave --softmax truncated out");
+  }
+  if (options.queries == JudgedQueries::window) {
+    refuse(dump, options, "decoded queries judge; leave --queries window out");
+  }
+  const Index decoded = dump.tokens - dump.context_length;
+  const Index stored = dump.rows_between(dump.context_length, dump.tokens).count();
+  if (decoded == 0 || stored != decoded) {
+    refuse(
+        dump, options,
+        fmt::format("the query of every decoded token is needed, but {} of {} are stored; export the dump again with "
+                    "more decoded tokens (laprox-dump --decode N)",
+                    stored, decoded));
+  }
+  for (std::size_t n = 0; n < dump.layers.size(); ++n) {
+    const Index window = dump.layers[n].attention.sliding_window;
+    if (window > 0 && window < dump.tokens) {
+      refuse(
+          dump, options,
+          fmt::format("layer {} has a sliding window of {} tokens, so that its cache is cut by age already; schedules "
+                      "are defined for caches that hold the whole text",
+                      n, window));
+    }
+  }
+  if (dump.shares_caches()) {
+    refuse(dump, options, "some layers read another layer's cache; schedules are not defined for shared caches");
+  }
+}
+
+void check_schedule(const DumpInfo& dump, const Policy& policy, const SweepOptions& options) {
+  if (options.schedule.once()) return;
+  const ScorerTraits& traits = policy.scorer->traits();
+  const auto refuse_policy = [&](const std::string& why) {
+    refuse(dump, options, fmt::format("policy '{}' {}", policy.label, why));
+  };
+  const bool needs_prompt = traits.queries.kind == QueryNeed::Kind::all && traits.decoding != Decoding::accumulated;
+  if (traits.decoding == Decoding::undefined || needs_prompt || reads_judged(policy) || traits.far_distance > 0 ||
+      traits.undoes_rope || !traits.spends_exactly) {
+    refuse_policy("is defined after a prompt only; leave it out");
+  }
+  if (policy.allocator_name != "head" && !traits.keeps_everything) {
+    refuse_policy(
+        fmt::format("splits its budget over heads by '{}', but while decoding every KV head has the same one; "
+                    "write {}+head",
+                    policy.allocator_name, policy.scorer_name));
+  }
+  const Index window = traits.queries.kind == QueryNeed::Kind::window ? traits.queries.window : 0;
+  if (window > std::max(traits.pins.last, options.schedule.interval)) {
+    refuse_policy(fmt::format(
+        "reads the last {} queries, but the cache surely holds the keys of only the last {} tokens at a cut; "
+        "pin {} tokens, or cut every {} tokens or more",
+        window, std::max(traits.pins.last, options.schedule.interval), window, window));
+  }
+}
+
+bool cuts_while_decoding(const DumpInfo& dump, const Schedule& schedule) {
+  return !schedule.once() && schedule.interval < dump.tokens - dump.context_length;
+}
+
+LayerLifetimes replay_decoding(const LayerTensors& layer, std::size_t place, const DumpInfo& dump,
+                               const SweepOptions& options, const std::vector<Selection>& selections,
+                               const Backend& backend) {
+  LayerLifetimes lifetimes(selections.size());
+  HeldLayer cache(layer, backend);
+  for (std::size_t p = 0; p < selections.size(); ++p) {
+    const Policy& policy = options.policies[p];
+    for (std::size_t b = 0; b < options.budgets.size(); ++b) {
+      const DecodingBudget budget(options.budgets[b], dump, options.schedule);
+      Held held = held_after_prompt(selections[p], b, place);
+      lifetimes[p].push_back(policy.scorer->traits().decoding == Decoding::accumulated
+                                 ? replay_accumulated(policy, budget, options.schedule, layer, held,
+                                                      selections[p].attention.at(place), backend)
+                                 : replay_rescored(policy, budget, options.schedule, cache, std::move(held)));
+    }
+  }
+  return lifetimes;
+}
+
+void CacheCensus::add(const Lifetimes& gone) {
+  const Index tokens = static_cast<Index>(gone.size());
+  std::vector<Index> change(static_cast<std::size_t>(tokens - context_) + 1, 0);
+  for (Index token = 0; token < tokens; ++token) {
+    const Index begin = std::max(token, context_), end = std::min<Index>(gone[static_cast<std::size_t>(token)], tokens);
+    const std::uint64_t mixed = (print_ ^ static_cast<std::uint64_t>(end)) * 0x9e3779b97f4a7c15ULL;
+    print_ = mixed ^ (mixed >> 29);
+    if (end <= begin) continue;
+    ++change[static_cast<std::size_t>(begin - context_)];
+    --change[static_cast<std::size_t>(end - context_)];
+    if (end == tokens) continue;
+    ++evictions_;
+    cuts_[static_cast<std::size_t>(end - context_)] = true;
+  }
+  Index held = 0;
+  for (Index step = 0; step < tokens - context_; ++step) {
+    held += change[static_cast<std::size_t>(step)];
+    peak_ = std::max(peak_, held);
+    entries_ += static_cast<double>(held);
+  }
+  ++heads_;
+}
+
+CacheFigures CacheCensus::figures() const {
+  const double rows = static_cast<double>(heads_) * static_cast<double>(cuts_.size());
+  return {peak_, entries_ / rows, static_cast<Index>(std::count(cuts_.begin(), cuts_.end(), true)), evictions_};
+}
+
+}  // namespace laprox

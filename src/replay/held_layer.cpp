@@ -1,0 +1,111 @@
+#include "replay/held_layer.h"
+
+#include <cstring>
+#include <numeric>
+
+#include "dump/queries.h"
+#include "laprox/error.h"
+
+namespace laprox {
+
+namespace {
+
+/// The same elements; `tensor` outlives the result.
+Tensor lend(const Tensor& tensor) { return Tensor::borrow(tensor.type(), tensor.shape(), tensor.raw(), nullptr); }
+
+}  // namespace
+
+/// The backend's primitives on what is held, but for those of single tokens, which are picked from the whole layer's.
+class HeldLayer::Kernels : public ScoringKernels {
+ public:
+  Kernels(HeldLayer& layer, std::unique_ptr<ScoringKernels> own) : layer_(layer), own_(std::move(own)) {}
+
+  void expect_far_energies(Index distance) override { own_->expect_far_energies(distance); }
+  void visit_heads(Index window, const HeadVisitor& visit) override { own_->visit_heads(window, visit); }
+  int threads() const override { return own_->threads(); }
+
+ protected:
+  WindowStatistics compute_window_statistics(Index window) override { return own_->window_statistics(window); }
+  Matrix compute_window_products(Index window) override { return own_->window_products(window); }
+  Matrix compute_column_sums() override { return own_->column_sums(); }
+  Matrix compute_value_norms() override { return pick(layer_.whole().value_norms()); }
+  Matrix compute_value_l1_norms() override { return pick(layer_.whole().value_l1_norms()); }
+  Matrix compute_value_products() override { return pick(layer_.whole().value_products()); }
+  Matrix compute_removal_energies(Index window, OverQueries over, bool joint) override {
+    return own_->removal_energies(window, over, joint);
+  }
+  Matrix compute_far_energies(Index distance) override { return own_->far_energies(distance); }
+
+ private:
+  /// The held entries' columns; rows of one KV head are neighbours.
+  Matrix pick(const Matrix& whole) const {
+    const auto heads = static_cast<Index>(layer_.tokens_.size()), per_head = whole.rows() / heads;
+    Matrix held(whole.rows(), static_cast<Index>(layer_.tokens_[0].size()));
+    for (Index row = 0; row < held.rows(); ++row) {
+      const auto& tokens = layer_.tokens_[static_cast<std::size_t>(row / per_head)];
+      for (Index n = 0; n < held.cols(); ++n) held(row, n) = whole(row, tokens[static_cast<std::size_t>(n)]);
+    }
+    return held;
+  }
+
+  HeldLayer& layer_;
+  std::unique_ptr<ScoringKernels> own_;
+};
+
+HeldLayer::~HeldLayer() = default;
+
+ScoringKernels& HeldLayer::whole() {
+  if (!all_kernels_) {
+    all_.layer = layer_.layer;
+    all_.geometry = layer_.geometry;
+    all_.attention = layer_.attention;
+    all_.context_length = all_.tokens = layer_.tokens;
+    all_.k = lend(layer_.k), all_.v = lend(layer_.v), all_.w_o = lend(layer_.w_o);
+    set_queries(all_, copy_queries(layer_, 0, 0));
+    all_kernels_ = backend_.scoring(all_);
+  }
+  return *all_kernels_;
+}
+
+void HeldLayer::gather(const Tensor& from, Tensor& to, const std::vector<std::vector<std::int32_t>>& tokens) const {
+  const Index entries = static_cast<Index>(tokens[0].size()), size = from.shape()[2], row = size * size_of(from.type());
+  const bool fits = tokens_.size() == tokens.size() && tokens_[0].size() == tokens[0].size();
+  if (!fits) to = Tensor(from.type(), {static_cast<Index>(tokens.size()), entries, size});
+  for (std::size_t head = 0; head < tokens.size(); ++head) {
+    const auto at = static_cast<Index>(head);
+    for (Index n = 0; n < entries; ++n) {
+      const auto place = static_cast<std::size_t>(n);
+      if (fits && tokens_[head][place] == tokens[head][place]) continue;  // as at the cut before
+      std::memcpy(to.raw() + (at * entries + n) * row, from.raw() + (at * layer_.tokens + tokens[head][place]) * row,
+                  static_cast<std::size_t>(row));
+    }
+  }
+}
+
+void HeldLayer::hold(const std::vector<std::vector<std::int32_t>>& tokens, Index position, Index window) {
+  if (tokens_.empty()) {
+    held_.layer = layer_.layer;
+    held_.geometry = layer_.geometry;
+    held_.attention = layer_.attention;
+    held_.attention.rope_inv_freq.clear();  // the distance between entries is no longer that of their places
+    held_.attention.sliding_window = 0;
+    held_.w_o = lend(layer_.w_o);
+    held_.bias = layer_.bias;
+  }
+  gather(layer_.k, held_.k, tokens);
+  gather(layer_.v, held_.v, tokens);
+  tokens_ = tokens;
+  const Index entries = static_cast<Index>(tokens[0].size());
+  held_.context_length = held_.tokens = entries;
+  const Index after = position + 1 - layer_.tokens + layer_.queries();  // the row behind the last query
+  require(after >= window, "the layer was read with the queries that its scorers need");
+  QueryBlock queries = copy_queries(layer_, after - window, window);
+  std::iota(queries.positions.begin(), queries.positions.end(), entries - window);
+  set_queries(held_, std::move(queries));
+}
+
+std::unique_ptr<ScoringKernels> HeldLayer::kernels() {
+  return std::make_unique<Kernels>(*this, backend_.scoring(held_));
+}
+
+}  // namespace laprox
