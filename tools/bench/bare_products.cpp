@@ -99,6 +99,23 @@ void far_removal(Peer peer, const LayerTensors& layer) {
   causal_logits(peer, layer);
 }
 
+void decoding_steps(const LayerTensors& layer, Index kept, int threads) {
+  const LayerGeometry& g = layer.geometry;
+#pragma omp parallel for num_threads(threads)
+  for (Index kv_head = 0; kv_head < g.kv_heads; ++kv_head) {
+    const View k(layer.k.matrix<float>(kv_head).data(), kept, g.head_size);
+    const View v(layer.v.matrix<float>(kv_head).data(), kept, g.value_size);
+    RowMajor q(g.group(), g.head_size), p(g.group(), kept), out(g.group(), g.value_size);
+    for (Index step = 0; step < layer.queries(); ++step) {
+      for (Index a = 0; a < g.group(); ++a) {
+        q.row(a) = layer.q.matrix<float>(kv_head * g.group() + a).row(step);
+      }
+      p.noalias() = q * k.transpose();
+      out.noalias() = p * v;
+    }
+  }
+}
+
 void exact_output(Peer peer, const LayerTensors& layer) {
   const LayerGeometry& g = layer.geometry;
   const Index rows = g.group() * layer.queries(), width = g.query_heads * g.value_size;

@@ -18,6 +18,8 @@ void value_gram(Peer peer, const LayerTensors& layer);     ///< V (W W^T) per qu
 void removal(Peer peer, const LayerTensors& layer);
 /// Q K^T and (o M) V^T below the diagonal; queries and values of one size.
 void far_removal(Peer peer, const LayerTensors& layer);
+/// One decoded query after the other: q K^T and p V over `kept` entries of every KV head, on `threads` threads.
+void decoding_steps(const LayerTensors& layer, Index kept, int threads);
 void exact_output(Peer peer, const LayerTensors& layer);  ///< Q K^T, P V and the output projection
 
 }  // namespace laprox::bench

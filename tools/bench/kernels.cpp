@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <numeric>
 #include <string>
 
 #include "bare_products.h"
@@ -84,6 +85,32 @@ void exact_output_64(benchmark::State& state) {
   }
 }
 
+/// H2O's caches while as many tokens are decoded as the prompt had, cut to 1024 entries after each; arguments: context
+/// length, threads.
+constexpr Index kCache = 1024;
+
+void h2o_decoding(benchmark::State& state) {
+  const Index context = state.range(0);
+  const LayerTensors& layer = random_layer(context, context, context);
+  const auto backend = make_cpu_backend(static_cast<int>(state.range(1)));
+  const Policy policy = parse_policy("h2o");
+  const Matrix sums = Matrix::Random(layer.geometry.query_heads, context).cwiseAbs();
+  std::vector<std::int32_t> first(kCache);
+  std::iota(first.begin(), first.end(), 0);
+  const std::vector held(static_cast<std::size_t>(layer.geometry.kv_heads), first);
+  const auto evict = [&](const Matrix& of_entries, Index) {
+    return policy.scorer->evict(policy.scorer->score_sums(of_entries), kCache);
+  };
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(backend->accumulate(layer, {sums, held, {.interval = 1}, evict}).data());
+  }
+}
+
+void bare_decoding_steps(benchmark::State& state) {
+  const LayerTensors& layer = random_layer(state.range(0), state.range(0), state.range(0));
+  for (auto _ : state) decoding_steps(layer, kCache, static_cast<int>(state.range(1)));
+}
+
 template <Peer peer>
 void bare_column_sums(benchmark::State& state) {
   const LayerTensors& layer = random_layer(state.range(0), 0, state.range(0));
@@ -138,6 +165,9 @@ LAPROX_CASE(laprox_far_scores)->Args({8192, 2})->Args({8192, 1});
 LAPROX_CASE(h2o_and_laprox_far)->Args({8192, 2});
 LAPROX_CASE(bare_laprox_far_scores<Peer::eigen>)->Name("bare_eigen/laprox_far_scores")->Arg(8192);
 LAPROX_CASE(bare_laprox_far_scores<Peer::openblas>)->Name("bare_openblas/laprox_far_scores")->Arg(8192);
+
+LAPROX_CASE(h2o_decoding)->Args({8192, 2})->Args({8192, 1});
+LAPROX_CASE(bare_decoding_steps)->Args({8192, 2});
 
 LAPROX_CASE(exact_output_64)->Args({32768, 2})->Args({32768, 1});
 LAPROX_CASE(bare_exact_output_64<Peer::eigen>)->Name("bare_eigen/exact_output_64")->Arg(32768);

@@ -7,6 +7,8 @@
 #include <random>
 #include <tuple>
 
+#include "laprox/dump_writer.h"
+
 namespace laprox::bench {
 
 namespace {
