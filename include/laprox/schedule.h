@@ -22,6 +22,10 @@ struct Schedule {
   bool operator==(const Schedule&) const = default;
 };
 
+/// Stretches of the decoded queries whose errors are reported each, where a schedule is replayed and nothing else was
+/// said.
+inline constexpr Index kSegments = 8;
+
 /// Reads "once", "step" (every:1) or "every:N", the last two optionally with ",grow". Throws UsageError.
 Schedule parse_schedule(std::string_view text);
 /// What parse_schedule reads back.

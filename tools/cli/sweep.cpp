@@ -32,9 +32,6 @@ struct SweepArguments {
   BackendArguments backend;
 };
 
-/// Of the decoded queries, in reports of schedules.
-constexpr Index kSegments = 8;
-
 constexpr const char* kFooter = R"(
 Budgets count KV pairs per KV head on average, pinned tokens (window, sinks) included: 128 tokens, 5% of the context, or 64MiB
 for the whole model. Policies are scorer[+allocator][:option=value,...]; 'laprox policies' lists them.

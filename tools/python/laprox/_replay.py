@@ -109,6 +109,8 @@ def sweep(
     queries: str = "decoded",
     window: int = 32,
     save_kept: bool = False,
+    schedule: str = "once",
+    segments: int | None = None,
     backend: str = "cpu",
     threads: int = 0,
     progress: Progress | None = None,
@@ -129,7 +131,12 @@ def sweep(
     queries : {"decoded", "window"}
         Who judges: the held-out queries at positions >= context_length, or the prompt's last `window` ones (in-sample).
     save_kept : bool
-        Keep the kept tokens of every cell: laprox.kept_tokens reads them.
+        Keep the kept tokens of every cell: laprox.kept_tokens reads them. Under a schedule also evicted_at, when each token went.
+    schedule : str
+        When caches are cut: "once" after the prompt, and then after every decoded token ("step") or every N ("every:64"), with
+        ",grow" behind it if budgets are shares of the tokens seen so far. docs/concepts.md defines it.
+    segments : int, optional
+        Stretches of the judging queries whose errors are reported each: 8 under a schedule, else none.
     progress : callable, optional
         Called as progress(done, total, what).
 
@@ -143,6 +150,8 @@ def sweep(
         raise UsageError(f"softmax: expected renormalized or truncated, found {softmax!r}")
     if queries not in ("decoded", "window") or window < 1:
         raise UsageError(f"queries: expected decoded or window, and a window of 1 or more, found {queries!r} and {window}")
+    if segments is not None and segments < 0:
+        raise UsageError(f"segments: expected 0 or more, found {segments}")
     with ExitStack() as stack:
         sources = [_source(prompt, stack) for prompt in _prompts(prompts)]
         report = _core.sweep(
@@ -152,6 +161,8 @@ def sweep(
             softmax == "truncated",
             window if queries == "window" else 0,
             save_kept,
+            schedule,
+            -1 if segments is None else segments,
             _core.make_backend(backend, threads),
             progress,
         )

@@ -10,11 +10,15 @@ import xarray as xr
 
 from ._errors import DumpError, FileError, UsageError
 
+#: Dimensions that only reports of schedules have.
+_DECODING = ("segment", "position")
+
 
 def to_dataset(report: dict[str, Any]) -> xr.Dataset:
     """What the C++ library reports of a sweep, with the names and attributes of a report's file."""
     coordinates = {name: np.array(report[name], dtype=object) for name in ("dump", "policy", "budget")}
     coordinates |= {name: np.arange(report[name]) for name in ("layer", "kv_head", "query_head")}
+    coordinates |= {name: np.arange(report[name]) for name in _DECODING if report[name] > 0}
     variables: dict[str, Any] = {}
     for name, (dimensions, counts, meaning, values) in report["arrays"].items():
         variables[name] = (dimensions, values.astype(np.int64) if counts else values, {"long_name": meaning})
@@ -58,7 +62,7 @@ def save_report(report: xr.Dataset, path: str | Path, *, replace: bool = False) 
     text = h5py.string_dtype()
     with h5py.File(path, "w") as file:
         file.attrs.update(report.attrs)
-        for name in ("dump", "policy", "budget", "layer", "kv_head", "query_head"):
+        for name in ("dump", "policy", "budget", "layer", "kv_head", "query_head", *(name for name in _DECODING if name in report)):
             values = report[name].values
             file.create_dataset(name, data=values, dtype=text if values.dtype == object else np.int64).make_scale(name)
         for name, variable in report.data_vars.items():

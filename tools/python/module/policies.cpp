@@ -15,7 +15,10 @@ namespace {
 class PythonScorer : public Scorer {
  public:
   PythonScorer(nb::object function, QueryNeed queries, Pins pins, bool depends_on_budget)
-      : Scorer({.queries = queries, .pins = pins, .depends_on_budget = depends_on_budget}),
+      : Scorer({.queries = queries,
+                .pins = pins,
+                .depends_on_budget = depends_on_budget,
+                .decoding = Decoding::undefined}),
         function_(std::move(function)) {}
   ~PythonScorer() override {
     const nb::gil_scoped_acquire gil;

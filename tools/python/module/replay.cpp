@@ -132,7 +132,8 @@ nb::dict to_dict(Report report) {
   result["policy"] = report.policies;
   result["policy_spec"] = report.policy_specs;
   result["budget"] = report.budgets;
-  for (const char* dimension : {"layer", "kv_head", "query_head"}) result[dimension] = report.extent(dimension);
+  for (const char* dimension : {"layer", "kv_head", "query_head", "segment", "position"})
+    result[dimension] = report.extent(dimension);
   if (!report.kept.starts.empty()) {
     const std::size_t count = report.kept.tokens.size();
     result["kept_start"] = reshaped(std::move(report.kept.starts), report, report.array("kept_count").dimensions);
@@ -143,7 +144,7 @@ nb::dict to_dict(Report report) {
 
 nb::dict sweep(const std::vector<std::shared_ptr<LayerSource>>& sources, const Policies& policies,
                const std::vector<std::string>& budgets, bool truncated, Index window, bool save_kept,
-               const Backend& backend, nb::object progress) {
+               const std::string& schedule, Index segments, const Backend& backend, nb::object progress) {
   Report report;
   {
     const Progress tell = make_progress(std::move(progress));
@@ -153,6 +154,8 @@ nb::dict sweep(const std::vector<std::shared_ptr<LayerSource>>& sources, const P
     options.queries = window > 0 ? JudgedQueries::window : JudgedQueries::decoded;
     if (window > 0) options.window = window;
     options.save_kept = save_kept;
+    options.schedule = parse_schedule(schedule);
+    options.segments = segments >= 0 ? segments : options.schedule.once() ? 0 : kSegments;
     Index total = 0, done = 0;
     for (const auto& source : sources) {
       check_request(source->info(), options);
@@ -189,7 +192,8 @@ void add_replay(nb::module_& module) {
   module.def("kept", &kept, nb::arg("source"), nb::arg("policies"), nb::arg("budgets"), nb::arg("backend"),
              nb::arg("progress").none());
   module.def("sweep", &sweep, nb::arg("sources"), nb::arg("policies"), nb::arg("budgets"), nb::arg("truncated"),
-             nb::arg("window"), nb::arg("save_kept"), nb::arg("backend"), nb::arg("progress").none());
+             nb::arg("window"), nb::arg("save_kept"), nb::arg("schedule"), nb::arg("segments"), nb::arg("backend"),
+             nb::arg("progress").none());
 }
 
 }  // namespace laprox::python

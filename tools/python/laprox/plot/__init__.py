@@ -6,10 +6,22 @@ They need matplotlib and plotly: pip install 'laprox[plot]'.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .decoding import error_while_decoding, lifetimes
     from .draw import error_over_budget, error_per_layer, kept_along_prompt, kept_per_head, overlap, regret
     from .page import page as html
 
-__all__ = ["error_over_budget", "error_per_layer", "html", "kept_along_prompt", "kept_per_head", "overlap", "regret"]
+_DECODING = ("error_while_decoding", "lifetimes")
+__all__ = [
+    "error_over_budget",
+    "error_per_layer",
+    "error_while_decoding",
+    "html",
+    "kept_along_prompt",
+    "kept_per_head",
+    "lifetimes",
+    "overlap",
+    "regret",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -18,8 +30,8 @@ def __getattr__(name: str) -> object:
     if name == "html":
         from .page import page as found
     else:
-        from . import draw
+        from . import decoding, draw
 
-        found = getattr(draw, name)
+        found = getattr(decoding if name in _DECODING else draw, name)
     globals()[name] = found
     return found

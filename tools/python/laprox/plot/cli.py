@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--figure",
         metavar="NAME",
-        help="of a sweep: error-over-budget (default), regret, error-per-layer, kept-per-head, kept-along-prompt or overlap; "
+        help="of a sweep: error-over-budget (default), regret, error-per-layer, kept-per-head, kept-along-prompt or overlap, "
+        "and of one with a schedule error-while-decoding or lifetimes; "
         "of laprox-eval: kl-over-budget (default), score-over-budget, error-against-kl or needle",
     )
     parser.add_argument("--budget", help="of the figures that show one budget; default: the middle one")
@@ -63,15 +64,17 @@ def _run(parsed: argparse.Namespace) -> None:
         text = html(report, budget=parsed.budget, highlight=highlight, needle=needle, title=Path(parsed.report[0]).name)
         output.write_text(text, encoding="utf-8")
         return
-    from .draw import FIGURES
+    from .decoding import error_while_decoding, lifetimes
+    from .draw import FIGURES as OF_EVERY_SWEEP
 
+    FIGURES = OF_EVERY_SWEEP | {"error-while-decoding": error_while_decoding, "lifetimes": lifetimes}
     parsed.figure = parsed.figure or "error-over-budget"
     if parsed.figure not in FIGURES:
         raise UsageError(f"--figure: expected one of {', '.join(FIGURES)}, found {parsed.figure!r}")
     options: dict[str, object] = {}
     if parsed.figure not in ("error-over-budget", "regret"):
         options["budget"] = parsed.budget
-    if parsed.figure in ("error-over-budget", "regret", "error-per-layer"):
+    if parsed.figure in ("error-over-budget", "regret", "error-per-layer", "error-while-decoding"):
         options["highlight"] = highlight
     if parsed.figure == "kept-per-head":
         options["policies"] = highlight

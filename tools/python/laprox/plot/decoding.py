@@ -1,0 +1,88 @@
+"""Plots of reports whose caches were cut while the model decoded (sweep with a schedule)."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from .._errors import UsageError
+from . import draw, style
+
+
+def error_while_decoding(report: xr.Dataset, *, budget: str | None = None, highlight: draw.Highlight = 5) -> Figure:
+    """Relative error of every policy over the segments of the continuation at one budget, mean over prompts."""
+    if "model_segment_error" not in report:
+        raise UsageError("the report has no errors by segment; sweep with a schedule, or with segments=8 (--segments 8)")
+    budget = draw._budget(report, budget)
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    errors = report.model_segment_error.sel(budget=budget).mean("dump")
+    starts = report.segment_start.where(report.segment_start >= 0).mean("dump").values
+    chosen, yardsticks = style.colours(report, highlight), set(style.references(report))
+    ends: list[tuple[float, str, str]] = []
+    for name in draw._back_to_front(report, chosen):
+        values = errors.sel(policy=name).values
+        if not np.nanmax(values) > 0:
+            continue
+        colour, width, order = draw._look(name, chosen, yardsticks)
+        axes.plot(starts, values, color=colour, lw=width, zorder=order, ls="--" if name in yardsticks else "-", marker=".")
+        if name in chosen or name in yardsticks:
+            ends.append((float(values[-1]), name, colour))
+    axes.set_yscale("log")
+    axes.set_xlabel("decoded position (start of the segment)")
+    axes.set_ylabel(f"relative error at {budget}")
+    draw._name_ends(axes, ends)
+    return figure
+
+
+def held_shares(gone: np.ndarray, context: int, bins: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The share of heads that hold a token when a query comes: [token bins, query bins], and the edges of both.
+
+    `gone` [heads, T]: the position of the first query that no longer finds each token.
+    """
+    tokens = gone.shape[1]
+    token_edges = np.unique(np.linspace(0, tokens, min(bins, tokens) + 1).astype(int))
+    query_edges = np.unique(np.linspace(context, tokens, min(bins, tokens - context) + 1).astype(int))
+    shares = np.empty((len(token_edges) - 1, len(query_edges) - 1))
+    position = np.arange(tokens)
+    for column, query in enumerate((query_edges[:-1] + query_edges[1:] - 1) // 2):
+        held = ((position <= query) & (query < gone)).mean(0)
+        shares[:, column] = np.add.reduceat(held, token_edges[:-1]) / np.diff(token_edges)
+    return shares, token_edges, query_edges
+
+
+def lifetimes(
+    report: xr.Dataset,
+    *,
+    policy: str | None = None,
+    budget: str | None = None,
+    layer: int | None = None,
+    kv_head: int | None = None,
+    dump: int = 0,
+) -> Figure:
+    """What the cache holds (down) when each decoded query comes (across): the share of the heads that are shown.
+
+    Of all layers and KV heads, or of one. Needs a report that was made with a schedule and save_kept.
+    """
+    if "evicted_at" not in report:
+        raise UsageError("the report has no lifetimes; sweep with a schedule and save_kept=True (--save-kept)")
+    budget = draw._budget(report, budget)
+    policy = style.ranked(report)[0] if policy is None else policy
+    style.check_label(report, "policy", policy)
+    gone = report.evicted_at.isel(dump=dump).sel(policy=policy, budget=budget)
+    chosen = {name: [index] for name, index in (("layer", layer), ("kv_head", kv_head)) if index is not None}
+    heads = gone.isel(chosen).values.reshape(-1, gone.sizes["position"])
+    heads = heads[heads.max(1) >= 0]
+    tokens = int((heads[0] >= 0).sum())
+    shares, token_edges, query_edges = held_shares(heads[:, :tokens], int(report.context_length.values[dump]))
+    figure = Figure(figsize=(7.5, 5.2), layout="constrained")
+    axes = figure.subplots()
+    image = axes.pcolormesh(query_edges, token_edges, shares, vmin=0, vmax=1, cmap=style.HEAT, rasterized=True)
+    axes.axhline(float(report.context_length.values[dump]), color=style.REFERENCE, lw=0.8, ls="--")
+    axes.invert_yaxis()
+    axes.set_xlabel("position of the query")
+    axes.set_ylabel("token (above the dashed line: the prompt)")
+    axes.set_title(f"{policy} at {budget}, {report.attrs.get('schedule', 'once')}", fontsize=10)
+    figure.colorbar(image, ax=axes, label="share of heads that hold it")
+    return figure
