@@ -13,7 +13,6 @@ namespace laprox::cuda {
 namespace {
 
 constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
-constexpr std::size_t kShareBytes = std::size_t{2} << 20;  ///< that a thread copies
 
 /// Two pinned buffers that take turns: one is filled by the CPU while the other one is copied to the device.
 class Staging {
@@ -51,19 +50,8 @@ class Staging {
     Event is_free;
   };
 
-  /// One thread copies slower than the bus, so several do.
   static void fill(std::byte* target, const std::byte* source, std::size_t rows, std::size_t row_bytes,
                    std::size_t stride_bytes) {
-    const auto shares = static_cast<std::ptrdiff_t>(std::clamp<std::size_t>(rows * stride_bytes / kShareBytes, 1, 8));
-#pragma omp parallel for num_threads(static_cast <int>(shares)) if (shares > 1)
-    for (std::ptrdiff_t share = 0; share < shares; ++share) {
-      const std::size_t first = rows * static_cast<std::size_t>(share) / static_cast<std::size_t>(shares);
-      const std::size_t last = rows * static_cast<std::size_t>(share + 1) / static_cast<std::size_t>(shares);
-      fill_rows(target + first * stride_bytes, source + first * row_bytes, last - first, row_bytes, stride_bytes);
-    }
-  }
-  static void fill_rows(std::byte* target, const std::byte* source, std::size_t rows, std::size_t row_bytes,
-                        std::size_t stride_bytes) {
     if (row_bytes == stride_bytes) {
       std::memcpy(target, source, rows * row_bytes);
       return;
