@@ -18,6 +18,13 @@ namespace {
 const std::vector<std::string> kDatasets{"scores", "column_norms", "column_sums", "value_norms",
                                          "output", "kept",         "ranking"};
 
+using KeptOfHeads = std::vector<std::vector<std::uint8_t>>;
+
+/// Whether a `kept` dataset lists tokens: its integers are wider than a mask's bytes.
+bool lists_tokens(const H5::DataSet& dataset) {
+  return dataset.getTypeClass() == H5T_INTEGER && dataset.getDataType().getSize() > 1;
+}
+
 ElementType type_named(const std::string& name, const Hdf5Reader& reader) {
   for (ElementType type : {ElementType::float16, ElementType::bfloat16, ElementType::float32, ElementType::float64}) {
     if (to_string(type) == name) return type;
@@ -29,6 +36,7 @@ ElementType type_named(const std::string& name, const Hdf5Reader& reader) {
 
 CandidateReader::CandidateReader(const std::filesystem::path& path, const DumpReader& dump)
     : reader_(path, "results of a kernel in the layout of laprox score") {
+  context_ = dump.info().context_length;
   try {
     check_format(dump);
     read_attributes();
@@ -135,6 +143,9 @@ void CandidateReader::check_dataset(Index layer, const std::string& name, const 
   }
   const H5::DataSet dataset = reader_.dataset(object(layer, name));
   const std::vector<Index> shape = reader_.shape(dataset);
+  if (name == "kept" && lists_tokens(dataset) && shape.size() == 3) {
+    expected[2] = std::min(shape[2], context), meaning = "[budgets, kv_heads, up to C]";
+  }
   if (shape != expected) {
     reader_.refuse(object(layer, name), "shape " + meaning + " = " + describe(expected),
                    shape.empty() ? "a scalar" : "shape " + describe(shape));
@@ -143,8 +154,10 @@ void CandidateReader::check_dataset(Index layer, const std::string& name, const 
     reader_.array(object(layer, name));  // refuses element types that it does not know
   } else if (name == "kept") {
     const H5T_class_t type = dataset.getTypeClass();
-    if ((type != H5T_INTEGER && type != H5T_ENUM) || dataset.getDataType().getSize() != 1) {
-      reader_.refuse(object(layer, name), "uint8 or bool: 1 where the token is kept, else 0", "another type");
+    if (!lists_tokens(dataset) && ((type != H5T_INTEGER && type != H5T_ENUM) || dataset.getDataType().getSize() != 1)) {
+      reader_.refuse(object(layer, name),
+                     "uint8 or bool: 1 where the token is kept, else 0; or wider integers: the kept tokens, then -1",
+                     "another type");
     }
   }
 }
@@ -180,26 +193,53 @@ std::vector<std::vector<std::vector<std::uint8_t>>> CandidateReader::read_kept(I
   const std::string name = object(layer, "kept");
   const H5::DataSet dataset = reader_.dataset(name);
   const std::vector<Index> shape = reader_.shape(dataset);
-  // Wider than they are stored, so that a negative number stays one: HDF5 would clip it to 0.
-  std::vector<std::int16_t> values(static_cast<std::size_t>(shape[0] * shape[1] * shape[2]));
+  // Wider than they are stored, so that a negative number stays one and a huge one stays out of range.
+  std::vector<std::int64_t> values(static_cast<std::size_t>(shape[0] * shape[1] * shape[2]));
   try {
-    dataset.read(values.data(), H5::PredType::NATIVE_INT16);
+    dataset.read(values.data(), H5::PredType::NATIVE_INT64);
   } catch (const H5::Exception& error) {
     reader_.refuse(name, "readable data", "a damaged or cut-off file (" + error.getDetailMsg() + ")");
   }
-  std::vector<std::vector<std::vector<std::uint8_t>>> kept(static_cast<std::size_t>(shape[0]));
-  auto next = values.begin();
-  for (auto& heads : kept) {
+  const bool lists = lists_tokens(dataset);
+  std::vector<KeptOfHeads> kept(static_cast<std::size_t>(shape[0]));
+  const std::int64_t* next = values.data();
+  for (KeptOfHeads& heads : kept) {
     for (Index head = 0; head < shape[1]; ++head, next += shape[2]) {
-      const auto bad = std::find_if(next, next + shape[2], [](std::int16_t value) { return value < 0 || value > 1; });
-      if (bad != next + shape[2]) {
-        reader_.refuse(name, "1 where the token is kept, else 0",
-                       fmt::format("{} at KV head {}, token {}", *bad, head, bad - next));
-      }
-      heads.emplace_back(next, next + shape[2]);
+      const std::span<const std::int64_t> of_head(next, static_cast<std::size_t>(shape[2]));
+      heads.push_back(lists ? mask_of_list(of_head, name, head) : mask_of(of_head, name, head));
     }
   }
   return kept;
+}
+
+std::vector<std::uint8_t> CandidateReader::mask_of(std::span<const std::int64_t> values, const std::string& name,
+                                                   Index head) const {
+  const auto bad =
+      std::find_if(values.begin(), values.end(), [](std::int64_t value) { return value < 0 || value > 1; });
+  if (bad != values.end()) {
+    reader_.refuse(name, "1 where the token is kept, else 0",
+                   fmt::format("{} at KV head {}, token {}", *bad, head, bad - values.begin()));
+  }
+  return {values.begin(), values.end()};
+}
+
+std::vector<std::uint8_t> CandidateReader::mask_of_list(std::span<const std::int64_t> tokens, const std::string& name,
+                                                        Index head) const {
+  std::vector<std::uint8_t> mask(static_cast<std::size_t>(context_));
+  bool ended = false;
+  for (const std::int64_t token : tokens) {
+    ended = ended || token == -1;
+    if (token == -1) continue;
+    if (ended || token < 0 || token >= context_) {
+      reader_.refuse(name, fmt::format("tokens from 0 to {} and nothing but -1 behind the last", context_ - 1),
+                     fmt::format("{} at KV head {}", token, head));
+    }
+    std::uint8_t& kept = mask[static_cast<std::size_t>(token)];
+    if (kept == 1)
+      reader_.refuse(name, "each kept token once", fmt::format("token {} twice at KV head {}", token, head));
+    kept = 1;
+  }
+  return mask;
 }
 
 }  // namespace laprox::io

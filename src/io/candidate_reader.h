@@ -1,5 +1,7 @@
 #pragma once
 
+#include <span>
+
 #include "io/hdf5.h"
 #include "laprox/budget.h"
 #include "laprox/dump_reader.h"
@@ -26,7 +28,8 @@ class CandidateReader {
   ElementType type(Index layer, const std::string& dataset) const { return reader_.array(object(layer, dataset)).type; }
   /// One of them in float64. Its values may be anything.
   Matrix read(Index layer, const std::string& dataset) const;
-  /// [budget][kv_head][token]: 1 or 0. Throws DumpError on any other number.
+  /// [budget][kv_head][token]: 1 or 0, from masks or from lists of tokens. Throws DumpError on numbers that are
+  /// neither.
   std::vector<std::vector<std::vector<std::uint8_t>>> read_kept(Index layer) const;
 
   /// Throws DumpError for a dataset that the file should not have.
@@ -39,8 +42,12 @@ class CandidateReader {
   void check_layers(const DumpInfo& dump);
   void check_dataset(Index layer, const std::string& dataset, const DumpInfo& dump);
   void check_output_positions(const DumpInfo& dump);
+  std::vector<std::uint8_t> mask_of(std::span<const std::int64_t> values, const std::string& name, Index head) const;
+  std::vector<std::uint8_t> mask_of_list(std::span<const std::int64_t> tokens, const std::string& name,
+                                         Index head) const;
 
   Hdf5Reader reader_;
+  Index context_ = 0;
   std::optional<std::string> policy_;
   std::optional<ElementType> precision_;
   std::vector<BudgetRequest> budgets_;

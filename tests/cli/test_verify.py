@@ -254,6 +254,33 @@ def kept_verdict(verify, small, tmp_path, change, passes):
     return verify(path, "--candidate", candidate, "--policy", "laprox+layer", passes=passes)["kept"][0]
 
 
+def lists_of(masks, dtype, width):
+    """The tokens of masks [budgets, H_kv, C], shuffled, then -1."""
+    lists = np.full((*masks.shape[:2], width), -1, dtype)
+    for at in np.ndindex(masks.shape[:2]):
+        tokens = np.random.default_rng(3).permutation(np.flatnonzero(masks[at]))
+        lists[at][: len(tokens)] = tokens
+    return lists
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64])
+def test_kept_tokens_may_be_lists(verify, small, tmp_path, dtype):
+    """The verdict is the masks', with a right and with a wrong token."""
+
+    def as_lists(kept, results, dump):
+        for layer, masks in kept.items():
+            kept[layer] = lists_of(masks, dtype, int(masks.sum(-1).max()) + 2)
+
+    def wrong_as_lists(kept, results, dump):
+        mask, scores = kept[1][0, 1], results[1]["scores"][1][:88]
+        mask[np.argmax(scores)], mask[np.argmin(scores)] = 0, 1
+        as_lists(kept, results, dump)
+
+    assert kept_verdict(verify, small, tmp_path, as_lists, passes=True)["differences"] == 0
+    check = kept_verdict(verify, small, tmp_path, wrong_as_lists, passes=False)
+    assert (check["differences"], check["parts"][0]["layer"], check["parts"][0]["kv_head"]) == (2, 1, 1)
+
+
 def test_a_wrong_kept_token_is_caught_and_named(verify, small, tmp_path):
     def change(kept, results, dump):
         mask, scores = kept[1][0, 1], results[1]["scores"][1][:88]

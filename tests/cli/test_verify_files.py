@@ -48,6 +48,19 @@ BROKEN = {
     "budgets that are none": (lambda f: f.attrs.__setitem__("budgets", "many"), ["attribute budgets", "many"]),
     "fewer budgets than masks": (lambda f: f.attrs.__setitem__("budgets", "50,60"), ["/layers/0/kept", "[2, 2, 120]"]),
     "kept as numbers": (lambda f: replace(f, "layers/0/kept", np.zeros((1, 2, 120))), ["/layers/0/kept", "uint8"]),
+    "a list beyond C": (
+        lambda f: replace(f, "layers/0/kept", np.full((1, 2, 3), 120, "i4")),
+        ["/layers/0/kept", "120 at KV head 0"],
+    ),
+    "a list with a token twice": (
+        lambda f: replace(f, "layers/0/kept", np.array([[[4, 5, -1], [7, 7, -1]]], "i4")),
+        ["/layers/0/kept", "token 7 twice at KV head 1"],
+    ),
+    "a list with a gap": (
+        lambda f: replace(f, "layers/0/kept", np.array([[[4, -1, 5]] * 2], "i8")),
+        ["/layers/0/kept", "5 at KV head 0"],
+    ),
+    "lists too long": (lambda f: replace(f, "layers/0/kept", np.zeros((1, 2, 121), "i4")), ["/layers/0/kept", "[1, 2, 121]"]),
     "kept beyond 1": (lambda f: f["layers/0/kept"].__setitem__((0, 1, 7), 3), ["/layers/0/kept", "3 at KV head 1, token 7"]),
     "output without positions": (lambda f: f.__delitem__("output_positions"), ["/output_positions", "nothing"]),
     "positions that are not stored": (lambda f: f["output_positions"].__setitem__(9, 500), ["/output_positions", "500"]),

@@ -116,6 +116,41 @@ TEST_CASE("primitives in half types are the reference's of the same numbers") {
   }
 }
 
+/// Moves all logits by about `by`: the factors are powers of two, which every element type holds.
+void shift_logits(LayerTensors& layer, double by) {
+  const Index size = layer.geometry.head_size;
+  const double query = std::exp2(std::round(std::log2(std::abs(by) / layer.attention.scale))) / 1024;
+  for (Index i = 0; i < layer.k.size(); i += size) layer.k.data<double>()[i] = 1024;
+  for (Index i = 0; i < layer.q.size(); i += size) layer.q.data<double>()[i] = by < 0 ? -query : query;
+}
+
+TEST_CASE("weights of huge logits sum to one") {
+  const auto both = backends();
+  for (ElementType type : {ElementType::float16, ElementType::bfloat16, ElementType::float32}) {
+    for (double by : {262144.0, -262144.0}) {
+      for (bool sm90 : {true, false}) {
+        CAPTURE(to_string(type));
+        CAPTURE(by);
+        CAPTURE(sm90);
+        const Sm90Allowed allowed(sm90);
+        LayerTensors whole =
+            random_layer({.geometry = {4, 2, 16, 16, 32}, .context = 700, .attention = {.scale = 0.25}}, 91);
+        shift_logits(whole, by);
+        const HalfLayer layer = rounded(whole, 0, 700, type);
+        const auto found = both[1]->scoring(layer.half);
+        for (Index window : {Index{32}, Index{700}}) {
+          const Matrix sums = window == 32 ? found->window_statistics(32).sum : found->column_sums();
+          CAPTURE(window);
+          for (Index head = 0; head < 4; ++head) {
+            CAPTURE(head);
+            CHECK(sums.row(head).sum() == doctest::Approx(window).epsilon(0.01));
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("value norms keep their accuracy where values and projections leave float16's range") {
   const auto both = backends();
   for (double factor : {1e-12, 1e9}) {

@@ -74,9 +74,7 @@ __global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
   }
 }
 
-}  // namespace
-
-void all_columns(const Layer& layer, const RowSoftmax* softmax, float* sums, cudaStream_t stream) {
+void all_columns_sm80(const Layer& layer, const RowSoftmax* softmax, float* sums, cudaStream_t stream) {
   const RowLayout layout(layer, {0, layer.queries});
   for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     using S = Streaming<T, Size>;
@@ -86,6 +84,12 @@ void all_columns(const Layer& layer, const RowSoftmax* softmax, float* sums, cud
     all_columns_kernel<T, Size><<<grid, kThreads, S::kSharedBytes, stream>>>(layer, layout.row_blocks, softmax, sums);
   });
   check_launch("column sums");
+}
+
+}  // namespace
+
+void all_columns(const Layer& layer, const RowSoftmax* softmax, float* sums, cudaStream_t stream) {
+  (use_sm90(layer) ? all_columns_sm90 : all_columns_sm80)(layer, softmax, sums, stream);
 }
 
 }  // namespace laprox::cuda

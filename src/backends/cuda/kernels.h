@@ -44,7 +44,10 @@ void window_columns(const Layer& layer, QueryRange range, const RowSoftmax* soft
 void all_columns(const Layer& layer, const RowSoftmax* softmax, float* sums, cudaStream_t stream);
 
 /// logits.cu: logits [T, rows] of one KV head's rows against all its keys, -infinity where a query does not see one.
-void logit_table(const Layer& layer, QueryRange range, int kv_head, float* logits, cudaStream_t stream);
+/// Sums are exact unless asked for otherwise: fast ones come from the tensor cores, for half types and many queries.
+enum class LogitSums { exact, fast };
+void logit_table(const Layer& layer, QueryRange range, int kv_head, float* logits, cudaStream_t stream,
+                 LogitSums sums = LogitSums::exact);
 /// The same table as attention weights, in place; 0 in padding rows. `softmax` is scratch.
 void to_weights(const Layer& layer, QueryRange range, int kv_head, float* table, DeviceBuffer<float2>& softmax,
                 cudaStream_t stream);
@@ -93,6 +96,7 @@ inline bool use_sm90(const Layer& layer) { return runs_sm90() && layer.element !
 int row_parts_sm90(const Layer& layer, QueryRange range, DeviceBuffer<float2>& partial, cudaStream_t stream);
 void window_columns_sm90(const Layer& layer, QueryRange range, const RowSoftmax* softmax, float* sums, float* squares,
                          cudaStream_t stream);
+void all_columns_sm90(const Layer& layer, const RowSoftmax* softmax, float* sums, cudaStream_t stream);
 /// Partial products W^a (W^b)^T and their largest magnitudes: see gram.cuh.
 void partial_products_sm90(const Layer& layer, const FormPair* pairs, int count, float* gram, float* largest,
                            cudaStream_t stream);

@@ -1,4 +1,5 @@
 #include "backends/cuda/dispatch.cuh"
+#include "backends/cuda/double_product.cuh"
 #include "backends/cuda/rows.cuh"
 #include "backends/cuda/stream.cuh"
 
@@ -51,6 +52,64 @@ __global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
         }
       }
     }
+  });
+}
+
+/// The factors of exact logits: keys, and the query rows of one KV head.
+template <class T>
+struct Keys {
+  const T* first;
+  int stride;
+  __device__ double operator()(int, int token, int k) const {
+    return to_double(first[static_cast<size_t>(token) * stride + k]);
+  }
+};
+struct TableRow {
+  int head, query;  ///< query: of the range; past its end in rows of padding
+};
+struct TableRows {
+  Layer layer;
+  QueryRange range;
+  int kv_head, resident;
+  __device__ TableRow operator()(int row) const {
+    const int row_block = row / resident;
+    return {kv_head * layer.group + row_block % layer.group, row_block / layer.group * resident + row % resident};
+  }
+};
+template <class T>
+struct Queries {
+  TableRows rows;
+  __device__ double operator()(int, int k, int column) const {
+    const TableRow row = rows(column);
+    if (row.query >= rows.range.count) return 0;
+    const size_t at = static_cast<size_t>(row.head) * rows.layer.queries + rows.range.first + row.query;
+    return to_double(static_cast<const T*>(rows.layer.q)[at * rows.layer.head_stride + k]);
+  }
+};
+/// Makes logits of products.
+struct StoreLogits {
+  TableRows rows;
+  int stride;
+  float* logits;
+  __device__ void operator()(int, int token, int column, double product) const {
+    const Layer& layer = rows.layer;
+    const int query = rows.range.first + min(rows(column).query, rows.range.count - 1);
+    double logit = layer.scale * product;
+    if (layer.softcap > 0) logit = layer.softcap * tanh(logit / layer.softcap);
+    logits[static_cast<size_t>(token) * stride + column] =
+        sees(layer, layer.positions[query], token) ? static_cast<float>(logit) : -INFINITY;
+  }
+};
+
+/// The table in float64, rounded once: tensor cores cut off sums in float32, which tells where logits are in the
+/// thousands.
+void exact_logit_table(const Layer& layer, QueryRange range, int kv_head, float* logits, cudaStream_t stream) {
+  const RowLayout layout(layer, range);
+  for_element(layer.element, [&]<class T>() {
+    const TableRows rows{layer, range, kv_head, layout.resident};
+    const T* keys = static_cast<const T*>(layer.k) + static_cast<size_t>(kv_head) * layer.tokens * layer.head_stride;
+    double_product(1, layer.tokens, layout.rows(), layer.head_stride, Keys<T>{keys, layer.head_stride},
+                   Queries<T>{rows}, StoreLogits{rows, layout.rows(), logits}, stream);
   });
 }
 
@@ -112,7 +171,9 @@ __global__ void weight_products_kernel(const float* weights, int group, int resi
 
 }  // namespace
 
-void logit_table(const Layer& layer, QueryRange range, int kv_head, float* logits, cudaStream_t stream) {
+void logit_table(const Layer& layer, QueryRange range, int kv_head, float* logits, cudaStream_t stream,
+                 LogitSums sums) {
+  if (sums == LogitSums::exact) return exact_logit_table(layer, range, kv_head, logits, stream);
   const RowLayout layout(layer, range);
   const int groups = (layout.row_blocks + kWarps - 1) / kWarps;
   for_element_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {

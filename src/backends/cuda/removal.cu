@@ -17,7 +17,7 @@ namespace {
 constexpr double kLargestWeight = 1 - 1e-6;
 /// Odds from which on the differences o - v are formed.
 constexpr double kSteep = 1000;
-constexpr int kRowsPerBlock = 32, kTokenThreads = 16;
+constexpr int kRowsPerBlock = 8, kTokenThreads = 64;
 constexpr int kEnergyThreads = 128;
 /// Numbers that one scratch array of a block of tokens or queries may have, as a rule.
 constexpr long long kScratch = 1 << 22;
@@ -39,6 +39,7 @@ struct Group {
   Layer layer;
   QueryRange range;
   int kv_head, resident, rows;
+  int tokens;  ///< that one of the range's queries may see: [0, tokens)
   Pairs pairs;
   __device__ int row(int head, int query) const {
     return (query / resident * layer.group + head) * resident + query % resident;
@@ -60,10 +61,11 @@ Values<T> values_of(const Layer& layer, int kv_head) {
           layer.value_stride};
 }
 
-/// Softmax of each row of a table of logits [T, rows], its sink included; 0 in padding rows. Block per 32 rows.
+/// Softmax of each row of a table of logits [T, rows], its sink included; 0 in padding rows. Block per kRowsPerBlock
+/// rows.
 __global__ void weights_kernel(Group g, const float* logits, double* weights) {
   const int row = static_cast<int>(blockIdx.x) * kRowsPerBlock + static_cast<int>(threadIdx.x);
-  const int lane = static_cast<int>(threadIdx.y), tokens = g.layer.tokens;
+  const int lane = static_cast<int>(threadIdx.y), tokens = g.tokens;
   const int row_block = row / g.resident, query = row_block / g.layer.group * g.resident + row % g.resident;
   const bool real = row < g.rows && query < g.range.count;
   const int head = g.kv_head * g.layer.group + row_block % g.layer.group;
@@ -132,7 +134,7 @@ __global__ void forms_kernel(Group g, int first, int count, Values<T> values, co
   if (at >= count * pairs) return;
   double sum = 0;
   for (int c = 0; c < size; ++c) sum += projected[static_cast<size_t>(at) * size + c] * values(first + at / pairs, c);
-  forms[at] = sum;
+  forms[static_cast<size_t>(first) * pairs + at] = sum;
 }
 
 /// The arrays that an energy is formed from, for the tokens [first, ..).
@@ -180,7 +182,7 @@ __device__ double energy_of(const Group& g, const Terms<T>& terms, int token, in
   for (int pair = 0; pair < pairs; ++pair) {
     const double of_a = odds_of(weights[g.row(g.pairs.first(pair), query)]);
     const double of_b = odds_of(weights[g.row(g.pairs.second(pair), query)]);
-    const double form = terms.forms[static_cast<size_t>(at) * pairs + pair];
+    const double form = terms.forms[static_cast<size_t>(token) * pairs + pair];
     const double linear = terms.linear[(static_cast<size_t>(at) * pairs + pair) * g.range.count + query];
     energy += of_a * of_b * (form + terms.squares[pair * g.range.count + query] - 2 * linear);
     steepest = fmax(steepest, of_a);
@@ -283,17 +285,17 @@ void form_grams(const Group& g, RemovalScratch& scratch, cudaStream_t stream) {
 
 /// Weights, outputs and moments of the range's queries.
 template <class T>
-void form_queries(const Group& g, RemovalScratch& scratch, cudaStream_t stream) {
+void form_queries(const Group& g, LogitSums sums, RemovalScratch& scratch, cudaStream_t stream) {
   const Layer& layer = g.layer;
   const int pairs = g.pairs.count(), size = layer.value_size, rows = g.rows;
   const size_t table = static_cast<size_t>(layer.tokens) * rows, outputs = static_cast<size_t>(rows) * size;
-  logit_table(layer, g.range, g.kv_head, scratch.logits.at_least(table), stream);
+  logit_table(layer, g.range, g.kv_head, scratch.logits.at_least(table), stream, sums);
   weights_kernel<<<(rows + kRowsPerBlock - 1) / kRowsPerBlock, dim3(kRowsPerBlock, kTokenThreads), 0, stream>>>(
       g, scratch.logits.data(), scratch.weights.at_least(table));
   check_launch("attention weights in float64");
-  const int share = (layer.tokens + kSplits - 1) / kSplits;
-  double_product(kSplits, rows, size, share, TokenWeights{scratch.weights.data(), rows, share, layer.tokens},
-                 ShareValues<T>{values_of<T>(layer, g.kv_head), share, layer.tokens},
+  const int share = (g.tokens + kSplits - 1) / kSplits;
+  double_product(kSplits, rows, size, share, TokenWeights{scratch.weights.data(), rows, share, g.tokens},
+                 ShareValues<T>{values_of<T>(layer, g.kv_head), share, g.tokens},
                  scratch.parts.at_least(kSplits * outputs), stream);
   sum_parts_kernel<<<static_cast<unsigned>((outputs + 255) / 256), 256, 0, stream>>>(outputs, scratch.parts.data(),
                                                                                      scratch.outputs.at_least(outputs));
@@ -305,24 +307,38 @@ void form_queries(const Group& g, RemovalScratch& scratch, cudaStream_t stream) 
   check_launch("moments of head outputs");
 }
 
-/// The energies [C] of the entries of g's KV head, block by block of tokens.
+/// How many tokens are taken at a time, with `each` numbers of each in one scratch array.
+int tokens_at_once(long long each) { return static_cast<int>(std::clamp<long long>(kScratch / each, 32, kMostTokens)); }
+
+/// The forms [C, pairs] of the values of g's KV head, which no query changes.
+template <class T>
+void form_values(const Group& g, RemovalScratch& scratch, cudaStream_t stream) {
+  const int pairs = g.pairs.count(), size = g.layer.value_size, context = g.layer.context;
+  const int most = tokens_at_once(static_cast<long long>(pairs) * size);
+  const Values<T> values = values_of<T>(g.layer, g.kv_head);
+  double* forms = scratch.forms.at_least(static_cast<size_t>(context) * pairs);
+  for (int first = 0; first < context; first += most) {
+    const int count = std::min(most, context - first);
+    double_product(1, count, pairs * size, size, BlockValues<T>{values, first},
+                   StackedGrams{scratch.grams.data(), size},
+                   scratch.projected.at_least(static_cast<size_t>(most) * pairs * size), stream);
+    forms_kernel<<<(count * pairs + 127) / 128, 128, 0, stream>>>(g, first, count, values, scratch.projected.data(),
+                                                                  forms);
+    check_launch("forms of values in float64");
+  }
+}
+
+/// The energies [C] of the entries of g's KV head that lie `distance` or more before one of the range's queries, block
+/// by block of tokens.
 template <class T>
 void form_energies(const Group& g, int distance, bool maximum, RemovalScratch& scratch, double* energies,
                    cudaStream_t stream) {
-  const Layer& layer = g.layer;
-  const int pairs = g.pairs.count(), size = layer.value_size, columns = pairs * g.range.count;
-  const int most = static_cast<int>(std::clamp<long long>(
-      kScratch / (static_cast<long long>(pairs) * std::max(size, g.range.count)), 32, kMostTokens));
-  const Values<T> values = values_of<T>(layer, g.kv_head);
-  for (int first = 0; first < layer.context; first += most) {
-    const int count = std::min(most, layer.context - first);
-    const BlockValues<T> block{values, first};
-    double_product(1, count, pairs * size, size, block, StackedGrams{scratch.grams.data(), size},
-                   scratch.projected.at_least(static_cast<size_t>(most) * pairs * size), stream);
-    forms_kernel<<<(count * pairs + 127) / 128, 128, 0, stream>>>(
-        g, first, count, values, scratch.projected.data(), scratch.forms.at_least(static_cast<size_t>(most) * pairs));
-    check_launch("forms of values in float64");
-    double_product(1, count, columns, size, block, MomentColumns{scratch.moments.data(), size},
+  const int pairs = g.pairs.count(), size = g.layer.value_size, columns = pairs * g.range.count;
+  const int most = tokens_at_once(columns), end = std::min(g.layer.context, g.tokens - distance);
+  const Values<T> values = values_of<T>(g.layer, g.kv_head);
+  for (int first = 0; first < end; first += most) {
+    const int count = std::min(most, end - first);
+    double_product(1, count, columns, size, BlockValues<T>{values, first}, MomentColumns{scratch.moments.data(), size},
                    scratch.linear.at_least(static_cast<size_t>(most) * columns), stream);
     const Terms<T> terms{first,
                          values,
@@ -337,9 +353,9 @@ void form_energies(const Group& g, int distance, bool maximum, RemovalScratch& s
   }
 }
 
-Group group_of(const Layer& layer, QueryRange range, int kv_head, bool joint) {
+Group group_of(const Layer& layer, QueryRange range, int kv_head, int tokens, bool joint) {
   const RowLayout rows(layer, range);
-  return {layer, range, kv_head, rows.resident, rows.rows(), {layer.group, joint}};
+  return {layer, range, kv_head, rows.resident, rows.rows(), tokens, {layer.group, joint}};
 }
 
 void clear(const Layer& layer, double* energies, cudaStream_t stream) {
@@ -355,9 +371,10 @@ void removal_energies(const Layer& layer, QueryRange range, bool maximum, bool j
   clear(layer, energies, stream);
   for_element(layer.element, [&]<class T>() {
     for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
-      const Group g = group_of(layer, range, kv_head, joint);
+      const Group g = group_of(layer, range, kv_head, layer.tokens, joint);
       form_grams<T>(g, scratch, stream);
-      form_queries<T>(g, scratch, stream);
+      form_values<T>(g, scratch, stream);
+      form_queries<T>(g, LogitSums::exact, scratch, stream);
       form_energies<T>(g, 0, maximum, scratch, energies + static_cast<size_t>(kv_head) * layer.context, stream);
     }
   });
@@ -366,6 +383,7 @@ void removal_energies(const Layer& layer, QueryRange range, bool maximum, bool j
 
 void far_energies(const Layer& layer, int distance, double* energies, cudaStream_t stream) {
   RemovalScratch scratch;
+  const LogitSums sums = layer.element == Element::float32 ? LogitSums::exact : LogitSums::fast;
   clear(layer, energies, stream);
   const long long fitting = 2 * kScratch / (static_cast<long long>(layer.tokens) * layer.group);
   const int queries = static_cast<int>(std::clamp<long long>(fitting, 32, kMostQueries));
@@ -373,9 +391,12 @@ void far_energies(const Layer& layer, int distance, double* energies, cudaStream
     for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
       for (int first = 0; first < layer.queries; first += queries) {
         const QueryRange range{first, std::min(queries, layer.queries - first)};
-        const Group g = group_of(layer, range, kv_head, false);
-        if (first == 0) form_grams<T>(g, scratch, stream);
-        form_queries<T>(g, scratch, stream);
+        const Group g = group_of(layer, range, kv_head, range.first + range.count, false);
+        if (first == 0) {
+          form_grams<T>(g, scratch, stream);
+          form_values<T>(g, scratch, stream);
+        }
+        form_queries<T>(g, sums, scratch, stream);
         form_energies<T>(g, distance, false, scratch, energies + static_cast<size_t>(kv_head) * layer.context, stream);
       }
     }

@@ -14,7 +14,7 @@ struct RemovalScratch {
   DeviceBuffer<double> moments;    ///< [pairs, queries, d_v] M_ab o_b
   DeviceBuffer<double> squares;    ///< [pairs, queries] o_a M_ab o_b
   DeviceBuffer<double> projected;  ///< [tokens, pairs, d_v] v M_ab
-  DeviceBuffer<double> forms;      ///< [tokens, pairs] v M_ab v
+  DeviceBuffer<double> forms;      ///< [C, pairs] v M_ab v
   DeviceBuffer<double> linear;     ///< [tokens, pairs, queries] v M_ab o_b
 };
 

@@ -72,7 +72,10 @@ __global__ void __launch_bounds__(kThreads, Streaming<T, Size>::kResidentBlocks)
                idle ? 0 : rows.count());
 
   const LogitForm form(layer);
+  // Set one by one: nvcc 13.0 gives the initial value of a class to the first row of an array of arrays alone.
   RunningSoftmax running[S::kColumns][2];
+#pragma unroll
+  for (int n = 0; n < S::kColumns; ++n) running[n][0] = running[n][1] = {kNothing, 0};
   stream_tiles<S>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
     if (idle) return;
 #pragma unroll 1

@@ -48,34 +48,36 @@ __global__ void __launch_bounds__(KeyTiles<T, Size>::kBlockThreads, KeyTiles<T, 
   const int kv_head = static_cast<int>(blockIdx.x) % layer.kv_heads,
             split = static_cast<int>(blockIdx.x) / layer.kv_heads;
   // Later queries see more keys: they begin first.
-  const int first_block = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kRowBlocks;
+  const int first_block = static_cast<int>(gridDim.y - 1 - blockIdx.y) * S::kRowBlocks;
   const int warp = static_cast<int>(threadIdx.x) / 32, row_block = first_block + warp / 2;
   const bool idle = row_block >= row_blocks, group_idle = first_block + warp / 4 * 2 >= row_blocks;
-  const RowBlock rows(layer, range, kv_head, idle ? first_block : row_block, S::kResident);
+  const RowBlock rows(layer, range, kv_head, idle ? first_block : row_block, kRowBlockRows);
   // All warps of the block stream the keys that any of them needs.
-  const RowBlock low(layer, range, kv_head, first_block, S::kResident);
-  const RowBlock high(layer, range, kv_head, min(first_block + kRowBlocks, row_blocks) - 1, S::kResident);
+  const RowBlock low(layer, range, kv_head, first_block, kRowBlockRows);
+  const RowBlock high(layer, range, kv_head, min(first_block + S::kRowBlocks, row_blocks) - 1, kRowBlockRows);
   const int begin = low.first_key / kTile, tiles = (high.last_key + kTile - 1) / kTile - begin;
   const int first = begin + static_cast<int>(static_cast<long long>(tiles) * split / splits);
   const int last = begin + static_cast<int>(static_cast<long long>(tiles) * (split + 1) / splits);
 
   const T* keys = static_cast<const T*>(layer.k) + static_cast<size_t>(kv_head) * layer.tokens * Size;
-  QueryRows<T, Size> queries;
-  queries.load(static_cast<const T*>(layer.q) + (static_cast<size_t>(rows.head) * layer.queries + rows.first) * Size,
-               idle ? 0 : rows.count());
+  LeftRows<T, Size> queries;
+  queries.load_queries(
+      static_cast<const T*>(layer.q) + (static_cast<size_t>(rows.head) * layer.queries + rows.first) * Size,
+      idle ? 0 : rows.count());
   const LogitForm form(layer);
   RunningSoftmax running[2];
   stream_tiles<S>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
     if (group_idle) return;
     float c[8][4];
-    products(c, queries, chunks);
-    finish_products(c, layer, rows, tile, form);
+    start_products<S>(c, queries, chunks, 0);
+    wait_wgmma(c);
+    finish_products(c, layer, rows, tile * kTile, form);
     add(running, c, form.factor);
   });
   if (idle) return;
 
   float2* out =
-      partial + ((static_cast<size_t>(split) * layer.kv_heads + kv_head) * row_blocks + row_block) * S::kResident;
+      partial + ((static_cast<size_t>(split) * layer.kv_heads + kv_head) * row_blocks + row_block) * kRowBlockRows;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     RunningSoftmax& r = running[half];
@@ -91,10 +93,10 @@ __global__ void __launch_bounds__(KeyTiles<T, Size>::kBlockThreads, KeyTiles<T, 
 
 int row_parts_sm90(const Layer& layer, QueryRange range, DeviceBuffer<float2>& partial, cudaStream_t stream) {
   const RowLayout layout(layer, range);
-  const int groups = (layout.row_blocks + kRowBlocks - 1) / kRowBlocks;
   int splits = 0;
   for_half_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     using S = KeyTiles<T, Size>;
+    const int groups = (layout.row_blocks + S::kRowBlocks - 1) / S::kRowBlocks;
     splits = shares_of<S>((layer.tokens + kTile - 1) / kTile, layer.kv_heads * groups);
     partial.at_least(static_cast<size_t>(splits) * layer.kv_heads * layout.rows());
     allow_shared_memory(row_softmax_kernel<T, Size>, S::kSharedBytes);

@@ -10,8 +10,9 @@ namespace laprox::cuda {
 // The shape of every attention kernel: each warp keeps some rows of one matrix in registers, and the rows of another
 // one stream past all warps of the block through a ring of tiles in shared memory. A SHAPE says how: the chunks of a
 // row (kRow), threads per block (kBlockThreads), tiles in the ring (kStages, kTileBytes, kSharedBytes), blocks per
-// multiprocessor (kResidentBlocks), where a chunk lies in its tile (place), and what makes a tile that has arrived
-// visible to those who read it (publish). `Streaming` is the one for mma.sync, KeyTiles (stream_sm90.cuh) for wgmma.
+// multiprocessor (kResidentBlocks), rows of a tile (kTileRows), where a chunk lies in it (place), and what makes a tile
+// that has arrived visible to those who read it (publish). `Streaming` is the one for mma.sync, KeyTiles
+// (stream_sm90.cuh) for wgmma.
 
 inline constexpr int kTile = 64;  ///< rows streamed at a time
 inline constexpr int kStep = 32;  ///< rows that a warp takes at a time: two accumulator tiles
@@ -27,6 +28,7 @@ struct Streaming : Chunks<T, Size> {
   static constexpr int kRegistersPerColumn = 4 * kBlocks * (sizeof(T) == 4 ? 2 : 1);
   static constexpr int kColumns = 4 * kRegistersPerColumn <= 128 ? 4 : 128 / kRegistersPerColumn;
   static constexpr int kResident = 8 * kColumns;  ///< resident rows per warp
+  static constexpr int kTileRows = kTile;
   static constexpr int kTileBytes = kTile * kRow * 16;
   static constexpr int kStages = kTileBytes <= (16 << 10) ? 4 : kTileBytes <= (32 << 10) ? 3 : 2;
   static constexpr int kSharedBytes = kStages * kTileBytes;
@@ -64,15 +66,16 @@ struct Resident {
 /// Starts copying tile `tile` of a matrix of `rows` rows to shared memory; rows beyond the last become 0.
 template <class Shape, class T>
 __device__ inline void start_tile(uint4* target, const T* matrix, int rows, int tile) {
-  constexpr int kRow = Shape::kRow;
+  constexpr int kRow = Shape::kRow, kRows = Shape::kTileRows;
   const int thread = static_cast<int>(threadIdx.x);
-  const uint4* source = reinterpret_cast<const uint4*>(matrix) + static_cast<size_t>(tile) * kTile * kRow + thread;
-  const int last = (rows - tile * kTile) * kRow;  // chunks of the tile that there are
+  const uint4* source = reinterpret_cast<const uint4*>(matrix) + static_cast<size_t>(tile) * kRows * kRow + thread;
+  const int last = (rows - tile * kRows) * kRow;  // chunks of the tile that there are
 #pragma unroll
-  for (int i = 0; i < kTile * kRow; i += Shape::kBlockThreads) {
+  for (int i = 0; i < kRows * kRow; i += Shape::kBlockThreads) {
+    if (i + Shape::kBlockThreads > kRows * kRow && thread + i >= kRows * kRow) break;
     const int row = (thread + i) / kRow, chunk = (thread + i) % kRow;
     const unsigned to = shared_address(target + Shape::place(row, chunk));
-    if (last >= kTile * kRow) {
+    if (last >= kRows * kRow) {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(source + i));
     } else {
       const bool real = thread + i < last;
@@ -89,24 +92,34 @@ int shares_of(int tiles, int others) {
   return std::clamp(blocks, 1, tiles);
 }
 
+/// Tiles that are their rows.
+struct NoRest {
+  __device__ void operator()(int, uint4*) const {}
+};
+
 /// Streams the tiles [first, last) of `matrix` past the block and calls body(tile, pointer to its chunks) for each.
-/// Every thread of the block must call it. `shared` has kSharedBytes.
-template <class Shape, class T, class Body>
-__device__ inline void stream_tiles(const T* matrix, int rows, int first, int last, uint4* shared, const Body& body) {
+/// Every thread of the block must call it. `shared` has kSharedBytes. start_rest(tile, its place) starts to copy what a
+/// tile has behind its rows.
+template <class Shape, class T, class Body, class Rest = NoRest>
+__device__ inline void stream_tiles(const T* matrix, int rows, int first, int last, uint4* shared, const Body& body,
+                                    const Rest& start_rest = {}) {
   constexpr int kTileChunks = Shape::kTileBytes / 16;
-#pragma unroll
-  for (int stage = 0; stage < Shape::kStages - 1; ++stage) {
-    if (first + stage < last) start_tile<Shape>(shared + stage * kTileChunks, matrix, rows, first + stage);
+  const auto start = [&](int tile, uint4* place) {
+    if (tile < last) {
+      start_tile<Shape>(place, matrix, rows, tile);
+      start_rest(tile, place);
+    }
     asm volatile("cp.async.commit_group;");
-  }
+  };
+#pragma unroll
+  for (int stage = 0; stage < Shape::kStages - 1; ++stage) start(first + stage, shared + stage * kTileChunks);
   int stage = 0;
   for (int tile = first; tile < last; ++tile) {
     asm volatile("cp.async.wait_group %0;" ::"n"(Shape::kStages - 2));
     Shape::publish();
     __syncthreads();  // the tile has arrived for all, and all are done with the one whose place is filled next
-    const int next = tile + Shape::kStages - 1, free_stage = (stage + Shape::kStages - 1) % Shape::kStages;
-    if (next < last) start_tile<Shape>(shared + free_stage * kTileChunks, matrix, rows, next);
-    asm volatile("cp.async.commit_group;");
+    const int free_stage = (stage + Shape::kStages - 1) % Shape::kStages;
+    start(tile + Shape::kStages - 1, shared + free_stage * kTileChunks);
     body(tile, shared + stage * kTileChunks);
     stage = (stage + 1) % Shape::kStages;
   }

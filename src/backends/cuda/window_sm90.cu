@@ -60,26 +60,27 @@ __global__ void __launch_bounds__(KeyTiles<T, Size>::kBlockThreads, KeyTiles<T, 
   using S = KeyTiles<T, Size>;
   extern __shared__ __align__(1024) uint4 shared[];
   constexpr int kColumns = WithSums ? 2 : 1;  // squares, and sums
-  __shared__ float2 exchange[kRowBlocks][kColumns][32];
+  __shared__ float2 exchange[S::kRowBlocks][kColumns][32];
   const int kv_head = static_cast<int>(blockIdx.x) % layer.kv_heads,
             split = static_cast<int>(blockIdx.x) / layer.kv_heads;
-  const int warp = static_cast<int>(threadIdx.x) / 32, first_head = static_cast<int>(blockIdx.y) * kRowBlocks;
+  const int warp = static_cast<int>(threadIdx.x) / 32, first_head = static_cast<int>(blockIdx.y) * S::kRowBlocks;
   const int head_in_group = first_head + warp / 2;
   const bool idle = head_in_group >= layer.group, group_idle = first_head + warp / 4 * 2 >= layer.group;
   const int row_block = query_block * layer.group + (idle ? 0 : head_in_group);
-  const RowBlock rows(layer, range, kv_head, row_block, S::kResident);
+  const RowBlock rows(layer, range, kv_head, row_block, kRowBlockRows);
   const int tiles = (layer.context + kTile - 1) / kTile;
   const int first = static_cast<int>(static_cast<long long>(tiles) * split / splits);
   const int last = static_cast<int>(static_cast<long long>(tiles) * (split + 1) / splits);
 
-  QueryRows<T, Size> queries;
-  queries.load(static_cast<const T*>(layer.q) + (static_cast<size_t>(rows.head) * layer.queries + rows.first) * Size,
-               idle ? 0 : rows.count());
+  LeftRows<T, Size> queries;
+  queries.load_queries(
+      static_cast<const T*>(layer.q) + (static_cast<size_t>(rows.head) * layer.queries + rows.first) * Size,
+      idle ? 0 : rows.count());
   RowSoftmax of_row[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = row_block * S::kResident + first_warp_row() + 8 * half + lane_row();
-    of_row[half] = softmax[static_cast<size_t>(kv_head) * row_blocks * S::kResident + row];
+    const int row = row_block * kRowBlockRows + first_warp_row() + 8 * half + lane_row();
+    of_row[half] = softmax[static_cast<size_t>(kv_head) * row_blocks * kRowBlockRows + row];
   }
 
   const LogitForm form(layer);
@@ -88,8 +89,9 @@ __global__ void __launch_bounds__(KeyTiles<T, Size>::kBlockThreads, KeyTiles<T, 
   stream_tiles<S>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
     if (group_idle) return;
     float c[8][4];
-    products(c, queries, chunks);
-    finish_products(c, layer, rows, tile, form);
+    start_products<S>(c, queries, chunks, 0);
+    wait_wgmma(c);
+    finish_products(c, layer, rows, tile * kTile, form);
     float sum[16] = {}, square[16] = {};  // over the lane's two rows
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -115,9 +117,9 @@ __global__ void __launch_bounds__(KeyTiles<T, Size>::kBlockThreads, KeyTiles<T, 
 void window_columns_sm90(const Layer& layer, QueryRange range, const RowSoftmax* softmax, float* sums, float* squares,
                          cudaStream_t stream) {
   const RowLayout layout(layer, range);
-  const int groups = (layer.group + kRowBlocks - 1) / kRowBlocks;
   for_half_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     using S = KeyTiles<T, Size>;
+    const int groups = (layer.group + S::kRowBlocks - 1) / S::kRowBlocks;
     const int splits = shares_of<S>((layer.context + kTile - 1) / kTile, layer.kv_heads * groups);
     const auto kernel = sums ? window_kernel<T, Size, true> : window_kernel<T, Size, false>;
     allow_shared_memory(kernel, S::kSharedBytes);

@@ -1,17 +1,24 @@
 // Times the CUDA kernels on one layer of llama-3.1-8b in bfloat16, data on the device, and checks every result against
-// the float64 reference. Prints one line of JSON per case: name, milliseconds (median), error.
+// the float64 reference where that takes no hours. Prints one line of JSON per case: name, milliseconds (median),
+// error.
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "backends/cuda/laprox.h"
+#include "backends/cuda/removal.h"
 #include "backends/cuda/scoring.h"
 #include "check.h"
 #include "data.h"
+#include "laprox/array_source.h"
+#include "laprox/cuda.h"
 #include "laprox/error.h"
+#include "laprox/sweep.h"
 
 namespace {
 
@@ -45,10 +52,31 @@ double median_ms(cudaStream_t stream, const std::function<void()>& launch, int r
   return times[static_cast<std::size_t>(runs / 2)];
 }
 
+/// Milliseconds of work that takes its memory itself and waits for the device; the median.
+double median_wall_ms(int runs, const std::function<void()>& work) {
+  work();
+  std::vector<double> times;
+  for (int run = 0; run < runs; ++run) {
+    const auto begin = std::chrono::steady_clock::now();
+    work();
+    times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
+  }
+  std::nth_element(times.begin(), times.begin() + runs / 2, times.end());
+  return times[static_cast<std::size_t>(runs / 2)];
+}
+
+/// Negative errors are those that nobody measured.
 void report(const std::string& name, double ms, double error = -1) {
   fmt::print("{{\"case\": \"{}\", \"ms\": {:.4f}, \"error\": {:.3g}}}\n", name, ms, error);
   std::fflush(stdout);
 }
+
+/// While it lives, the kernels for any device are used.
+class OnlySm80 {
+ public:
+  OnlySm80() { cuda::allow_sm90(false); }
+  ~OnlySm80() { cuda::allow_sm90(true); }
+};
 
 /// LaProx scores, window 32 and average pooling with kernel 7, whole and by its parts.
 void bench_laprox(Index tokens) {
@@ -60,6 +88,10 @@ void bench_laprox(Index tokens) {
   const double ms = median_ms(stream, [&] { scores.launch(stream); });
   const Matrix found = cuda::download_matrix(scores.scores(), layer.kv_heads, tokens, stream);
   report(fmt::format("laprox {}", tokens), ms, bench::laprox_error(data.exact, found, 32, 7));
+  {
+    const OnlySm80 only;
+    report(fmt::format("laprox any {}", tokens), median_ms(stream, [&] { scores.launch(stream); }));
+  }
 
   const std::size_t size = static_cast<std::size_t>(layer.query_heads) * static_cast<std::size_t>(tokens);
   cuda::DeviceBuffer<float2> partial;
@@ -82,7 +114,13 @@ void bench_laprox(Index tokens) {
          median_ms(stream, [&] { cuda::value_forms(layer, forms, layer.group, true, norms.data(), stream); }));
 }
 
-void bench_h2o(Index tokens) {
+/// How far the sums of all columns are from the number of queries, relative to it: every query's weights sum to 1.
+double sum_error(const Matrix& sums, Index queries) {
+  return (sums.rowwise().sum().array() / static_cast<double>(queries) - 1).abs().maxCoeff();
+}
+
+/// Both passes of H2O; with `reference`, checked against float64, which takes its time.
+void bench_h2o(Index tokens, int runs, bool reference) {
   const bench::BenchLayer data = bench::make_layer(tokens, tokens);
   const cuda::Stream stream;
   const cuda::DeviceLayer on_device(data.half, stream);
@@ -92,14 +130,103 @@ void bench_h2o(Index tokens) {
   cuda::DeviceBuffer<float> sums(static_cast<std::size_t>(layer.query_heads) * static_cast<std::size_t>(tokens));
   const auto rows = [&] { cuda::row_softmax(layer, {0, layer.queries}, partial, softmax, stream); };
   const auto columns = [&] { cuda::all_columns(layer, softmax.data(), sums.data(), stream); };
-  const double ms = median_ms(stream, [&] {
+  const auto both = [&] {
     rows();
     columns();
-  });
+  };
+  const double ms = median_ms(stream, both, runs);
   const Matrix found = cuda::download_matrix(sums.data(), layer.query_heads, tokens, stream);
-  report(fmt::format("h2o {}", tokens), ms, bench::column_sum_error(data.exact, found));
-  report(fmt::format("h2o rows {}", tokens), median_ms(stream, rows));
-  report(fmt::format("h2o columns {}", tokens), median_ms(stream, columns));
+  report(fmt::format("h2o {}", tokens), ms, reference ? bench::column_sum_error(data.exact, found) : -1);
+  report(fmt::format("h2o mass {}", tokens), 0, sum_error(found, tokens));
+  report(fmt::format("h2o rows {}", tokens), median_ms(stream, rows, runs));
+  report(fmt::format("h2o columns {}", tokens), median_ms(stream, columns, runs));
+  const OnlySm80 only;
+  report(fmt::format("h2o any {}", tokens), median_ms(stream, both, runs));
+}
+
+/// What LaProx-R's scores are made of: the joint energies of removal at the window's queries.
+void bench_removal(Index tokens) {
+  const bench::BenchLayer data = bench::make_layer(tokens, 32);
+  const cuda::Stream stream;
+  const cuda::DeviceLayer on_device(data.half, stream);
+  const cuda::Layer& layer = on_device.view();
+  cuda::DeviceBuffer<double> energies(static_cast<std::size_t>(layer.kv_heads) * static_cast<std::size_t>(tokens));
+  report(fmt::format("laprox-r {}", tokens), median_wall_ms(5, [&] {
+           cuda::removal_energies(layer, {0, 32}, true, true, energies.data(), stream);
+         }));
+}
+
+/// What LaProx-far adds: energies at all queries 128 or more behind an entry.
+void bench_far(Index tokens, int runs) {
+  const bench::BenchLayer data = bench::make_layer(tokens, tokens);
+  const cuda::Stream stream;
+  const cuda::DeviceLayer on_device(data.half, stream);
+  const cuda::Layer& layer = on_device.view();
+  cuda::DeviceBuffer<double> energies(static_cast<std::size_t>(layer.kv_heads) * static_cast<std::size_t>(tokens));
+  report(fmt::format("laprox-far {}", tokens),
+         median_wall_ms(runs, [&] { cuda::far_energies(layer, 128, energies.data(), stream); }));
+}
+
+/// The layer's arrays as a source of one layer, where they lie.
+ArraySource source_of(const LayerTensors& layer) {
+  DumpInfo info;
+  info.path = "bench";
+  info.context_length = info.tokens = layer.tokens;
+  info.query_positions = layer.query_positions;
+  info.layers.push_back({.geometry = layer.geometry,
+                         .attention = layer.attention,
+                         .q_type = ElementType::bfloat16,
+                         .k_type = ElementType::bfloat16,
+                         .v_type = ElementType::bfloat16,
+                         .w_o_type = ElementType::bfloat16});
+  return {info, [&layer](Index, LayerArray array, DumpInfo::Rows rows) -> ArrayView {
+            const Tensor& t = array == LayerArray::q   ? layer.q
+                              : array == LayerArray::k ? layer.k
+                              : array == LayerArray::v ? layer.v
+                                                       : layer.w_o;
+            if (array != LayerArray::q || rows.count() == layer.queries()) return {t.type(), t.shape(), t.raw(), {}};
+            std::vector<Index> shape = t.shape();
+            const Index row = shape[2] * 2, all = shape[1] * row, some = rows.count() * row;
+            auto copy = std::make_shared<std::vector<std::byte>>(static_cast<std::size_t>(shape[0] * some));
+            for (Index head = 0; head < shape[0]; ++head) {
+              std::copy_n(t.raw() + head * all + rows.first * row, some, copy->data() + head * some);
+            }
+            shape[1] = rows.count();
+            return {t.type(), shape, copy->data(), copy};
+          }};
+}
+
+/// A sweep of one layer whose tensors are in host memory, judged by its window, beside the time that its tensors take
+/// to the device from pinned memory.
+void bench_sweep(Index tokens) {
+  const bench::BenchLayer data = bench::make_layer(tokens, tokens);
+  const ArraySource source = source_of(data.half);
+  SweepOptions options;
+  for (const char* policy : {"streaming", "snapkv", "laprox", "h2o", "knorm", "keydiff", "tova", "laprox+layer"}) {
+    options.policies.push_back(parse_policy(policy));
+  }
+  for (const char* budget : {"5%", "10%", "20%", "40%"}) options.budgets.push_back(parse_budget(budget));
+  options.queries = JudgedQueries::window;
+  const auto backend = make_cuda_backend(0, 0);
+  report(fmt::format("sweep {}", tokens), median_wall_ms(3, [&] { sweep_dump(source, options, *backend); }));
+
+  const cuda::Stream stream;
+  const std::size_t piece = std::size_t{1} << 28;
+  auto* pinned = static_cast<std::byte*>(cuda::allocate_pinned(piece));
+  cuda::DeviceBuffer<std::byte> target(piece);
+  std::fill_n(pinned, piece, std::byte{1});
+  const double ms = median_wall_ms(10, [&] {
+    cuda::upload(target.data(), pinned, piece, stream);
+    stream.wait();
+  });
+  const LayerTensors& layer = data.half;
+  const double bytes = 2.0 * static_cast<double>(layer.q.size() + layer.k.size() + layer.v.size() + layer.w_o.size());
+  report(fmt::format("transfer {}", tokens), ms * bytes / static_cast<double>(piece));
+  report(fmt::format("layer to device {}", tokens), median_wall_ms(3, [&] {
+           const cuda::DeviceLayer copy(layer, stream);
+           stream.wait();
+         }));
+  cudaFreeHost(pinned);
 }
 
 }  // namespace
@@ -109,7 +236,13 @@ int main() {
     fmt::print("{{\"device\": \"{}\"}}\n", cuda::describe_device(0));
     bench_laprox(32768);
     bench_laprox(131072);
-    bench_h2o(8192);
+    bench_h2o(8192, 100, true);
+    bench_h2o(131072, 3, false);
+    bench_removal(32768);
+    bench_removal(131072);
+    bench_far(8192, 3);
+    bench_far(32768, 1);
+    bench_sweep(131072);
   } catch (const Error& error) {
     fmt::print(stderr, "{}\n", error.what());
     return 4;

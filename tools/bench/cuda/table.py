@@ -36,11 +36,32 @@ def main():
         row = [f"LaProx scores, T = {tokens}", f"**{ms(ours, name)}**", f"{ours[name]['error']:.1e}"]
         row += [ms(torch, f"{peer} {tokens}") for peer in ("spelled out", "gram eager", "gram compiled")] + [share]
         print("| " + " | ".join(row) + " |")
-    print("\n| case | laprox | error | PyTorch, eager |\n|---|---|---|---|")
-    print(
-        f"| H2O column sums, T = 8192 | **{ms(ours, 'h2o 8192')}** | {ours['h2o 8192']['error']:.1e} | "
-        f"{ms(torch, 'h2o eager 8192')} |"
-    )
+    print("\n| case | laprox | kernels for any device | error | PyTorch, eager | compiled | share of prefill (SDPA) |")
+    print("|---|---|---|---|---|---|---|")
+    for name, meaning, peer in (
+        ("laprox 32768", "LaProx scores, T = 32768", "gram"),
+        ("laprox 131072", "LaProx scores, T = 131072", "gram"),
+        ("h2o 8192", "H2O column sums, T = 8192", "h2o"),
+        ("h2o 131072", "H2O column sums, T = 131072", "h2o"),
+        ("laprox-r 32768", "LaProx-R energies, T = 32768", "removal"),
+        ("laprox-r 131072", "LaProx-R energies, T = 131072", "removal"),
+        ("laprox-far 8192", "LaProx-far energies, T = 8192", "far"),
+        ("laprox-far 32768", "LaProx-far energies, T = 32768", "far"),
+    ):
+        if name not in ours:
+            continue
+        kind, tokens = name.split()
+        error = f"{ours[name]['error']:.1e}" if ours[name]["error"] >= 0 else "-"
+        prefill = f"{ours[name]['ms'] / torch[f'sdpa {tokens}']['ms']:.4f}" if f"sdpa {tokens}" in torch else "-"
+        row = [meaning, f"**{ms(ours, name)}**", ms(ours, f"{kind} any {tokens}"), error]
+        row += [ms(torch, f"{peer} eager {tokens}"), ms(torch, f"{peer} compiled {tokens}"), prefill]
+        print("| " + " | ".join(row) + " |")
+    if "sweep 131072" in ours:
+        print(
+            f"\nOne layer of 131072 tokens in host memory, 8 policies x 4 budgets: {ms(ours, 'sweep 131072')}; its tensors "
+            f"from pinned memory to the device: {ms(ours, 'transfer 131072')}; from pageable memory, allocation included: "
+            f"{ms(ours, 'layer to device 131072')}."
+        )
     print("\n| part | T = 32768 | T = 131072 |\n|---|---|---|")
     for part, meaning in (
         ("row softmax", "window: row maxima and sums"),
@@ -49,7 +70,9 @@ def main():
         ("value norms", "value norms"),
     ):
         print(f"| {meaning} | {ms(ours, f'{part} 32768')} | {ms(ours, f'{part} 131072')} |")
-    print(f"\nH2O: row maxima and sums {ms(ours, 'h2o rows 8192')}, column sums {ms(ours, 'h2o columns 8192')}.")
+    for tokens in (8192, 131072):
+        rows, columns = ms(ours, f"h2o rows {tokens}"), ms(ours, f"h2o columns {tokens}")
+        print(f"\nH2O, T = {tokens}: row maxima and sums {rows}, column sums {columns}.")
     print("Error: largest difference from the float64 reference on the same bfloat16 numbers, relative to the largest score.")
 
 
