@@ -79,6 +79,7 @@ void OutputFile::commit() {
     closing_failed_ = true;
     throw FileError(fmt::format("{}: cannot be written ({}); is the disk full?", path_.string(), error.getDetailMsg()));
   }
+  sync_temporary(temporary_, path_);
   check_output(path_, replace_, {});  // somebody may have made it meanwhile
   keep_temporary(temporary_, path_);
   committed_ = true;

@@ -48,6 +48,7 @@ class ReportReader {
     }
     check_numbers(report);
     check_twins(report);
+    check_schedule(report);
     if (reader_.has("/kept")) read_kept(report);
     return report;
   }
@@ -71,6 +72,8 @@ class ReportReader {
           {"is_oracle", {{"policy"}, false, -1}},
           {"identical_to", {cell, false, -1}},
           {"tied_entries", {cell, false, -1}},
+          {"unseen_entries", {layer, false, -1}},
+          {"model_unseen_entries", {cell, false, -1}},
           {"cache_peak", {cell, false, -1}},
           {"cache_mean", {cell}},
           {"cuts", {cell, false, -1}},
@@ -139,6 +142,7 @@ class ReportReader {
     const H5::DataSet dataset = reader_.dataset("/" + name);
     const H5T_class_t type = dataset.getTypeClass();
     if (type != H5T_FLOAT && type != H5T_INTEGER) return;
+    if (dataset.getSpace().getSimpleExtentNdims() == 0) return;  // a number is over no dimension of a report
     ReportArray array;
     array.counts = type == H5T_INTEGER;
     array.dimensions = dimensions_of(dataset);
@@ -188,6 +192,15 @@ class ReportReader {
       if (twin >= -1 && twin < static_cast<double>(report.policies.size())) continue;
       reader_.refuse("/identical_to", fmt::format("-1 to {}", report.policies.size() - 1), fmt::format("{}", twin));
     }
+  }
+
+  /// Tables of a schedule say what its caches held; figures under a schedule must not pass for those of one cut.
+  void check_schedule(const Report& report) {
+    const bool named = report.provenance.contains("schedule"), held = report.arrays.contains("cache_peak");
+    if (named && !held) {
+      reader_.refuse("/cache_peak", "numbers, because attribute schedule says that caches were cut again", "nothing");
+    }
+    if (held && !named) reader_.refuse("/ attribute schedule", "a text, because /cache_peak is there", "nothing");
   }
 
   void read_kept(Report& report) {
