@@ -49,6 +49,7 @@ class ReportReader {
     check_numbers(report);
     check_twins(report);
     check_schedule(report);
+    check_heads(report);
     if (reader_.has("/kept")) read_kept(report);
     return report;
   }
@@ -191,6 +192,25 @@ class ReportReader {
     for (const double twin : twins->second.values) {
       if (twin >= -1 && twin < static_cast<double>(report.policies.size())) continue;
       reader_.refuse("/identical_to", fmt::format("-1 to {}", report.policies.size() - 1), fmt::format("{}", twin));
+    }
+  }
+
+  /// Rows of heads that not every layer has end in missing entries; none lies between numbers, and a layer's heads are
+  /// so many for each KV head.
+  void check_heads(const Report& report) {
+    const auto found = report.arrays.find("head_relative_error");
+    if (found == report.arrays.end()) return;
+    const std::vector<double>&errors = found->second.values, &counts = report.array("kept_count").values;
+    const auto heads = static_cast<std::ptrdiff_t>(report.query_heads),
+               kv_heads = static_cast<std::ptrdiff_t>(report.kv_heads);
+    const auto missing = [](double value) { return std::isnan(value); };
+    for (auto row = errors.begin(), count = counts.begin(); row != errors.end(); row += heads, count += kv_heads) {
+      const auto stored = std::find_if(row, row + heads, missing) - row;
+      const auto caches = std::count_if(count, count + kv_heads, [](double kept) { return kept >= 0; });
+      const bool whole = std::all_of(row + stored, row + heads, missing);
+      if (whole && (caches == 0 ? stored == 0 : stored > 0 && stored % caches == 0)) continue;
+      reader_.refuse("/head_relative_error", "a number for every query head",
+                     fmt::format("{} numbers before a missing one, for {} KV heads", stored, caches));
     }
   }
 
