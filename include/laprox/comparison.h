@@ -19,6 +19,8 @@ struct ComparedCell {
   /// In some dump, the cut falls among entries with equal scores that are more than 1 % of the budget: the order of
   /// equal scores decides this figure.
   bool tied = false;
+  /// The largest share, over the dumps, of the kept entries that no judging or later query sees (sliding windows).
+  double unseen = 0;
   bool best = false;      ///< the best mean of those that compete at this budget
   bool as_good = false;   ///< not the best mean, and not worse by a paired test; never below kFewestPairs dumps
   bool compared = false;  ///< it competes, and there are enough dumps to say whether it is worse

@@ -42,6 +42,9 @@ struct Cell {
   Index tied = 0;                                      ///< see Selection::tied
   CacheFigures cache = {};                             ///< under a schedule
   std::vector<std::vector<Lifetimes>> lifetimes = {};  ///< [layer][kv_head], under a schedule with save_kept
+  /// [layer]: entries of its cache that are kept although no judging query and none after the prompt sees them, because
+  /// a sliding window has left them behind
+  std::vector<Index> unseen = {};
   Index identical_to = -1;  ///< the first earlier policy that keeps the very same entries at this budget, or -1
 };
 

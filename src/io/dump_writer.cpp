@@ -56,6 +56,7 @@ struct DumpWriter::Impl {
   void guarded(Step step) {
     try {
       step();
+      output.check_written();
     } catch (const H5::Exception& error) {
       throw FileError(
           fmt::format("{}: cannot be written ({}); is the disk full?", path.string(), error.getDetailMsg()));

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 
+#include "io/output_driver.h"
 #include "io/temporary.h"
 #include "laprox/error.h"
 
@@ -49,7 +51,8 @@ OutputFile::OutputFile(const std::filesystem::path& path, bool replace, std::spa
   temporary_ = make_temporary(path);
   H5::Exception::dontPrint();
   try {
-    file_ = H5::H5File(temporary_.string(), H5F_ACC_TRUNC);
+    begin_output();
+    file_ = H5::H5File(temporary_.string(), H5F_ACC_TRUNC, H5::FileCreatPropList::DEFAULT, output_access());
   } catch (const H5::Exception&) {
     remove_temporary(temporary_);
     throw FileError(fmt::format("{}: cannot be written; is the disk full?", path.string()));
@@ -71,6 +74,12 @@ OutputFile::~OutputFile() {
   H5Iinc_ref(file_.getId());
 }
 
+void OutputFile::check_written() const {
+  if (const int reason = failed_write()) {
+    throw FileError(fmt::format("{}: cannot be written: {}", path_.string(), std::strerror(reason)));
+  }
+}
+
 void OutputFile::commit() {
   try {
     file_.flush(H5F_SCOPE_GLOBAL);
@@ -79,6 +88,8 @@ void OutputFile::commit() {
     closing_failed_ = true;
     throw FileError(fmt::format("{}: cannot be written ({}); is the disk full?", path_.string(), error.getDetailMsg()));
   }
+  check_written();
+  sync_temporary(temporary_, path_);
   check_output(path_, replace_, {});  // somebody may have made it meanwhile
   keep_temporary(temporary_, path_);
   committed_ = true;

@@ -20,6 +20,8 @@ class OutputFile {
   OutputFile& operator=(const OutputFile&) = delete;
 
   H5::H5File& file() { return file_; }
+  /// Throws FileError where something could not be written so far: HDF5 does not say so (output_driver.h).
+  void check_written() const;
   /// Throws FileError where the data cannot be stored (a full disk, say); nothing is left behind then.
   void commit();
 

@@ -48,6 +48,8 @@ class ReportReader {
     }
     check_numbers(report);
     check_twins(report);
+    check_schedule(report);
+    check_heads(report);
     if (reader_.has("/kept")) read_kept(report);
     return report;
   }
@@ -71,6 +73,8 @@ class ReportReader {
           {"is_oracle", {{"policy"}, false, -1}},
           {"identical_to", {cell, false, -1}},
           {"tied_entries", {cell, false, -1}},
+          {"unseen_entries", {layer, false, -1}},
+          {"model_unseen_entries", {cell, false, -1}},
           {"cache_peak", {cell, false, -1}},
           {"cache_mean", {cell}},
           {"cuts", {cell, false, -1}},
@@ -139,6 +143,7 @@ class ReportReader {
     const H5::DataSet dataset = reader_.dataset("/" + name);
     const H5T_class_t type = dataset.getTypeClass();
     if (type != H5T_FLOAT && type != H5T_INTEGER) return;
+    if (dataset.getSpace().getSimpleExtentNdims() == 0) return;  // a number is over no dimension of a report
     ReportArray array;
     array.counts = type == H5T_INTEGER;
     array.dimensions = dimensions_of(dataset);
@@ -188,6 +193,34 @@ class ReportReader {
       if (twin >= -1 && twin < static_cast<double>(report.policies.size())) continue;
       reader_.refuse("/identical_to", fmt::format("-1 to {}", report.policies.size() - 1), fmt::format("{}", twin));
     }
+  }
+
+  /// Rows of heads that not every layer has end in missing entries; none lies between numbers, and a layer's heads are
+  /// so many for each KV head.
+  void check_heads(const Report& report) {
+    const auto found = report.arrays.find("head_relative_error");
+    if (found == report.arrays.end()) return;
+    const std::vector<double>&errors = found->second.values, &counts = report.array("kept_count").values;
+    const auto heads = static_cast<std::ptrdiff_t>(report.query_heads),
+               kv_heads = static_cast<std::ptrdiff_t>(report.kv_heads);
+    const auto missing = [](double value) { return std::isnan(value); };
+    for (auto row = errors.begin(), count = counts.begin(); row != errors.end(); row += heads, count += kv_heads) {
+      const auto stored = std::find_if(row, row + heads, missing) - row;
+      const auto caches = std::count_if(count, count + kv_heads, [](double kept) { return kept >= 0; });
+      const bool whole = std::all_of(row + stored, row + heads, missing);
+      if (whole && (caches == 0 ? stored == 0 : stored > 0 && stored % caches == 0)) continue;
+      reader_.refuse("/head_relative_error", "a number for every query head",
+                     fmt::format("{} numbers before a missing one, for {} KV heads", stored, caches));
+    }
+  }
+
+  /// Tables of a schedule say what its caches held; figures under a schedule must not pass for those of one cut.
+  void check_schedule(const Report& report) {
+    const bool named = report.provenance.contains("schedule"), held = report.arrays.contains("cache_peak");
+    if (named && !held) {
+      reader_.refuse("/cache_peak", "numbers, because attribute schedule says that caches were cut again", "nothing");
+    }
+    if (held && !named) reader_.refuse("/ attribute schedule", "a text, because /cache_peak is there", "nothing");
   }
 
   void read_kept(Report& report) {

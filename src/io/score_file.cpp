@@ -34,16 +34,27 @@ void write_matrix(H5::Group& group, const std::string& name, const Matrix& matri
               std::vector<double>(matrix.data(), matrix.data() + matrix.size()));
 }
 
+/// Finite tensors can have norms and sums that are not, which no other kernel could be compared with.
+void write_primitive(H5::Group& group, const std::string& name, const Matrix& matrix) {
+  if (!matrix.allFinite()) {
+    throw BackendError(
+        fmt::format("{}/{}: a number is not finite: its terms leave the backend's range; --backend "
+                    "reference computes in float64",
+                    group.getObjName(), name));
+  }
+  write_matrix(group, name, matrix);
+}
+
 /// The primitives on the queries that the policy reads; a policy without queries has none.
 void write_primitives(H5::Group& group, const Policy& policy, Index queries, ScoringKernels& kernels) {
   const QueryNeed need = policy.scorer->traits().queries;
   if (need.kind == QueryNeed::Kind::window || need.kind == QueryNeed::Kind::judged) {
     const WindowStatistics& statistics = kernels.window_statistics(queries);
-    write_matrix(group, "column_norms", statistics.squares.cwiseSqrt());
-    write_matrix(group, "column_sums", statistics.sum);
+    write_primitive(group, "column_norms", statistics.squares.cwiseSqrt());
+    write_primitive(group, "column_sums", statistics.sum);
   }
-  if (need.kind == QueryNeed::Kind::all) write_matrix(group, "column_sums", kernels.column_sums());
-  write_matrix(group, "value_norms", kernels.value_norms());
+  if (need.kind == QueryNeed::Kind::all) write_primitive(group, "column_sums", kernels.column_sums());
+  write_primitive(group, "value_norms", kernels.value_norms());
 }
 
 void write_rankings(H5::Group& group, const std::vector<Ranking>& rankings, Index context) {
@@ -79,7 +90,7 @@ void write_outputs(H5::H5File& file, const DumpReader& dump, const Backend& back
   for (std::size_t n = 0; n < info.layers.size(); ++n) {
     const LayerTensors layer = dump.read_layer(static_cast<Index>(n), rows, tensor_type(backend, info.layers[n]));
     H5::Group group = file.openGroup(io::layer_object(layer.layer));
-    write_matrix(group, "output", backend.layer_errors(layer, {}, SoftmaxMode::renormalized).exact.output);
+    write_primitive(group, "output", backend.layer_errors(layer, {}, SoftmaxMode::renormalized).exact.output);
   }
 }
 

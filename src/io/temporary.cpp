@@ -70,6 +70,15 @@ std::filesystem::path make_temporary(const std::filesystem::path& path) {
   return name;
 }
 
+void sync_temporary(const std::filesystem::path& temporary, const std::filesystem::path& path) {
+  const int file = open(temporary.c_str(), O_RDWR | O_CLOEXEC);
+  const bool synced = file >= 0 && fsync(file) == 0;
+  const int reason = errno;
+  const bool closed = file < 0 || close(file) == 0;
+  if (synced && closed) return;
+  throw FileError(fmt::format("{}: cannot be written: {}", path.string(), std::strerror(synced ? errno : reason)));
+}
+
 void keep_temporary(const std::filesystem::path& temporary, const std::filesystem::path& path) {
   std::error_code error;
   std::filesystem::rename(temporary, path, error);

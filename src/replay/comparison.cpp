@@ -35,6 +35,10 @@ ComparedCell make_cell(const Report& report, const Figure& figure, std::size_t p
     if (report.arrays.contains("tied_entries")) {
       cell.tied = cell.tied || report.at("tied_entries", {d, p, b}) > kTieShare * budget;
     }
+    if (report.arrays.contains("model_unseen_entries") && report.at("kept_pairs", {d, p, b}) > 0) {
+      const double share = report.at("model_unseen_entries", {d, p, b}) / report.at("kept_pairs", {d, p, b});
+      cell.unseen = std::max(cell.unseen, share);
+    }
     const Index twin =
         report.arrays.contains("identical_to") ? static_cast<Index>(report.at("identical_to", {d, p, b})) : -1;
     cell.twin = d == 0 || twin == cell.twin ? twin : -1;

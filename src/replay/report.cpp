@@ -121,6 +121,11 @@ class ReportBuilder {
               "index of the first earlier policy that keeps exactly the same entries at this budget, or -1", true);
     add_array("tied_entries", kCell,
               "entries with equal scores, of which the cut keeps some and evicts others by their position", true);
+    add_array("unseen_entries", with(kCell, {"layer"}),
+              "kept entries that no judging query and none after the prompt sees, because a sliding window has left "
+              "them behind; layers that read one cache have one number",
+              true);
+    add_array("model_unseen_entries", kCell, "unseen_entries of the whole model, each cache once", true);
     add_array("budget_tokens", {"dump", "budget"}, "tokens per KV head that the budget stands for", true);
     add_array("context_length", {"dump"}, "tokens of the prompt", true);
     add_array("is_oracle", {"policy"}, "1: the policy reads the judging queries, which no cache can", true);
@@ -207,6 +212,7 @@ class ReportBuilder {
     put("tied_entries", {d, p, b}, static_cast<double>(cell.tied));
     put("kept_pairs", {d, p, b}, static_cast<double>(total(cell.counts, results_[d].info)));
     put("identical_to", {d, p, b}, static_cast<double>(cell.identical_to));
+    add_unseen(d, p, b);
     for (std::size_t layer = 0; layer < cell.layers.size(); ++layer) {
       const LayerMetrics& metrics = cell.layers[layer];
       for (const Figure& figure : figures()) {
@@ -219,6 +225,17 @@ class ReportBuilder {
         put("kept_count", {d, p, b, layer, head}, static_cast<double>(cell.counts[layer][head]));
       }
     }
+  }
+
+  void add_unseen(std::size_t d, std::size_t p, std::size_t b) {
+    const std::vector<Index>& unseen = results_[d].policies[p].cells[b].unseen;
+    double model = 0;
+    for (std::size_t layer = 0; layer < unseen.size(); ++layer) {
+      const auto entries = static_cast<double>(unseen[layer]);
+      put("unseen_entries", {d, p, b, layer}, entries);
+      if (results_[d].info.layers[layer].kv_source < 0) model += entries;
+    }
+    put("model_unseen_entries", {d, p, b}, model);
   }
 
   void add_regret(std::size_t d, std::size_t p, std::size_t b) {

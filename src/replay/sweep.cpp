@@ -13,6 +13,7 @@
 #include "replay/decoding.h"
 #include "replay/judgement.h"
 #include "replay/selection.h"
+#include "replay/unseen.h"
 
 namespace laprox {
 
@@ -215,9 +216,14 @@ DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, cons
 
   std::vector<Selection> selections = select_kept(dump, options, backend, progress);
   const auto twins = find_twins(selections);
+  const std::vector<Index> unseen = unseen_tokens(info, options);
   for (std::size_t p = 0; p < selections.size(); ++p) {
     for (std::size_t b = 0; b < selections[p].counts.size(); ++b) {
-      result.policies[p].cells.push_back({selections[p].counts[b], {}, {}, selections[p].tied[b], {}, {}, twins[p][b]});
+      Cell& cell = result.policies[p].cells.emplace_back();
+      cell.counts = selections[p].counts[b];
+      cell.tied = selections[p].tied[b];
+      cell.unseen = unseen_entries(selections[p], b, unseen);
+      cell.identical_to = twins[p][b];
     }
   }
 

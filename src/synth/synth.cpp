@@ -342,8 +342,8 @@ void synthesize_dump(const std::filesystem::path& path, const SynthOptions& opti
   std::error_code ignored;
   const auto space = std::filesystem::space(std::filesystem::absolute(path).parent_path(), ignored);
   if (!ignored && static_cast<double>(space.available) < synth_bytes(options)) {
-    throw FileError(fmt::format("{}: the dump takes {:.2f} GB, the disk has {:.2f} GB left", path.string(),
-                                synth_bytes(options) / 1e9, static_cast<double>(space.available) / 1e9));
+    throw FileError(fmt::format("{}: cannot be written: the dump takes {:.3g} MB, the disk has {:.3g} MB left",
+                                path.string(), synth_bytes(options) / 1e6, static_cast<double>(space.available) / 1e6));
   }
   const Matrix rotations = rotation_table(info.tokens);
   const LayerMaker maker(options, info.query_positions, rotations);

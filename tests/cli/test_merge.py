@@ -118,3 +118,42 @@ def test_arrays_that_not_every_report_has_are_named(laprox, three, tmp_path):
             file["mine"] = [0.5]
             file["mine"].dims[0].attach_scale(file[scale])
     assert "its mine is over" in laprox("merge", a, b, "-o", merged, "--force", expect=2).stderr
+
+
+def damaged(laprox, tmp_path, three, change):
+    """The paths of a changed report and of a sound one of another dump."""
+    reports = [tmp_path / "changed.h5", tmp_path / "sound.h5"]
+    for dump, report in zip(three, reports):
+        laprox("sweep", dump, *SWEEP, "-o", report)
+    with h5py.File(reports[0], "r+") as file:
+        change(file)
+    return reports
+
+
+def test_a_scalar_beside_the_figures_is_left_alone(laprox, three, tmp_path):
+    """Merging wrote it as an array over no dimension, and crashed."""
+    reports = damaged(laprox, tmp_path, three, lambda file: file.create_dataset("x", data=1.5))
+    laprox("merge", *reports, "-o", tmp_path / "whole.h5")
+    with h5py.File(tmp_path / "whole.h5") as file:
+        assert "x" not in file and file["model_relative_error"].shape[0] == 2
+
+
+def test_a_missing_number_between_heads_is_refused(laprox, three, tmp_path):
+    """Merging copied it with exit code 0."""
+
+    def change(file):
+        file["head_relative_error"][0, 0, 0, 0, 1] = np.nan
+
+    reports = damaged(laprox, tmp_path, three, change)
+    assert "head_relative_error" in laprox("merge", *reports, "-o", tmp_path / "whole.h5", expect=3).stderr
+    assert not (tmp_path / "whole.h5").exists()
+
+
+def test_a_schedule_without_its_figures_is_refused(laprox, three, tmp_path):
+    """The table asked for them: exit code 70."""
+
+    def change(file):
+        file.attrs["schedule"] = "every 8"
+
+    changed = damaged(laprox, tmp_path, three, change)[0]
+    assert "cache_peak" in laprox("report", changed, expect=3).stderr

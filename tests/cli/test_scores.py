@@ -99,3 +99,17 @@ def test_what_cannot_be_swept_is_refused(laprox, small, scores, tmp_path):
         in laprox("sweep", small[0], "--scores", path, "--budget", "12", expect=3).stderr
     )
     assert "no such file" in laprox("sweep", small[0], "--scores", tmp_path / "none.h5", "--budget", "12", expect=3).stderr
+
+
+def test_primitives_that_are_not_finite_are_no_results(laprox, tmp_path):
+    """The scores of h2o do not read the values; their norms were written as NaN with exit code 0."""
+    path = dumps.write_dump(tmp_path / "dump.h5", context=60, tokens=66, heads=[(4, 2)], seed=5)
+    with h5py.File(path, "r+") as file:
+        values = file["layers/0/v"][()]
+        values[0, 7, 3] = 3e30
+        file["layers/0/v"][...] = values
+    refused = laprox("score", path, "--policy", "h2o", "-o", tmp_path / "scores.h5", expect=4)
+    assert "layers/0/value_norms" in refused.stderr and not (tmp_path / "scores.h5").exists()
+    laprox("score", path, "--policy", "h2o", "--backend", "reference", "-o", tmp_path / "scores.h5")
+    with h5py.File(tmp_path / "scores.h5") as file:
+        assert np.isfinite(file["layers/0/value_norms"][()]).all()

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <optional>
+
 #include "laprox/error.h"
 #include "laprox/merge.h"
 #include "laprox/policy.h"
@@ -25,6 +27,12 @@ std::set<std::string> figures_of(const Report& report) {
   return names;
 }
 
+/// What a report says under a key; nothing where it lacks it, as a report of one cut lacks a schedule.
+std::optional<std::string> text_of(const Report& report, const std::string& key) {
+  const auto found = report.provenance.find(key);
+  return found == report.provenance.end() ? std::nullopt : std::optional(found->second);
+}
+
 }  // namespace
 
 GrowingReport::GrowingReport(const SweepOptions& options, const Backend& backend, std::filesystem::path output,
@@ -46,7 +54,7 @@ void GrowingReport::take_over() {
   require_same("policies", before.policy_specs == mine.policy_specs && before.policies == mine.policies);
   require_same("budgets", before.budgets == mine.budgets);
   for (const char* key : {"softmax", "queries", "backend", "schedule"}) {
-    require_same(key, before.provenance[key] == mine.provenance[key]);
+    require_same(key, text_of(before, key) == text_of(mine, key));
   }
   require_same("segments", before.segments == mine.segments);
   require_same("figures", figures_of(before) == figures_of(mine));
@@ -67,7 +75,12 @@ void GrowingReport::add(const DumpResult& result) {
   parts_.push_back(make_report({result}, options_, backend_));
   const auto since = Clock::now() - written_;
   if (!grows_ || since < kBetween || since < kShare * writing_) return;
-  write(finished(), true);
+  try {
+    write(finished(), true);
+  } catch (const FileError& error) {  // the disk may have room again at the end; what is swept is not given up
+    note(fmt::format("laprox: {}; the sweep goes on", error.what()));
+    written_ = Clock::now();
+  }
 }
 
 Report GrowingReport::finished() const {

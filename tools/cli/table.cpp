@@ -109,7 +109,24 @@ class Table {
           "position are kept; another order gives another figure: {}\n",
           fmt::join(tied, ", "));
     }
-    return text;
+    return text + unseen_footnote();
+  }
+
+  /// Per policy, the budget at which the largest share of what it keeps serves no query.
+  std::string unseen_footnote() const {
+    std::vector<std::string> shares;
+    for (std::size_t p = 0; p < cells_.size(); ++p) {
+      const auto worst = std::max_element(cells_[p].begin(), cells_[p].end(),
+                                          [](const auto& a, const auto& b) { return a.unseen < b.unseen; });
+      if (worst->unseen == 0) continue;
+      shares.push_back(fmt::format("{} {:.3g} % at {}", report_.policies[p], 100 * worst->unseen,
+                                   report_.budgets[static_cast<std::size_t>(worst - cells_[p].begin())]));
+    }
+    if (shares.empty()) return "";
+    return fmt::format(
+        "sliding windows: of the kept entries, those that no judging or later query sees are paid for and serve nothing; "
+        "at most: {}\n",
+        fmt::join(shares, ", "));
   }
 
   std::string best_footnote() const {
