@@ -211,7 +211,13 @@ std::vector<Index> Hdf5Reader::shape(const H5::DataSet& dataset) const {
 ElementType Hdf5Reader::element_type(const H5::DataSet& dataset, const std::string& name) const {
   const H5::DataType type = dataset.getDataType();
   if (type.getClass() == H5T_FLOAT) {
-    if (const auto known = ieee_type(dataset.getFloatType())) return *known;
+    const auto known = ieee_type(dataset.getFloatType());
+    const auto said = known ? text_attribute(dataset, name, "dtype") : std::nullopt;
+    if (said && *said != to_string(*known)) {
+      refuse(name + " attribute dtype", fmt::format("\"{}\", as the data is stored, or nothing", to_string(*known)),
+             fmt::format("\"{}\"", *said));
+    }
+    if (known) return *known;
   }
   if (type.getClass() == H5T_INTEGER && type.getSize() == 2 && dataset.getIntType().getSign() == H5T_SGN_NONE &&
       text_attribute(dataset, name, "dtype") == "bfloat16") {

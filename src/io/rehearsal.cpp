@@ -141,10 +141,22 @@ void visit_dataset(hid_t dataset) {
   H5Tclose(type);
 }
 
+/// By their numbers, as the parent opens them: HDF5 may find one by its name that it cannot open by its number, and
+/// crash when the file is closed after that.
+void number_attributes(hid_t object) {
+  for (int i = 0; i < H5Aget_num_attrs(object); ++i) {
+    const hid_t attribute =
+        H5Aopen_by_idx(object, ".", H5_INDEX_CRT_ORDER, H5_ITER_INC, static_cast<hsize_t>(i), H5P_DEFAULT, H5P_DEFAULT);
+    if (attribute < 0) return;
+    H5Aclose(attribute);
+  }
+}
+
 herr_t visit_object(hid_t root, const char* name, const H5O_info_t* info, void*) {
   const hid_t object = H5Oopen(root, name, H5P_DEFAULT);
   if (object < 0) return 0;
   H5Aiterate2(object, H5_INDEX_NAME, H5_ITER_NATIVE, nullptr, visit_attribute, nullptr);
+  number_attributes(object);
   if (info->type == H5O_TYPE_DATASET) visit_dataset(object);
   H5Oclose(object);
   return 0;

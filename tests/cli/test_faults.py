@@ -1,4 +1,4 @@
-"""Disks that fill up or fail and programs that are killed, at every point of the writing: the old file stays, or the new one is whole."""
+"""Disks that fill up or fail and killed programs, at every point of the writing: the old file stays, or the new one is whole."""
 
 import contextlib
 import os
@@ -193,7 +193,7 @@ def test_kill_9_leaves_the_old_file_or_the_new_one(laprox, inputs, tmp_path, com
 
 
 def test_kill_9_and_resume_again_and_again(laprox, inputs, tmp_path):
-    """However often a sweep is killed, what stands under its name is a report, and resuming ends in that of a sweep that ran through."""
+    """However often a sweep is killed, a report stands under its name, and resuming ends in that of a sweep that ran through."""
     arguments, whole, output = inputs.arguments("sweep"), tmp_path / "whole.h5", tmp_path / "out.h5"
     began = time.monotonic()
     table = run(laprox, arguments, whole).stdout
@@ -217,3 +217,14 @@ def test_a_sweep_prints_to_a_full_device_and_keeps_its_report(laprox, inputs, tm
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 3 and "standard output" in done.stderr
     assert reads(laprox, "sweep", output)
+
+
+@pytest.mark.parametrize("command", ["sweep", "merge"])
+def test_a_list_of_inputs_is_an_input(laprox, inputs, tmp_path, command):
+    """--force replaced the list by the report."""
+    files, options = (inputs.dumps, POLICY) if command == "sweep" else (inputs.reports, ())
+    listed = tmp_path / "list.txt"
+    text = "".join(f"{name}\n" for name in files)
+    listed.write_text(text)
+    refused = laprox(command, f"@{listed}", *options, "-o", listed, "--force", expect=2)
+    assert "which would be lost" in refused.stderr and listed.read_text() == text

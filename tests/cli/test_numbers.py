@@ -172,3 +172,11 @@ def test_garbage_in_evicted_entries_that_no_query_sees_changes_nothing(laprox, t
             file[f"layers/0/{name}"][...] = values
     poisoned = laprox.sweep(path, ["recent"], [20])
     assert clean == poisoned
+
+
+def test_a_type_that_the_data_does_not_have_is_refused(laprox, tmp_path):
+    path = dumps.write_dump(tmp_path / "dump.h5", context=60, tokens=66, heads=[(4, 2)], seed=5)
+    with h5py.File(path, "r+") as file:
+        file["layers/0/k"].attrs["dtype"] = "bfloat16"
+    message = laprox("sweep", path, "--policy", "recent", "--budget", "20", expect=3).stderr
+    assert "/layers/0/k attribute dtype" in message and "float32" in message

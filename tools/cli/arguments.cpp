@@ -82,6 +82,14 @@ std::vector<std::string> matching_paths(const std::string& pattern) {
 
 }  // namespace
 
+std::vector<std::filesystem::path> list_files(const std::vector<std::string>& words) {
+  std::vector<std::filesystem::path> lists;
+  for (const std::string& word : words) {
+    if (word.size() > 1 && word[0] == '@') lists.emplace_back(word.substr(1));
+  }
+  return lists;
+}
+
 std::vector<std::string> expand_paths(const std::vector<std::string>& words) {
   std::vector<std::string> paths;
   for (const std::string& word : words) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <memory>
 #include <set>
 #include <string>
@@ -22,6 +23,9 @@ struct BackendArguments {
   void add_to(CLI::App& command);
   std::unique_ptr<Backend> make() const;
 };
+
+/// The files of lists among them: F of each @F.
+std::vector<std::filesystem::path> list_files(const std::vector<std::string>& words);
 
 /// Paths as given, with each @FILE replaced by the paths that the file lists, one a line (# begins a comment), and each
 /// pattern (*, ?, [...]) that is no file's name by the files that it matches, sorted. Throws UsageError, FileError.

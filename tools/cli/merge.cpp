@@ -20,7 +20,9 @@ struct MergeArguments {
 
 void run_merge(const MergeArguments& arguments) {
   const std::vector<std::string> names = expand_paths(arguments.reports);
-  check_writable(arguments.output, arguments.force, {names.begin(), names.end()});
+  std::vector<std::filesystem::path> inputs(names.begin(), names.end());
+  for (const std::filesystem::path& list : list_files(arguments.reports)) inputs.push_back(list);
+  check_writable(arguments.output, arguments.force, inputs);
   std::vector<Report> parts;
   for (const std::string& name : names) parts.push_back(read_report(name));
   const MergedReport merged = merge_reports(parts, names);

@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "arguments.h"
 #include "commands.h"
@@ -125,12 +126,15 @@ SweepOptions options_of(const SweepArguments& arguments, std::set<std::string>& 
   return options;
 }
 
-void check_output(const SweepArguments& arguments, const std::filesystem::path& config) {
+/// `words`: how the dumps were named; lists of them are inputs too.
+void check_output(const SweepArguments& arguments, const std::filesystem::path& config,
+                  const std::vector<std::string>& words) {
   if (arguments.resume && arguments.output.empty()) throw UsageError("--resume goes on with a report: name it with -o");
   if (arguments.resume && arguments.force) throw UsageError("--resume goes on with a report and --force begins anew");
   if (arguments.output.empty()) return;
   std::vector<std::filesystem::path> inputs(arguments.dumps.begin(), arguments.dumps.end());
   inputs.insert(inputs.end(), arguments.scores.begin(), arguments.scores.end());
+  for (const std::filesystem::path& list : list_files(words)) inputs.push_back(list);
   if (!config.empty()) inputs.push_back(config);
   check_writable(arguments.output, arguments.force || arguments.resume, inputs);
 }
@@ -144,11 +148,11 @@ void allow_open_files(std::size_t count) {
 }
 
 void run_sweep(SweepArguments arguments, const std::filesystem::path& config) {
-  arguments.dumps = expand_paths(arguments.dumps);
+  const std::vector<std::string> words = std::exchange(arguments.dumps, expand_paths(arguments.dumps));
   std::set<std::string> of_all;
   SweepOptions options = options_of(arguments, of_all);
   const auto backend = arguments.backend.make();
-  check_output(arguments, config);
+  check_output(arguments, config, words);
 
   // Every dump is opened and every request checked before the first one is worked on.
   allow_open_files(arguments.dumps.size());

@@ -69,12 +69,15 @@ inline Lanes exp_nonpositive(Lanes x) {
   return select(x < -87.3F, Lanes{}, p * power);
 }
 
-/// tanh(x) = sign(x) (1 - e) / (1 + e), e = exp(-2|x|).
+/// tanh(x) = sign(x) (1 - e) / (1 + e), e = exp(-2|x|); near 0, where 1 - e cancels, the first terms of its series. A
+/// large soft-cap multiplies what is lost there.
 inline Lanes tanh(Lanes x) {
   const Lanes magnitude = x < 0 ? -x : x;
   const Lanes e = exp_nonpositive(-2.0F * magnitude);
   const Lanes value = (1.0F - e) / (1.0F + e);
-  return x < 0 ? -value : value;
+  const Lanes square = x * x;
+  const Lanes series = x + x * square * (square * 0.13333333F - 0.33333333F);
+  return select(magnitude < 0.1F, series, x < 0 ? -value : value);
 }
 
 }  // namespace laprox::cpu
