@@ -26,7 +26,8 @@ ScorerInfo tova_info() {
       .description =
           "s[i] = mean over all query heads of the layer of A_h[C-1, i]; every KV head keeps the same tokens. Nothing "
           "is protected in the official code: the last token competes with its own weight. kvpress always keeps it: "
-          "force-last=true. One eviction after the prompt; the official code also evicts at every decoded token.",
+          "force-last=true. One eviction after the prompt; with --schedule step at every decoded token, as the official "
+          "code does.",
       .default_allocator = "head",
       .needs = "last query, K",
       .options = {OptionSpec::boolean("force-last", false, "always keep the last prompt token (kvpress)")},
