@@ -85,14 +85,20 @@ class Table {
     std::vector<std::string> off_budget, oracles, twins, tied;
     for (std::size_t p = 0; p < cells_.size(); ++p) {
       bool on_budget = true;
+      std::vector<std::string> tied_budgets;
       if (cells_[p][0].oracle) oracles.push_back(report_.policies[p]);
       for (std::size_t b = 0; b < cells_[p].size(); ++b) {
         const ComparedCell& cell = cells_[p][b];
         on_budget = on_budget && cell.on_budget;
-        if (cell.tied) tied.push_back(fmt::format("{} at {}", report_.policies[p], report_.budgets[b]));
+        if (cell.tied) tied_budgets.push_back(report_.budgets[b]);
         if (cell.twin < 0) continue;
         twins.push_back(fmt::format("{} at {} is {}", report_.policies[p], report_.budgets[b],
                                     report_.policies[static_cast<std::size_t>(cell.twin)]));
+      }
+      if (!tied_budgets.empty()) {
+        const bool everywhere = tied_budgets.size() > 1 && tied_budgets.size() == report_.budgets.size();
+        tied.push_back(fmt::format("{} at {}", report_.policies[p],
+                                   everywhere ? "every budget" : fmt::format("{}", fmt::join(tied_budgets, ", "))));
       }
       if (!on_budget) off_budget.push_back(report_.policies[p]);
     }
@@ -107,7 +113,7 @@ class Table {
       text += fmt::format(
           "~ the cut falls among equal scores, more than 1 % of the budget, of which the first by "
           "position are kept; another order gives another figure: {}\n",
-          fmt::join(tied, ", "));
+          fmt::join(tied, "; "));
     }
     return text + unseen_footnote();
   }

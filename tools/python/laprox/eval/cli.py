@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from pathlib import Path
 
 from .._errors import Error, UsageError
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         code = getattr(error, "exit_code", None)  # laprox_dump's own errors
         if code is None:
-            raise
+            traceback.print_exc()
+            return _fail(70, "this is a bug in laprox-eval; please report it with the lines above")
         return _fail(code, error)
 
 
