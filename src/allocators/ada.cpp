@@ -32,7 +32,9 @@ class Ada : public Allocator {
   /// Contenders that every head is sure of: in kvpress the window uses the guarantee up first, in the authors' later
   /// code it does not.
   Index guaranteed(Index tokens, const Contest& contest) const {
-    const Index sure = variant_ == "kvpress" ? how_.part(tokens) - contest.pinned : how_.part(tokens);
+    Index sure = how_.part(tokens);
+    if (variant_ == "kvpress-0.5.5" && how_.floor > 0) sure = std::max<Index>(sure, 1);
+    if (variant_ != "fork") sure -= contest.pinned;
     return std::clamp<Index>(sure, 0, contest.per_head());
   }
 
@@ -52,12 +54,14 @@ AllocatorInfo ada_allocator_info() {
           "and won_g counts its tokens among the layer's best. The official code rounds each share half to even, so "
           "that a layer's total drifts by a few tokens (rounding=official); here the largest remainders make it exact "
           "(ties: lower head). variant=kvpress and variant=fork give every head int(b * floor) tokens outright, the "
-          "window counted in or not, and the rest to the layer's best. normalize=true is the default of "
+          "window counted in or not, and the rest to the layer's best; variant=kvpress-0.5.5 is kvpress from that version "
+          "on, where a floor above 0 is worth at least one token. normalize=true is the default of "
           "KVCache-Factory.",
       .scope = "layer",
       .nested = false,
       .options = {OptionSpec::real("floor", 0.2, 0, 1, "share of the budget that is split evenly"),
-                  OptionSpec::choice("variant", "official", {"official", "kvpress", "fork"}, "whose safeguard"),
+                  OptionSpec::choice("variant", "official", {"official", "kvpress", "kvpress-0.5.5", "fork"},
+                                     "whose safeguard"),
                   OptionSpec::boolean("normalize", false, "heads compete by scores relative to their own best"),
                   OptionSpec::choice("rounding", "exact", {"exact", "official"}, "of variant=official")},
       .make = make_allocator<Ada>,

@@ -79,6 +79,37 @@ def snapkv(dump, layer, budget, window=32, pool="max", kernel=7, gqa="mean", ord
     return reduce_and_pool(window_attention(dump, layer, window).mean(1), layer, gqa, order, pool, kernel)
 
 
+def finch(dump, layer, budget, window=32, normalize="kvpress"):
+    """Row t of the window times the tokens that it sees; kvpress counts one too few."""
+    weights = window_attention(dump, layer, window)
+    seen = np.arange(dump.context - weights.shape[1], dump.context) + dict(kvpress=0, exact=1, none=0)[normalize]
+    rows = weights if normalize == "none" else weights * seen[:, None]
+    return reduce_group(rows.mean(1), layer, "mean")
+
+
+def scissorhands(dump, layer, budget, history=0, sinks=4, recent=32, gqa="mean"):
+    first = max(0, dump.context - history) if history else 0
+    weights = oracle.attention(layer, dump.rows(np.arange(first, dump.context)), dump.positions)
+    end = max(sinks, dump.context - recent)
+    return behind_the_sinks(reduce_group(weights.sum(1), layer, gqa)[:, sinks:end], sinks)
+
+
+def noncausal(dump, layer, budget, chunk=256):
+    """Every chunk is a square of logits, padded to full size: padded queries are 0, padded keys get the logit -1e-9."""
+    queries, keys = layer.q[:, dump.rows(np.arange(dump.context))], np.repeat(context_keys(dump, layer), layer.group, 0)
+    received = np.zeros(queries.shape[:2])
+    for start in range(0, dump.context, chunk):
+        size = min(chunk, dump.context - start)
+        square = np.zeros((len(queries), chunk, chunk))
+        square[:, :size, :size] = np.einsum("hnd,htd->hnt", queries[:, start : start + size], keys[:, start : start + size])
+        square[:, :, size:] = -1e-9
+        weights = np.exp(square - square.max(-1, keepdims=True))
+        received[:, start : start + size] = (weights / weights.sum(-1, keepdims=True)).sum(1)[:, :size]
+    scores = reduce_group(received, layer, "mean") * np.linalg.norm(context_values(dump, layer), axis=-1)
+    scores = pooled(scores, "avg", 3)
+    return (scores - scores.mean()) / max(scores.std(ddof=1), 1e-6)
+
+
 def observed_attention(dump, layer, budget):
     weights = oracle.attention(layer, dump.rows(np.arange(dump.context)), dump.positions)[:, :, : dump.context]
     return reduce_group(weights.sum(1) / (dump.context - np.arange(dump.context)), layer, "mean")

@@ -10,6 +10,9 @@ import oracle
 
 SCORERS = {
     "snapkv": scorers.snapkv,
+    "finch": scorers.finch,
+    "scissorhands": scorers.scissorhands,
+    "noncausal": scorers.noncausal,
     "observed-attention": scorers.observed_attention,
     "tova": scorers.tova,
     "knorm": scorers.knorm,
@@ -170,7 +173,9 @@ def ada_layer(table, share, budget, floor, variant, normalize, rounding):
     if variant != "official":
         pinned = budget - share
         safe = int(budget * floor)
-        safe = min(candidates, max(0, safe - pinned) if variant == "kvpress" else safe)
+        if variant == "kvpress-0.5.5" and floor > 0:
+            safe = max(1, safe)
+        safe = min(candidates, safe if variant == "fork" else max(0, safe - pinned))
         return counts_with_safeguard(table, safe, share * len(table))
     if normalize:
         table = np.stack([row * np.sort(row)[::-1][:share].sum() / row.sum() for row in table])
