@@ -48,9 +48,11 @@ class NonCausal : public Scorer {
     const double each = padding / (static_cast<double>(logits.cols()) + padding * std::exp(-1e-9));
     Eigen::RowVectorXd sums = Eigen::RowVectorXd::Constant(logits.cols(), each);
     for (Index row = 0; row < logits.rows(); ++row) {
-      const double most = padding > 0 ? std::max(logits.row(row).maxCoeff(), -1e-9) : logits.row(row).maxCoeff();
+      const double real = logits.row(row).maxCoeff(), most = padding > 0 ? std::max(real, -1e-9) : real;
       const Eigen::RowVectorXd weights = (logits.row(row).array() - most).exp();
-      sums += weights / (weights.sum() + padding * std::exp(-1e-9 - most));
+      // A chunk without padding has no such term, though the exponential may be infinite where all logits are negative.
+      const double of_padding = padding > 0 ? padding * std::exp(-1e-9 - most) : 0;
+      sums += weights / (weights.sum() + of_padding);
     }
     return sums;
   }
