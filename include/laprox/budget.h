@@ -18,6 +18,9 @@ struct BudgetRequest {
   bool operator==(const BudgetRequest&) const = default;
 };
 
+/// That many percent of some tokens, rounded to the nearest (half up).
+double percent_of(double percent, Index tokens);
+
 /// Throws UsageError where `text` is no budget.
 BudgetRequest parse_budget(std::string_view text);
 

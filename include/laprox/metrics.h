@@ -17,8 +17,12 @@ enum class JudgedQueries {
 /// The sums that a relative error over several queries is made of.
 struct PooledError {
   double error_square = 0, norm_square = 0;
+  PooledError& operator+=(const PooledError& other);
   double relative_error() const;
 };
+
+/// The first of n judging queries that belongs to a segment: segments are equal stretches of them, as far as n divides.
+inline Index segment_begin(Index segment, Index segments, Index n) { return (segment * n + segments - 1) / segments; }
 
 /// How far one kept set moves one layer's output. All errors are relative.
 struct LayerMetrics {
@@ -30,11 +34,11 @@ struct LayerMetrics {
   /// added to; NaN where the dump does not store it.
   double residual_error = std::numeric_limits<double>::quiet_NaN();
   double retained_mass = 0;
-  double bound = 0;                          ///< truncated mode: the paper's bound on ||O_kept - O||_F, over ||O||_F
-  double bound_ratio = 0;                    ///< truncated mode: the bound over the actual error, >= 1
-  std::vector<double> head_relative_error;   ///< [query_heads] before W_o
-  double error_square = 0, norm_square = 0;  ///< what the model's pooled error is made of
-  std::vector<PooledError> segments = {};    ///< of equal stretches of the judging queries
+  double bound = 0;                         ///< truncated mode: the paper's bound on ||O_kept - O||_F, over ||O||_F
+  double bound_ratio = 0;                   ///< truncated mode: the bound over the actual error, >= 1
+  std::vector<double> head_relative_error;  ///< [query_heads] before W_o
+  PooledError pooled;                       ///< what the model's pooled error is made of
+  std::vector<PooledError> segments = {};   ///< of equal stretches of the judging queries
 };
 
 /// What errors of a layer's queries are relative to.

@@ -22,9 +22,10 @@ struct Schedule {
   bool operator==(const Schedule&) const = default;
 };
 
-/// Stretches of the decoded queries whose errors are reported each, where a schedule is replayed and nothing else was
-/// said.
+/// Stretches of the judging queries whose errors are reported each, where nothing else was said: none without a
+/// schedule.
 inline constexpr Index kSegments = 8;
+inline Index default_segments(const Schedule& schedule) { return schedule.once() ? 0 : kSegments; }
 
 /// Reads "once", "step" (every:1) or "every:N", the last two optionally with ",grow". Throws UsageError.
 Schedule parse_schedule(std::string_view text);
@@ -34,18 +35,22 @@ std::string to_string(const Schedule& schedule);
 /// A budget while the model decodes, in entries per KV head.
 class DecodingBudget {
  public:
-  /// Throws UsageError where the budget is not one of this schedule: below one token, or, with `grow`, no percentage.
+  /// Throws UsageError where the budget is not one of this schedule: below one token, or, with `grow`, no percentage,
+  /// or, where there is only the cut after the prompt, more than the prompt.
   DecodingBudget(const BudgetRequest& request, const DumpInfo& dump, const Schedule& schedule);
   /// What a cache may hold once `seen` tokens have been processed. Without `grow`, the same for every `seen`.
   Index tokens(Index seen) const;
 
  private:
-  double share_ = 0;  ///< of the tokens seen; 0: constant
+  double percent_ = 0;  ///< of the tokens seen; 0: constant
   Index constant_ = 0;
 };
 
 /// What one KV head's cache held while decoding, one number per token: the entry of token i is seen by the queries at
 /// positions i .. gone[i] - 1. An entry that is never evicted has gone[i] >= T.
 using Lifetimes = std::vector<std::int32_t>;
+
+/// [T] of a cache that is never cut again after the prompt's cut has left `held` of its C tokens.
+Lifetimes lifetimes_after_prompt(const std::vector<std::int32_t>& held, Index context, Index tokens);
 
 }  // namespace laprox

@@ -1,5 +1,9 @@
 #pragma once
 
+#include <algorithm>
+#include <iterator>
+#include <string_view>
+
 namespace laprox::io {
 
 inline constexpr const char* kReportFormat = "laprox-report";
@@ -8,5 +12,14 @@ inline constexpr int kReportVersion = 1;
 inline constexpr const char* kNumberDimensions[] = {"layer", "kv_head", "query_head"};
 /// Those that only some reports have.
 inline constexpr const char* kDecodingDimensions[] = {"segment", "position"};
+
+inline constexpr const char* kLabelDimensions[] = {"dump", "policy", "budget"};
+
+inline bool is_dimension(std::string_view name) {
+  const auto among = [&](const auto& names) {
+    return std::find(std::begin(names), std::end(names), name) != std::end(names);
+  };
+  return among(kLabelDimensions) || among(kNumberDimensions) || among(kDecodingDimensions);
+}
 
 }  // namespace laprox::io

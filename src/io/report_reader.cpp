@@ -5,7 +5,6 @@
 #include <cmath>
 #include <map>
 #include <optional>
-#include <set>
 
 #include "base/text.h"
 #include "io/hdf5.h"
@@ -248,10 +247,7 @@ class ReportReader {
   }
 
   static bool is_label(const std::string& name) {
-    static const std::set<std::string> labels{"dump",        "policy",     "budget",     "layer",
-                                              "kv_head",     "query_head", "segment",    "position",
-                                              "dump_sha256", "dump_model", "policy_spec"};
-    return labels.contains(name);
+    return io::is_dimension(name) || name == "dump_sha256" || name == "dump_model" || name == "policy_spec";
   }
 
   /// The name of the first scale of a dimension, or nothing. H5DSget_scale_name is not asked: HDF5 1.10 frees memory
@@ -278,9 +274,8 @@ class ReportReader {
     }
     for (int i = 0; i < dataset.getSpace().getSimpleExtentNdims(); ++i) {
       const std::string name = scale_name(dataset, static_cast<unsigned>(i));
-      const bool known = name == "dump" || name == "policy" || name == "budget" || name == "layer" ||
-                         name == "kv_head" || name == "query_head" || name == "segment" || name == "position";
-      if (!known) reader_.refuse(dataset.getObjName(), "dimension scales of a report", "'" + name + "'");
+      if (!io::is_dimension(name))
+        reader_.refuse(dataset.getObjName(), "dimension scales of a report", "'" + name + "'");
       names.push_back(name);
     }
     return names;

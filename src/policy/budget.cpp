@@ -36,6 +36,10 @@ double bytes_per_token(const DumpInfo& dump) {
 
 }  // namespace
 
+double percent_of(double percent, Index tokens) {
+  return std::floor(static_cast<double>(tokens) * percent / 100.0 + 0.5);
+}
+
 BudgetRequest parse_budget(std::string_view text) {
   BudgetRequest request;
   request.text = trim(text);
@@ -63,7 +67,7 @@ BudgetRequest parse_budget(std::string_view text) {
 Budget resolve(const BudgetRequest& request, const DumpInfo& dump) {
   const double context = static_cast<double>(dump.context_length);
   double tokens = request.amount;
-  if (request.unit == BudgetRequest::Unit::percent) tokens = std::floor(context * request.amount / 100.0 + 0.5);
+  if (request.unit == BudgetRequest::Unit::percent) tokens = percent_of(request.amount, dump.context_length);
   if (request.unit == BudgetRequest::Unit::bytes) {
     tokens = std::min(context, std::floor(request.amount / bytes_per_token(dump)));
   }

@@ -52,17 +52,25 @@ DecodingBudget::DecodingBudget(const BudgetRequest& request, const DumpInfo& dum
       throw UsageError(fmt::format("budget {}: --schedule {} takes shares of the tokens seen so far, such as 10%",
                                    request.text, to_string(schedule)));
     }
-    share_ = request.amount / 100;
+    percent_ = request.amount;
   }
   // A cache may have room for more than the prompt: then it is first cut when that room is used up.
-  const bool larger_than_prompt =
-      request.unit == BudgetRequest::Unit::tokens && request.amount > static_cast<double>(dump.context_length);
+  const bool larger_than_prompt = !schedule.once() && request.unit == BudgetRequest::Unit::tokens &&
+                                  request.amount > static_cast<double>(dump.context_length);
   constant_ = larger_than_prompt ? static_cast<Index>(request.amount) : resolve(request, dump).tokens_per_head();
 }
 
 Index DecodingBudget::tokens(Index seen) const {
-  if (share_ == 0) return constant_;
-  return std::max<Index>(1, static_cast<Index>(std::floor(static_cast<double>(seen) * share_ + 0.5)));
+  if (percent_ == 0) return constant_;
+  return std::max<Index>(1, static_cast<Index>(percent_of(percent_, seen)));
+}
+
+Lifetimes lifetimes_after_prompt(const std::vector<std::int32_t>& held, Index context, Index tokens) {
+  const auto never = static_cast<std::int32_t>(tokens);
+  Lifetimes gone(static_cast<std::size_t>(tokens), never);
+  std::fill_n(gone.begin(), context, static_cast<std::int32_t>(context));
+  for (const std::int32_t token : held) gone[static_cast<std::size_t>(token)] = never;
+  return gone;
 }
 
 }  // namespace laprox

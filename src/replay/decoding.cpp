@@ -43,29 +43,21 @@ void evict(std::vector<std::int32_t>& held, std::span<const std::int32_t> places
   held.resize(left);
 }
 
-std::vector<Lifetimes> lifetimes_after_prompt(const LayerTensors& layer, const Held& held) {
-  std::vector<Lifetimes> lifetimes;
-  for (const auto& tokens : held) {
-    Lifetimes& gone = lifetimes.emplace_back(layer.tokens, static_cast<std::int32_t>(layer.tokens));
-    std::fill_n(gone.begin(), layer.context_length, static_cast<std::int32_t>(layer.context_length));
-    for (const std::int32_t token : tokens)
-      gone[static_cast<std::size_t>(token)] = static_cast<std::int32_t>(layer.tokens);
-  }
-  return lifetimes;
-}
-
 /// A policy that scores what its caches hold anew at every cut.
 std::vector<Lifetimes> replay_rescored(const Policy& policy, const DecodingBudget& budget, const Schedule& schedule,
                                        HeldLayer& cache, Held held) {
   const LayerTensors& layer = cache.layer();
-  std::vector<Lifetimes> lifetimes = lifetimes_after_prompt(layer, held);
+  std::vector<Lifetimes> lifetimes;
+  for (const auto& tokens : held) {
+    lifetimes.push_back(lifetimes_after_prompt(tokens, layer.context_length, layer.tokens));
+  }
   const Scorer& scorer = *policy.scorer;
   if (scorer.traits().keeps_everything) return lifetimes;
   const Index window = scorer.traits().queries.window, steps = layer.tokens - layer.context_length;
-  for (Index step = 0; step < steps; ++step) {
+  for (Index step = 0; step + 1 < steps; ++step) {  // no query would feel a cut after the last one
     const Index position = layer.context_length + step, seen = position + 1;
     for (auto& tokens : held) tokens.push_back(static_cast<std::int32_t>(position));
-    if (!schedule.cuts_after(step) || seen == layer.tokens) continue;
+    if (!schedule.cuts_after(step)) continue;
     const Index count = budget.tokens(seen), entries = static_cast<Index>(held[0].size());
     if (entries <= count) continue;
     cache.hold(held, position, std::min(window, entries));
@@ -85,7 +77,7 @@ std::vector<Lifetimes> replay_accumulated(const Policy& policy, const DecodingBu
                                           const Backend& backend) {
   const auto evict = [&](const Matrix& of_entries, Index seen) -> std::vector<std::int32_t> {
     const Index count = budget.tokens(seen);
-    if (of_entries.cols() <= count || seen == layer.tokens) return {};
+    if (of_entries.cols() <= count) return {};
     return policy.scorer->evict(policy.scorer->score_sums(of_entries), count);
   };
   return backend.accumulate(layer, {sums, held, schedule, evict});

@@ -156,7 +156,6 @@ void Judgement::finish() {
       cell.model = model_metrics(cell.layers);
       if (census_.empty()) continue;
       cell.cache = census_[p][b].figures();
-      cell.identical_to = -1;
       for (std::size_t other = 0; other < p && cell.identical_to < 0; ++other) {
         if (census_[other][b].fingerprint() == census_[p][b].fingerprint())
           cell.identical_to = static_cast<Index>(other);

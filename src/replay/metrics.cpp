@@ -40,6 +40,12 @@ double quantile(std::vector<double> values, double q) {
   return values[below] + (rank - static_cast<double>(below)) * (values[above] - values[below]);
 }
 
+PooledError& PooledError::operator+=(const PooledError& other) {
+  error_square += other.error_square;
+  norm_square += other.norm_square;
+  return *this;
+}
+
 double PooledError::relative_error() const { return relative(error_square, norm_square); }
 
 ExactNorms norms_of(const ExactOutput& exact) {
@@ -60,16 +66,16 @@ LayerMetrics layer_metrics(const ExactNorms& exact, const OutputError& error, So
     if (!residual_norms.empty()) {
       residual_squares.push_back(error.query_error[t] / (residual_norms[t] * residual_norms[t]));
     }
-    metrics.error_square += error.query_error[t];
-    metrics.norm_square += norm_square;
+    metrics.pooled += {error.query_error[t], norm_square};
   }
-  metrics.segments.resize(static_cast<std::size_t>(segments));
-  for (std::size_t t = 0; t < error.query_error.size() && segments > 0; ++t) {
-    PooledError& segment = metrics.segments[t * metrics.segments.size() / error.query_error.size()];
-    segment.error_square += error.query_error[t];
-    segment.norm_square += exact.query[t];
+  const auto queries = static_cast<Index>(error.query_error.size());
+  for (Index s = 0; s < segments; ++s) {
+    PooledError& segment = metrics.segments.emplace_back();
+    for (Index t = segment_begin(s, segments, queries); t < segment_begin(s + 1, segments, queries); ++t) {
+      segment += {error.query_error[static_cast<std::size_t>(t)], exact.query[static_cast<std::size_t>(t)]};
+    }
   }
-  metrics.relative_error = relative(metrics.error_square, metrics.norm_square);
+  metrics.relative_error = metrics.pooled.relative_error();
   metrics.query_error_mean = mean(query_errors);
   metrics.query_error_p95 = quantile(query_errors, 0.95);
   metrics.query_error_p99 = quantile(query_errors, 0.99);
@@ -82,29 +88,26 @@ LayerMetrics layer_metrics(const ExactNorms& exact, const OutputError& error, So
     metrics.head_relative_error.push_back(relative(error.head_error[head], exact.head[head]));
   }
   if (mode == SoftmaxMode::truncated) {
-    metrics.bound = relative(error.bound * error.bound, metrics.norm_square);
-    metrics.bound_ratio = metrics.error_square > 0 ? error.bound / std::sqrt(metrics.error_square) : 1;
+    metrics.bound = relative(error.bound * error.bound, metrics.pooled.norm_square);
+    metrics.bound_ratio = metrics.pooled.error_square > 0 ? error.bound / std::sqrt(metrics.pooled.error_square) : 1;
   }
   return metrics;
 }
 
 ModelMetrics model_metrics(const std::vector<LayerMetrics>& layers) {
   ModelMetrics model;
-  double error_square = 0, norm_square = 0, residual_square = 0;
+  PooledError pooled;
+  double residual_square = 0;
   std::vector<PooledError> segments(layers.empty() ? 0 : layers[0].segments.size());
   for (const LayerMetrics& layer : layers) {
-    for (std::size_t s = 0; s < segments.size(); ++s) {
-      segments[s].error_square += layer.segments[s].error_square;
-      segments[s].norm_square += layer.segments[s].norm_square;
-    }
-    error_square += layer.error_square;
-    norm_square += layer.norm_square;
+    for (std::size_t s = 0; s < segments.size(); ++s) segments[s] += layer.segments[s];
+    pooled += layer.pooled;
     model.mean_error += layer.relative_error / static_cast<double>(layers.size());
     model.retained_mass += layer.retained_mass / static_cast<double>(layers.size());
     residual_square += layer.residual_error * layer.residual_error / static_cast<double>(layers.size());
     model.cosine_mean += layer.cosine_mean / static_cast<double>(layers.size());
   }
-  model.relative_error = relative(error_square, norm_square);
+  model.relative_error = pooled.relative_error();
   model.residual_error = std::sqrt(residual_square);  // NaN where a layer has none
   for (const PooledError& segment : segments) model.segments.push_back(segment.relative_error());
   return model;

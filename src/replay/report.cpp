@@ -11,6 +11,7 @@
 #include "laprox/error.h"
 #include "laprox/figures.h"
 #include "laprox/version.h"
+#include "replay/selection.h"
 
 namespace laprox {
 
@@ -153,17 +154,12 @@ class ReportBuilder {
   void add_segment_starts(std::size_t d) {
     if (options_.segments == 0) return;
     const DumpInfo& info = results_[d].info;
-    const bool decoded = options_.queries == JudgedQueries::decoded;
-    const Index first = decoded ? info.context_length : info.context_length - options_.window;
-    const DumpInfo::Rows rows = info.rows_between(first, decoded ? info.tokens : info.context_length);
-    // The first query t with t * segments / queries = s.
+    const DumpInfo::Rows rows = judging_rows(info, options_);
     for (Index s = 0; s < options_.segments; ++s) {
-      const Index t = (s * rows.count() + options_.segments - 1) / options_.segments;
-      const bool empty = t >= ((s + 1) * rows.count() + options_.segments - 1) / options_.segments;
-      if (!empty) {
-        put("segment_start", {d, static_cast<std::size_t>(s)},
-            static_cast<double>(info.query_positions[static_cast<std::size_t>(rows.first + t)]));
-      }
+      const Index begin = segment_begin(s, options_.segments, rows.count());
+      if (begin == segment_begin(s + 1, options_.segments, rows.count())) continue;  // no query is left for it
+      put("segment_start", {d, static_cast<std::size_t>(s)},
+          static_cast<double>(info.query_positions[static_cast<std::size_t>(rows.first + begin)]));
     }
   }
 

@@ -22,12 +22,8 @@ namespace {
 std::vector<Budget> resolve_budgets(const DumpInfo& dump, const SweepOptions& options) {
   std::vector<Budget> budgets;
   for (const BudgetRequest& request : options.budgets) {
-    if (options.schedule.once()) {
-      budgets.push_back(resolve(request, dump));
-    } else {
-      const Index tokens = DecodingBudget(request, dump, options.schedule).tokens(dump.context_length);
-      budgets.emplace_back(tokens, dump.total_kv_heads());
-    }
+    const DecodingBudget budget(request, dump, options.schedule);
+    budgets.emplace_back(budget.tokens(dump.context_length), dump.total_kv_heads());
   }
   return budgets;
 }
@@ -215,7 +211,8 @@ DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, cons
   result.budgets = resolve_budgets(info, options);
 
   std::vector<Selection> selections = select_kept(dump, options, backend, progress);
-  const auto twins = find_twins(selections);
+  // Under a schedule the Judgement compares what caches held, not this cut alone.
+  const auto twins = options.schedule.once() ? find_twins(selections) : std::vector<std::vector<Index>>();
   const std::vector<Index> unseen = unseen_tokens(info, options);
   for (std::size_t p = 0; p < selections.size(); ++p) {
     for (std::size_t b = 0; b < selections[p].counts.size(); ++b) {
@@ -223,7 +220,7 @@ DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, cons
       cell.counts = selections[p].counts[b];
       cell.tied = selections[p].tied[b];
       cell.unseen = unseen_entries(selections[p], b, unseen);
-      cell.identical_to = twins[p][b];
+      if (!twins.empty()) cell.identical_to = twins[p][b];
     }
   }
 

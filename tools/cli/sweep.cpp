@@ -119,7 +119,7 @@ SweepOptions options_of(const SweepArguments& arguments, std::set<std::string>& 
   options.window = arguments.window;
   options.save_kept = arguments.save_kept;
   options.schedule = parse_schedule(arguments.schedule);
-  options.segments = arguments.segments.value_or(options.schedule.once() ? 0 : kSegments);
+  options.segments = arguments.segments.value_or(default_segments(options.schedule));
   if (options.policies.empty() && arguments.scores.empty()) {
     throw UsageError("no policy given, for example --policy snapkv,h2o; 'laprox policies' lists all");
   }

@@ -47,10 +47,8 @@ class Cache {
         group_(layer.geometry.group()),
         tokens_(start.held[static_cast<std::size_t>(kv_head)]),
         sums_(static_cast<std::size_t>(group_)),
-        gone_(static_cast<std::size_t>(layer.tokens), static_cast<std::int32_t>(layer.tokens)) {
-    std::fill_n(gone_.begin(), layer.context_length, static_cast<std::int32_t>(layer.context_length));
+        gone_(lifetimes_after_prompt(tokens_, layer.context_length, layer.tokens)) {
     for (const std::int32_t token : tokens_) {
-      gone_[static_cast<std::size_t>(token)] = static_cast<std::int32_t>(layer.tokens);
       for (Index a = 0; a < group_; ++a) {
         sums_[static_cast<std::size_t>(a)].push_back(start.sums(kv_head * group_ + a, token));
       }

@@ -23,12 +23,9 @@ struct Cache {
 
 Cache after_prompt(const LayerTensors& layer, const Accumulation& start, Index kv_head) {
   const auto tokens = static_cast<std::size_t>(layer.tokens), context = static_cast<std::size_t>(layer.context_length);
-  Cache cache{std::vector<bool>(tokens, false), {}, Lifetimes(tokens, static_cast<std::int32_t>(tokens))};
-  std::fill_n(cache.gone.begin(), context, static_cast<std::int32_t>(context));
-  for (const std::int32_t token : start.held[static_cast<std::size_t>(kv_head)]) {
-    cache.holds[static_cast<std::size_t>(token)] = true;
-    cache.gone[static_cast<std::size_t>(token)] = static_cast<std::int32_t>(tokens);
-  }
+  const auto& held = start.held[static_cast<std::size_t>(kv_head)];
+  Cache cache{std::vector<bool>(tokens, false), {}, lifetimes_after_prompt(held, layer.context_length, layer.tokens)};
+  for (const std::int32_t token : held) cache.holds[static_cast<std::size_t>(token)] = true;
   for (Index a = 0; a < layer.geometry.group(); ++a) {
     auto& sums = cache.sums.emplace_back(tokens, 0.0);
     for (std::size_t i = 0; i < context; ++i) {

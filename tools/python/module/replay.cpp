@@ -155,7 +155,7 @@ nb::dict sweep(const std::vector<std::shared_ptr<LayerSource>>& sources, const P
     if (window > 0) options.window = window;
     options.save_kept = save_kept;
     options.schedule = parse_schedule(schedule);
-    options.segments = segments >= 0 ? segments : options.schedule.once() ? 0 : kSegments;
+    options.segments = segments >= 0 ? segments : default_segments(options.schedule);
     Index total = 0, done = 0;
     for (const auto& source : sources) {
       check_request(source->info(), options);

@@ -6,11 +6,18 @@ They need matplotlib and plotly: pip install 'laprox[plot]'.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .decoding import error_while_decoding, lifetimes
-    from .draw import error_over_budget, error_per_layer, kept_along_prompt, kept_per_head, overlap, regret
+    from .decoding import lifetimes
+    from .draw import (
+        error_over_budget,
+        error_per_layer,
+        error_while_decoding,
+        kept_along_prompt,
+        kept_per_head,
+        overlap,
+        regret,
+    )
     from .page import page as html
 
-_DECODING = ("error_while_decoding", "lifetimes")
 __all__ = [
     "error_over_budget",
     "error_per_layer",
@@ -29,9 +36,11 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'laprox.plot' has no attribute '{name}'")
     if name == "html":
         from .page import page as found
+    elif name == "lifetimes":
+        from .decoding import lifetimes as found
     else:
-        from . import decoding, draw
+        from . import draw
 
-        found = getattr(decoding if name in _DECODING else draw, name)
+        found = getattr(draw, name)
     globals()[name] = found
     return found

@@ -64,13 +64,13 @@ def _run(parsed: argparse.Namespace) -> None:
         text = html(report, budget=parsed.budget, highlight=highlight, needle=needle, title=Path(parsed.report[0]).name)
         output.write_text(text, encoding="utf-8")
         return
-    from .decoding import error_while_decoding, lifetimes
-    from .draw import FIGURES as OF_EVERY_SWEEP
+    from .decoding import lifetimes
+    from .draw import FIGURES
 
-    FIGURES = OF_EVERY_SWEEP | {"error-while-decoding": error_while_decoding, "lifetimes": lifetimes}
+    figures = FIGURES | {"lifetimes": lifetimes}
     parsed.figure = parsed.figure or "error-over-budget"
-    if parsed.figure not in FIGURES:
-        raise UsageError(f"--figure: expected one of {', '.join(FIGURES)}, found {parsed.figure!r}")
+    if parsed.figure not in figures:
+        raise UsageError(f"--figure: expected one of {', '.join(figures)}, found {parsed.figure!r}")
     options: dict[str, object] = {}
     if parsed.figure not in ("error-over-budget", "regret"):
         options["budget"] = parsed.budget
@@ -80,7 +80,7 @@ def _run(parsed: argparse.Namespace) -> None:
         options["policies"] = highlight
     if parsed.figure == "kept-along-prompt":
         options["needle"] = needle
-    FIGURES[parsed.figure](report, **options).savefig(output, dpi=160)
+    figures[parsed.figure](report, **options).savefig(output, dpi=160)
 
 
 def _is_evaluation(path: str) -> bool:

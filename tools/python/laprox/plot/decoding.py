@@ -1,4 +1,4 @@
-"""Plots of reports whose caches were cut while the model decoded (sweep with a schedule)."""
+"""What caches held while the model decoded, of a sweep with a schedule."""
 
 from __future__ import annotations
 
@@ -8,32 +8,6 @@ from matplotlib.figure import Figure
 
 from .._errors import UsageError
 from . import draw, style
-
-
-def error_while_decoding(report: xr.Dataset, *, budget: str | None = None, highlight: draw.Highlight = 5) -> Figure:
-    """Relative error of every policy over the segments of the continuation at one budget, mean over prompts."""
-    if "model_segment_error" not in report:
-        raise UsageError("the report has no errors by segment; sweep with a schedule, or with segments=8 (--segments 8)")
-    budget = draw._budget(report, budget)
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
-    axes = figure.subplots()
-    errors = report.model_segment_error.sel(budget=budget).mean("dump")
-    starts = report.segment_start.where(report.segment_start >= 0).mean("dump").values
-    chosen, yardsticks = style.colours(report, highlight), set(style.references(report))
-    ends: list[tuple[float, str, str]] = []
-    for name in draw._back_to_front(report, chosen):
-        values = errors.sel(policy=name).values
-        if not np.nanmax(values) > 0:
-            continue
-        colour, width, order = draw._look(name, chosen, yardsticks)
-        axes.plot(starts, values, color=colour, lw=width, zorder=order, ls="--" if name in yardsticks else "-", marker=".")
-        if name in chosen or name in yardsticks:
-            ends.append((float(values[-1]), name, colour))
-    axes.set_yscale("log")
-    axes.set_xlabel("decoded position (start of the segment)")
-    axes.set_ylabel(f"relative error at {budget}")
-    draw._name_ends(axes, ends)
-    return figure
 
 
 def held_shares(gone: np.ndarray, context: int, bins: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

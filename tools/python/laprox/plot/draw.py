@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from .._errors import UsageError
 from . import data, style
 
 Highlight = int | Sequence[str]
@@ -41,30 +42,27 @@ def error_per_layer(report: xr.Dataset, *, budget: str | None = None, highlight:
     """Relative error of every layer's output at one budget, mean over prompts."""
     budget = _budget(report, budget)
     figure, axes = _figure(report, 7.5, 4.6)
-    errors = report.relative_error.sel(budget=budget).mean("dump")
-    chosen, yardsticks = style.colours(report, highlight), set(style.references(report))
-    ends: list[tuple[float, str, str]] = []
-    for name in _back_to_front(report, chosen):
-        values = errors.sel(policy=name).values
-        if not np.nanmax(values) > 0:
-            continue
-        colour, width, order = _look(name, chosen, yardsticks)
-        axes.plot(
-            report.layer.values,
-            values,
-            color=colour,
-            lw=width,
-            zorder=order,
-            ls="--" if name in yardsticks else "-",
-            marker="." if name in chosen else None,
-        )
-        if name in chosen or name in yardsticks:
-            ends.append((float(values[-1]), name, colour))
+    ends = _plain_lines(axes, report, report.layer.values, report.relative_error.sel(budget=budget).mean("dump"), highlight)
     axes.set_yscale("log")
     axes.set_xlabel("layer")
     axes.set_ylabel(f"relative error at {budget}")
     axes.set_xlim(right=float(report.layer.values[-1]))
     axes.xaxis.get_major_locator().set_params(integer=True)
+    _name_ends(axes, ends)
+    return figure
+
+
+def error_while_decoding(report: xr.Dataset, *, budget: str | None = None, highlight: Highlight = 5) -> Figure:
+    """Relative error of every policy over the segments of the continuation at one budget, mean over prompts."""
+    if "model_segment_error" not in report:
+        raise UsageError("the report has no errors by segment; sweep with a schedule, or with segments=8 (--segments 8)")
+    budget = _budget(report, budget)
+    figure, axes = _figure(report, 7.5, 4.6)
+    starts = report.segment_start.where(report.segment_start >= 0).mean("dump").values
+    ends = _plain_lines(axes, report, starts, report.model_segment_error.sel(budget=budget).mean("dump"), highlight)
+    axes.set_yscale("log")
+    axes.set_xlabel("decoded position (start of the segment)")
+    axes.set_ylabel(f"relative error at {budget}")
     _name_ends(axes, ends)
     return figure
 
@@ -137,6 +135,7 @@ FIGURES = {
     "error-over-budget": error_over_budget,
     "regret": regret,
     "error-per-layer": error_per_layer,
+    "error-while-decoding": error_while_decoding,
     "kept-per-head": kept_per_head,
     "kept-along-prompt": kept_along_prompt,
     "overlap": overlap,
@@ -175,6 +174,31 @@ def _look(name: str, chosen: dict[str, str], yardsticks: set[str]) -> tuple[str,
     if name in chosen:
         return chosen[name], 1.8, 3
     return (style.REFERENCE, 1.2, 2) if name in yardsticks else (style.OTHERS, 0.9, 1)
+
+
+def _plain_lines(
+    axes: Any, report: xr.Dataset, x: np.ndarray, values: xr.DataArray, highlight: Highlight
+) -> list[tuple[float, str, str]]:
+    """Draws `values` [policy, x] of every policy that has a positive one; returns what _name_ends names."""
+    chosen, yardsticks = style.colours(report, highlight), set(style.references(report))
+    ends: list[tuple[float, str, str]] = []
+    for name in _back_to_front(report, chosen):
+        line = values.sel(policy=name).values
+        if not np.nanmax(line) > 0:
+            continue
+        colour, width, order = _look(name, chosen, yardsticks)
+        axes.plot(
+            x,
+            line,
+            color=colour,
+            lw=width,
+            zorder=order,
+            ls="--" if name in yardsticks else "-",
+            marker="." if name in chosen else None,
+        )
+        if name in chosen or name in yardsticks:
+            ends.append((float(line[-1]), name, colour))
+    return ends
 
 
 def _lines(axes: Any, report: xr.Dataset, metric: str, highlight: Highlight) -> None:
