@@ -34,7 +34,7 @@ OutputDriver* mine(H5FD_t* driver) { return reinterpret_cast<OutputDriver*>(driv
 const OutputDriver* mine(const H5FD_t* driver) { return reinterpret_cast<const OutputDriver*>(driver); }
 
 H5FD_t* open_output(const char* name, unsigned, hid_t, haddr_t) {
-  const int file = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  const int file = ::open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (file < 0) return nullptr;
   return &(new OutputDriver{{}, file, 0, 0})->base;
 }

@@ -173,9 +173,12 @@ void add_inspect(CLI::App& app) {
   command->add_flag("--quiet", arguments->quiet, "no progress");
   arguments->backend.add_to(*command);
   add_format(*command, arguments->format, {"table", "json"});
-  command->footer(
-      "\nThe exit code is 5 if a layer's exact output is not the one that the dump stores.\n"
-      "\nExamples:\n  laprox inspect dump.h5\n  laprox inspect *.h5 --no-check --format json");
+  command->footer(R"(
+The exit code is 5 if a layer's exact output is not the one that the dump stores.
+
+Examples:
+  laprox inspect dump.h5
+  laprox inspect *.h5 --no-check --format json)");
   command->callback([arguments] { run_inspect(*arguments); });
 }
 

@@ -102,7 +102,11 @@ void add_policies(CLI::App& app) {
   CLI::App* command = app.add_subcommand("policies", "The catalogue: scorers, allocators and published methods");
   command->add_option("name", arguments->name, "describe one of them in full");
   add_format(*command, arguments->format, {"table", "markdown"});
-  command->footer("\nExamples:\n  laprox policies\n  laprox policies snapkv\n  laprox policies --format markdown");
+  command->footer(R"(
+Examples:
+  laprox policies
+  laprox policies snapkv
+  laprox policies --format markdown)");
   command->callback([arguments] {
     if (!arguments->name.empty()) return print_one(arguments->name);
     if (arguments->format == "table") return print_all();

@@ -19,9 +19,11 @@ void add_report(CLI::App& app) {
   command->add_option("report", arguments->path, "the report (HDF5)")->required();
   add_format(*command, arguments->format, {"table", "csv", "json"});
   add_table_options(*command, arguments->table);
-  command->footer(
-      "\nExamples:\n  laprox report report.h5\n  laprox report report.h5 --metric regret\n"
-      "  laprox report report.h5 --format csv > errors.csv");
+  command->footer(R"(
+Examples:
+  laprox report report.h5
+  laprox report report.h5 --metric regret
+  laprox report report.h5 --format csv > errors.csv)");
   command->callback(
       [arguments] { out_as_it_is(render(read_report(arguments->path), arguments->format, arguments->table)); });
 }

@@ -46,12 +46,13 @@ void add_score(CLI::App& app) {
   command->add_flag("--force", arguments->force, "replace an existing file");
   command->add_flag("--quiet", arguments->quiet, "no progress");
   arguments->backend.add_to(*command);
-  command->footer(
-      "\nThe file holds, per layer, /layers/<i>/scores [kv_heads, C], ranking [kv_heads, C], the primitives that the "
-      "score is\n"
-      "made of, the exact output of the decoded queries, and, with --budget, kept [budget, kv_heads, C] (1: kept).\n"
-      "'laprox verify' reads the same layout; data/README.md documents it.\n"
-      "\nExample:\n  laprox score dump.h5 --policy laprox+layer --budget 10% --backend reference -o scores.h5");
+  command->footer(R"(
+The file holds, per layer, /layers/<i>/scores [kv_heads, C], ranking [kv_heads, C], the primitives that the score is made of,
+the exact output of the decoded queries, and, with --budget, kept [budget, kv_heads, C] (1: kept). 'laprox verify' reads the
+same layout; data/README.md documents it.
+
+Example:
+  laprox score dump.h5 --policy laprox+layer --budget 10% --backend reference -o scores.h5)");
   command->callback([arguments] { run_score(*arguments); });
 }
 

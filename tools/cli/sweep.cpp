@@ -33,7 +33,7 @@ struct SweepArguments {
   BackendArguments backend;
 };
 
-constexpr const char* kFooter = R"(
+constexpr const char* kSweepHelp = R"(
 Budgets count KV pairs per KV head on average, pinned tokens (window, sinks) included: 128 tokens, 5% of the context, or 64MiB
 for the whole model. Policies are scorer[+allocator][:option=value,...]; 'laprox policies' lists them.
 
@@ -243,7 +243,7 @@ void add_sweep(CLI::App& app) {
   arguments->backend.add_to(*command);
   add_format(*command, arguments->format, {"table", "csv", "json"});
   add_table_options(*command, arguments->table);
-  command->footer(kFooter);
+  command->footer(kSweepHelp);
   command->callback([arguments, &app] { run_sweep(*arguments, config_file(app)); });
 }
 

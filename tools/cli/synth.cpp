@@ -100,14 +100,14 @@ void add_synth(CLI::App& app) {
   std::string kinds = "\nAdversarial kinds, to verify backends and kernels on:\n";
   for (const AdversarialKind& kind : adversarial_kinds())
     kinds += fmt::format("  {:<18} {}\n", kind.name, kind.summary);
-  command->footer(
-      kinds +
-      "\nThe contents imitate real attention (sinks, local heads, heavy hitters, topics) so that policies differ; "
-      "they are no\n"
-      "substitute for a real dump. mistral-7b is v0.1, with its sliding window of 4096.\n"
-      "\nExamples:\n  laprox synth -o long.h5 --preset llama-3.1-8b --tokens 32768 --layers 4\n"
-      "  laprox synth -o small.h5 --preset tiny --tokens 500 --seed 7 --dtype float32\n"
-      "  laprox synth -o hard.h5 --preset tiny --tokens 500 --dtype bfloat16 --adversarial huge-logits");
+  command->footer(kinds + R"(
+The contents imitate real attention (sinks, local heads, heavy hitters, topics) so that policies differ; they are no
+substitute for a real dump. mistral-7b is v0.1, with its sliding window of 4096.
+
+Examples:
+  laprox synth -o long.h5 --preset llama-3.1-8b --tokens 32768 --layers 4
+  laprox synth -o small.h5 --preset tiny --tokens 500 --seed 7 --dtype float32
+  laprox synth -o hard.h5 --preset tiny --tokens 500 --dtype bfloat16 --adversarial huge-logits)");
   command->callback([a] { run_synth(*a); });
 }
 

@@ -29,6 +29,24 @@ struct VerifyArguments {
   BackendArguments backend;
 };
 
+constexpr const char* kVerifyHelp = R"(
+A backend is checked in every scoring primitive, the exact output, and every registered policy's scores and kept tokens.
+A candidate file holds, per layer, any of scores, column_norms, column_sums, value_norms, output and kept; 'laprox score'
+writes such files, and data/README.md documents them.
+
+An error may be twice what plain programs in the same precision make on this dump. docs/verify.md has the rule in full.
+
+Precision: --precision; else the type in which a backend reads the dump (cuda: the dump's own half type), or the file's root
+attribute 'precision', or each dataset's type. A kernel that computes in bfloat16 and stores float32 needs --precision bfloat16.
+
+The exit code is 0 if all that was checked passes, 5 if not, 3 if the candidate breaks the layout or belongs to another dump.
+
+Examples:
+  laprox verify dump.h5 --backend cpu
+  laprox verify dump.h5 --backend cpu --policy laprox,h2o --budget 10%
+  laprox verify dump.h5 --candidate mine.h5 --policy laprox+layer
+  laprox verify dump.h5 --candidate mine.h5 --policy snapkv --precision bfloat16 --format json)";
+
 Verification verify(const DumpReader& dump, const VerifyArguments& arguments) {
   VerifyOptions options;
   if (!arguments.precision.empty()) options.precision = parse_element_type(arguments.precision, "--precision");
@@ -313,29 +331,7 @@ void add_verify(CLI::App& app) {
       ->check(CLI::IsMember({"float16", "bfloat16", "float32", "float64"}));
   command->add_flag("--quiet", a->quiet, "no progress");
   add_format(*command, a->format, {"table", "json"});
-  command->footer(
-      "\nA backend is checked in every scoring primitive, the exact output, and every registered policy's scores and "
-      "kept\n"
-      "tokens. A candidate file holds, per layer, any of scores, column_norms, column_sums, value_norms, output and "
-      "kept;\n"
-      "'laprox score' writes such files, and data/README.md documents them.\n"
-      "\nThe verdict. NaN and infinity must be where the reference has them. An element's error, a head's relative L2 "
-      "error and\n"
-      "its angle may be twice those of a plain evaluation in the same precision, which is computed, plus one rounding "
-      "and 1e-5 of\n"
-      "the layer's largest value, and never more than a fifth. Kept tokens must be those of the reference, except "
-      "where such an\n"
-      "error of the scores explains the difference.\n"
-      "\nPrecision: --precision; else the type in which a backend reads the dump (cuda: the dump's own half type), "
-      "or\n"
-      "the file's root attribute 'precision', or each dataset's type. A kernel that computes in bfloat16 and stores\n"
-      "float32 needs --precision bfloat16.\n"
-      "\nThe exit code is 0 if all that was checked passes, 5 if not, 3 if the candidate breaks the layout or belongs "
-      "to another dump.\n"
-      "\nExamples:\n  laprox verify dump.h5 --backend cpu\n"
-      "  laprox verify dump.h5 --backend cpu --policy laprox,h2o --budget 10%\n"
-      "  laprox verify dump.h5 --candidate mine.h5 --policy laprox+layer\n"
-      "  laprox verify dump.h5 --candidate mine.h5 --policy snapkv --precision bfloat16 --format json");
+  command->footer(kVerifyHelp);
   command->callback([a] { run_verify(*a); });
 }
 
