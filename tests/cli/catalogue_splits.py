@@ -81,7 +81,7 @@ def counts_with_safeguard(table, safe, total):
 
 
 def pyramid(tables, share, budget, beta=20, variant="exact"):
-    layers, candidates, window = len(tables), tables[0].shape[1], budget - share
+    layers, candidates, window = len(tables), tables[0].shape[1], round(budget - share)
     if layers == 1 and variant != "kvpress":
         return [np.full(len(tables[0]), share)]
     layer_counts = dict(exact=pyramid_exact, kvcf=pyramid_kvcf, adakv=pyramid_adakv, kvpress=pyramid_kvpress)[variant]
@@ -118,7 +118,7 @@ def pyramid_kvpress(layers, share, candidates, window, beta):
     context, budget = candidates + window, share + window
     largest, smallest = pyramid_line(budget, budget / beta, candidates)
     if not context >= largest >= smallest >= window:
-        return [share] * layers
+        return [round(budget) - window] * layers
     step = (largest - smallest) / (layers - 1) if layers > 1 else 0
     return [round(largest - layer * step) - window for layer in range(layers)]
 

@@ -283,6 +283,18 @@ def test_a_near_tie_is_told_from_a_mistake(laprox, catalogue_dumps, tmp_path):
     assert not is_a_near_tie(laprox, expected, policy, budget, found, tmp_path)
 
 
+def test_kvpress_computes_pyramids_with_percentages_as_they_are(laprox, catalogue_dumps, tmp_path):
+    """Half a token more in every layer moves the rounding of some."""
+    expected, policy, moved = catalogue_dumps["plain, equal heads"], f"pyramidkv:{SMALL},variant=kvpress,beta=3", 0
+    percentages = [37.3, 44.6, 52.9, 61.2]
+    _, found = written(laprox, expected, policy, [f"{p}%" for p in percentages], "reference", tmp_path)
+    for percent, masks in zip(percentages, found):
+        asked = expected.dump.context * percent / 100
+        assert same(masks, catalogue_selection.kept_masks(expected.dump, policy, asked)), percent
+        moved += not same(masks, expected.kept(policy, round(asked)))
+    assert moved
+
+
 @pytest.mark.parametrize("policy", ["snapkv", "knorm", "finch"])
 @pytest.mark.parametrize("variant", ["exact", "kvpress"])
 def test_layers_keep_their_shares(laprox, catalogue_dumps, tmp_path, policy, variant):
