@@ -38,6 +38,8 @@ struct AllocatorTraits {
   bool needs_residual_norm = false;
   /// False where an option reproduces published code that does not keep the budget.
   bool spends_exactly = true;
+  /// How many caches, which are layers unless layers share one, the split is made for; 0: any number.
+  Index caches = 0;
 };
 
 /// Splits a budget over layers and KV heads. Integers only; the counts add up to the budget exactly.

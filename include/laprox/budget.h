@@ -27,14 +27,21 @@ BudgetRequest parse_budget(std::string_view text);
 /// The KV pairs kept in the whole model: exactly `pairs`, an equal share per KV head on average. Pinned tokens count.
 class Budget {
  public:
-  Budget(Index tokens_per_head, Index total_kv_heads) : per_head_(tokens_per_head), heads_(total_kv_heads) {}
+  Budget(Index tokens_per_head, Index total_kv_heads)
+      : Budget(tokens_per_head, total_kv_heads, static_cast<double>(tokens_per_head)) {}
+  /// `asked`: the tokens per KV head before they were rounded to a whole number.
+  Budget(Index tokens_per_head, Index total_kv_heads, double asked)
+      : per_head_(tokens_per_head), heads_(total_kv_heads), asked_(asked) {}
   Index pairs() const { return per_head_ * heads_; }
   Index tokens_per_head() const { return per_head_; }
   Index heads() const { return heads_; }
+  /// What was asked for per KV head: 5 % of 1025 tokens are 51.25. For published code that computes with it.
+  double asked() const { return asked_; }
   bool operator==(const Budget&) const = default;
 
  private:
   Index per_head_, heads_;
+  double asked_;
 };
 
 /// The request on one dump: percentages are rounded to the nearest token (half up), bytes down to a whole token per KV

@@ -11,11 +11,11 @@ namespace laprox {
 
 /// One option of a scorer or an allocator, declared once: parsing, validation, help and the report all read this.
 struct OptionSpec {
-  enum class Kind { integer, real, boolean, choice };
+  enum class Kind { integer, real, boolean, choice, numbers };
   std::string name;  ///< kebab-case; users may write _ for -
   Kind kind = Kind::integer;
   std::string fallback;                   ///< the default, as text
-  double minimum = 0, maximum = 0;        ///< of integer and real, inclusive
+  double minimum = 0, maximum = 0;        ///< of integer, real and numbers, inclusive
   std::vector<std::string> choices = {};  ///< of choice
   std::string help;
 
@@ -23,6 +23,8 @@ struct OptionSpec {
   static OptionSpec real(std::string name, double fallback, double minimum, double maximum, std::string help);
   static OptionSpec boolean(std::string name, bool fallback, std::string help);
   static OptionSpec choice(std::string name, std::string fallback, std::vector<std::string> choices, std::string help);
+  /// One number or several: "2/1/0.5".
+  static OptionSpec numbers(std::string name, std::string fallback, double minimum, double maximum, std::string help);
 };
 
 /// The validated options of one part of a policy; every declared option has a value.
@@ -42,6 +44,7 @@ class Options {
   double real(std::string_view name) const;
   bool boolean(std::string_view name) const;
   const std::string& text(std::string_view name) const;
+  std::vector<double> numbers(std::string_view name) const;
   /// Whether the user gave the option, rather than its declaration.
   bool given(std::string_view name) const;
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "allocators/layer_shares.h"
@@ -61,18 +62,18 @@ class Pyramid : public Allocator {
     return tokens;
   }
 
-  /// kvpress: the window inside the layer's number, and the same number everywhere where the last layer's would not
-  /// hold the window.
+  /// kvpress: the window inside the layer's number, the budget not rounded before, and the same number everywhere where
+  /// the last layer's would not hold the window. A single layer is the first one, and has most.
   std::vector<Index> kvpress(const Contest& contest, const Budget& budget) const {
     const Index layers = static_cast<Index>(contest.scores.size());
-    const double share = static_cast<double>(budget.tokens_per_head());
-    const Ends ends = ends_of(share, static_cast<double>(contest.per_head()));
+    const Ends ends = ends_of(budget.asked(), static_cast<double>(contest.per_head()));
     const double window = static_cast<double>(contest.pinned);
-    const bool line = layers > 1 && static_cast<double>(contest.context_length) >= ends.most &&
-                      ends.most >= ends.least && ends.least >= window;
+    const bool line =
+        static_cast<double>(contest.context_length) >= ends.most && ends.most >= ends.least && ends.least >= window;
     std::vector<Index> tokens;
     for (Index l = 0; l < layers; ++l) {
-      tokens.push_back(static_cast<Index>(std::nearbyint(line ? ends.at(l, layers) : share)) - contest.pinned);
+      const double quota = !line ? budget.asked() : layers == 1 ? ends.most : ends.at(l, layers);
+      tokens.push_back(std::max<Index>(static_cast<Index>(std::nearbyint(quota)), contest.pinned) - contest.pinned);
     }
     return tokens;
   }
@@ -94,7 +95,8 @@ AllocatorInfo pyramid_allocator_info() {
           "first half of the layers is rounded half up, and the last half so that mirrored layers add up to 2B: exact "
           "and nested. variant=kvcf and variant=adakv are the published integer steps on top of the window, which "
           "overspend (4.6 % at 128 tokens, 32 layers; kvcf is uniform where the context is below 2B); variant=kvpress "
-          "counts the window in and is uniform where b / beta is below the window.",
+          "counts the window in, is uniform where b / beta is below the window, and takes b as it was asked for: 5 % "
+          "of 1025 tokens are 51.25, and every layer's number is rounded by itself, half to even.",
       .scope = "layers",
       .options = {OptionSpec::real("beta", 20, 1, 1e6, "the last layer's share is B / beta"),
                   OptionSpec::choice("variant", "exact", {"exact", "kvcf", "adakv", "kvpress"}, "whose rounding")},

@@ -62,10 +62,12 @@ class StoredMasks : public Scorer {
   std::vector<Index> tokens_;
 };
 
-/// "mine.h5+ada:floor=0.3" is the file mine.h5, the label mine+ada:floor=0.3.
+/// "mine.h5+ada:floor=0.3" is the file mine.h5, the label mine+ada:floor=0.3. A folder's name may hold a plus too.
 struct Spelling {
   explicit Spelling(const std::string& text) {
-    const std::size_t plus = text.find('+', text.rfind('/') == std::string::npos ? 0 : text.rfind('/'));
+    // A slash behind "+allocator:" separates numbers, not folders: mine.h5+per-layer:shares=2/1.
+    const std::size_t options = text.find(':', text.find('+')), slash = text.rfind('/', options);
+    const std::size_t plus = text.find('+', slash == std::string::npos ? 0 : slash);
     file = text.substr(0, plus);
     if (plus != std::string::npos) split = text.substr(plus);
     label = kebab(file.stem().string());

@@ -66,10 +66,14 @@ BudgetRequest parse_budget(std::string_view text) {
 
 Budget resolve(const BudgetRequest& request, const DumpInfo& dump) {
   const double context = static_cast<double>(dump.context_length);
-  double tokens = request.amount;
-  if (request.unit == BudgetRequest::Unit::percent) tokens = percent_of(request.amount, dump.context_length);
+  double tokens = request.amount, asked = tokens;
+  if (request.unit == BudgetRequest::Unit::percent) {
+    tokens = percent_of(request.amount, dump.context_length);
+    asked = context * request.amount / 100;
+  }
   if (request.unit == BudgetRequest::Unit::bytes) {
-    tokens = std::min(context, std::floor(request.amount / bytes_per_token(dump)));
+    asked = std::min(context, request.amount / bytes_per_token(dump));
+    tokens = std::floor(asked);
   }
   if (tokens < 1) {
     throw UsageError(fmt::format("budget {} on {}: less than one token per KV head of the {} in the context",
@@ -79,7 +83,7 @@ Budget resolve(const BudgetRequest& request, const DumpInfo& dump) {
     throw UsageError(fmt::format("budget {} on {}: {} tokens per KV head, but the context has only {}", request.text,
                                  dump.path.string(), tokens, dump.context_length));
   }
-  return Budget(static_cast<Index>(tokens), dump.total_kv_heads());
+  return Budget(static_cast<Index>(tokens), dump.total_kv_heads(), asked);
 }
 
 Index total(const HeadCounts& counts, const DumpInfo& dump) {

@@ -21,6 +21,8 @@ std::string allowed(const OptionSpec& spec) {
       return "true or false";
     case OptionSpec::Kind::choice:
       return "one of " + join(spec.choices, ", ");
+    case OptionSpec::Kind::numbers:
+      return fmt::format("numbers from {} to {}, separated by /", spec.minimum, spec.maximum);
   }
   throw Bug("unknown option kind");
 }
@@ -46,6 +48,15 @@ std::string canonical(const OptionSpec& spec, std::string_view value) {
     case OptionSpec::Kind::choice: {
       const std::string word = kebab(value);
       return std::find(spec.choices.begin(), spec.choices.end(), word) != spec.choices.end() ? word : "";
+    }
+    case OptionSpec::Kind::numbers: {
+      std::vector<std::string> words;
+      for (const std::string& part : split(value, '/')) {
+        const auto number = parse_real(trim(part));
+        if (!number || !in_range(*number)) return "";
+        words.push_back(fmt::format("{}", *number));
+      }
+      return join(words, "/");
     }
   }
   throw Bug("unknown option kind");
@@ -74,6 +85,11 @@ OptionSpec OptionSpec::boolean(std::string name, bool fallback, std::string help
 OptionSpec OptionSpec::choice(std::string name, std::string fallback, std::vector<std::string> choices,
                               std::string help) {
   return {std::move(name), Kind::choice, std::move(fallback), 0, 0, std::move(choices), std::move(help)};
+}
+
+OptionSpec OptionSpec::numbers(std::string name, std::string fallback, double minimum, double maximum,
+                               std::string help) {
+  return {std::move(name), Kind::numbers, std::move(fallback), minimum, maximum, {}, std::move(help)};
 }
 
 Options::Options(const std::vector<OptionSpec>& specs) {
@@ -107,6 +123,12 @@ const std::string& Options::text(std::string_view name) const {
 Index Options::integer(std::string_view name) const { return static_cast<Index>(parse_integer(text(name)).value()); }
 
 double Options::real(std::string_view name) const { return parse_real(text(name)).value(); }
+
+std::vector<double> Options::numbers(std::string_view name) const {
+  std::vector<double> values;
+  for (const std::string& part : split(text(name), '/')) values.push_back(parse_real(part).value());
+  return values;
+}
 
 bool Options::boolean(std::string_view name) const { return text(name) == "true"; }
 

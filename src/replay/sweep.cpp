@@ -23,7 +23,8 @@ std::vector<Budget> resolve_budgets(const DumpInfo& dump, const SweepOptions& op
   std::vector<Budget> budgets;
   for (const BudgetRequest& request : options.budgets) {
     const DecodingBudget budget(request, dump, options.schedule);
-    budgets.emplace_back(budget.tokens(dump.context_length), dump.total_kv_heads());
+    const Index tokens = budget.tokens(dump.context_length);
+    budgets.push_back(tokens <= dump.context_length ? resolve(request, dump) : Budget(tokens, dump.total_kv_heads()));
   }
   return budgets;
 }
@@ -32,7 +33,8 @@ std::vector<Budget> resolve_budgets(const DumpInfo& dump, const SweepOptions& op
 std::vector<Budget> prompt_budgets(const DumpInfo& dump, const SweepOptions& options) {
   std::vector<Budget> budgets;
   for (const Budget& budget : resolve_budgets(dump, options)) {
-    budgets.emplace_back(std::min(budget.tokens_per_head(), dump.context_length), budget.heads());
+    const bool fits = budget.tokens_per_head() <= dump.context_length;
+    budgets.push_back(fits ? budget : Budget(dump.context_length, budget.heads()));
   }
   return budgets;
 }
@@ -63,6 +65,17 @@ void check_joint(const DumpInfo& dump, const Policy& policy) {
       fmt::format("{}: some layers read one KV cache, whose entries are kept by the mean of the layers' scores; the "
                   "scores of policy '{}' are places in an order and have no mean; leave it out",
                   dump.path.string(), policy.label));
+}
+
+void check_caches(const DumpInfo& dump, const Policy& policy) {
+  const Index wanted = policy.allocator->traits().caches;
+  const Index found =
+      std::count_if(dump.layers.begin(), dump.layers.end(), [](const auto& l) { return l.kv_source < 0; });
+  if (wanted == 0 || wanted == found) return;
+  throw UsageError(
+      fmt::format("{}: policy '{}' has shares for {} layers, but {} layers of the dump have a cache; give each its "
+                  "share, or one share for all",
+                  dump.path.string(), policy.label, wanted, found));
 }
 
 std::vector<Index> kv_sources(const DumpInfo& dump) {
@@ -120,6 +133,7 @@ void check_selection_request(const DumpInfo& dump, const SweepOptions& options) 
     check_context(dump, policy);
     check_rope(dump, policy);
     check_joint(dump, policy);
+    check_caches(dump, policy);
     check_schedule(dump, policy, options);
     for (std::size_t b = 0; b < budgets.size(); ++b) check_pins(dump, policy, options.budgets[b], budgets[b]);
   }

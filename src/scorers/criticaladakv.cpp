@@ -1,6 +1,3 @@
-#include <cmath>
-
-#include "allocators/top_k.h"
 #include "scorers/snapkv_scorer.h"
 #include "scorers/two_stage.h"
 
@@ -14,44 +11,19 @@ class CriticalAdaKV : public SnapKVScorer {
   explicit CriticalAdaKV(const Options& options)
       : SnapKVScorer(options, "criticaladakv", {.depends_on_budget = true, .scores_are_places = true},
                      options.boolean("hard-window") ? WindowTokens::pinned : WindowTokens::compete),
-        epsilon_(options.real("epsilon")),
-        first_stage_(options.real("first-stage")),
+        stages_(TwoStages::of(options, options.text("variant") == "kvpress-0.5.5")),
         safeguard_(options.real("safeguard")) {}
 
-  /// 1 for what is kept: the second stage of a head depends on how many tokens the head won.
   std::vector<Matrix> score_each(std::span<const Index> budgets, const LayerView& layer,
                                  ScoringKernels& kernels) const override {
     const Matrix base = pins_window() ? snapkv_scores(layer, kernels) : padded_scores(layer, kernels);
-    const CriticalScores scores = critical_scores(base, epsilon_, layer.geometry().group(), kernels);
-    const Index pinned = traits().pins.count(layer.context_length());
-    const auto unpinned = static_cast<std::size_t>(layer.context_length() - pinned);
-    std::vector<Ranking> by_base, by_critical;
-    std::vector<std::vector<double>> sorted;
-    for (Index head = 0; head < base.rows(); ++head) {
-      by_base.push_back(rank_by_score({&scores.base(head, 0), unpinned}, {}));
-      by_critical.push_back(rank_by_score({&scores.critical(head, 0), unpinned}, {}));
-      for (auto& list = sorted.emplace_back(); std::int32_t token : by_base.back()) {
-        list.push_back(scores.base(head, token));
-      }
-    }
-    std::vector<Matrix> kept;
-    for (Index tokens : budgets) {
-      const Index share = tokens - pinned, safe = static_cast<Index>(std::floor(share * safeguard_));
-      const std::vector<Index> won = top_k_counts_above(sorted, safe, share * base.rows());
-      Matrix& marks = kept.emplace_back(Matrix::Zero(base.rows(), base.cols()));
-      for (Index head = 0; head < base.rows(); ++head) {
-        const auto at = static_cast<std::size_t>(head);
-        const auto first = static_cast<Index>(std::floor(static_cast<double>(won[at]) * first_stage_));
-        for (Index token : two_stages(by_base[at], by_critical[at], std::max(safe, first), won[at])) {
-          marks(head, token) = 1;
-        }
-      }
-    }
-    return kept;
+    const CriticalScores scores = stages_.scores(base, layer.geometry().group(), kernels);
+    return stages_.marks(scores, traits().pins, budgets, safeguard_);
   }
 
  private:
-  double epsilon_, first_stage_, safeguard_;
+  TwoStages stages_;
+  double safeguard_;
 };
 
 }  // namespace
@@ -59,9 +31,9 @@ class CriticalAdaKV : public SnapKVScorer {
 ScorerInfo criticaladakv_info() {
   std::vector<OptionSpec> options = SnapKVScorer::options("max", 7);
   options.push_back(OptionSpec::real("safeguard", 0.2, 0, 1, "share of an equal budget that every head is sure of"));
-  options.push_back(OptionSpec::real("first-stage", 0.5, 0, 1, "share of a head's tokens that the first stage picks"));
-  options.push_back(OptionSpec::real("epsilon", 1e-4, 0, 1, "added to the attention in the second stage"));
+  for (OptionSpec& option : TwoStages::options()) options.push_back(std::move(option));
   options.push_back(OptionSpec::boolean("hard-window", false, "take the window out of both stages and keep it"));
+  options.push_back(OptionSpec::choice("variant", "kvpress", {"kvpress", "kvpress-0.5.5"}, "whose safeguard"));
   return {
       .name = "criticaladakv",
       .summary = "AdaKV's head budgets (kvpress form), filled in CriticalKV's two stages",
@@ -70,7 +42,8 @@ ScorerInfo criticaladakv_info() {
           "Each head is sure of n = int(b * safeguard) tokens; the layer's other entries go to the best by s. A head "
           "that won c tokens keeps its best max(n, int(c / 2)) by s and fills up by s' = (s + epsilon) * ||v_i "
           "W_O^h||_1. The window competes at the largest score plus one, as published; hard-window=true keeps it "
-          "outright. A larger budget need not keep what a smaller one keeps.",
+          "outright. variant=kvpress-0.5.5 is kvpress from that version on, where a safeguard above 0 is worth at least "
+          "one token. A larger budget need not keep what a smaller one keeps.",
       .default_allocator = "layer",
       .needs = "window queries, K, V, W_o",
       .nested = false,

@@ -6,7 +6,7 @@
 namespace laprox {
 
 /// Base of scorers that guess what the coming queries will look like: the prompt's queries before RoPE, rotated to the
-/// positions that follow. The first tokens are kept and take no part.
+/// positions that follow. The first tokens take no part in the guess, and are kept unless they compete.
 class FutureQueryScorer : public Scorer {
  public:
   /// The options future and sinks.
@@ -17,13 +17,16 @@ class FutureQueryScorer : public Scorer {
   }
 
  protected:
-  explicit FutureQueryScorer(const Options& options)
-      : Scorer({.queries = {.kind = QueryNeed::Kind::all},
-                .pins = {.first = options.integer("sinks")},
-                .undoes_rope = true}),
-        future_(options.integer("future")) {}
+  /// What becomes of the first tokens.
+  enum class Sinks { pinned, compete };
 
-  Index sinks() const { return traits().pins.first; }
+  /// `traits`: all but the queries, the pins and RoPE.
+  explicit FutureQueryScorer(const Options& options, const ScorerTraits& traits = {}, Sinks sinks = Sinks::pinned)
+      : Scorer(with_queries(traits, sinks == Sinks::pinned ? options.integer("sinks") : 0)),
+        future_(options.integer("future")),
+        sinks_(options.integer("sinks")) {}
+
+  Index sinks() const { return sinks_; }
   /// One head's queries behind the sinks, as they were before RoPE: [C - sinks, d].
   Matrix plain_queries(const LayerView& layer, Index query_head) const {
     const std::span<const Index> positions(layer.query_positions());
@@ -35,7 +38,14 @@ class FutureQueryScorer : public Scorer {
   }
 
  private:
-  Index future_;
+  static ScorerTraits with_queries(ScorerTraits traits, Index pinned) {
+    traits.queries = {.kind = QueryNeed::Kind::all};
+    traits.pins.first = pinned;
+    traits.undoes_rope = true;
+    return traits;
+  }
+
+  Index future_, sinks_;
 };
 
 }  // namespace laprox

@@ -13,9 +13,30 @@ struct CriticalScores {
   Matrix base;      ///< s, the base scorer's
   Matrix critical;  ///< (s + epsilon) * mean over the group of ||v_i W_O^h||_1
 };
-CriticalScores critical_scores(Matrix base, double epsilon, Index group, ScoringKernels& kernels);
 
-/// the best `first` of the tokens by `base`, then the best others by `critical`, `count` in all: token numbers.
-std::vector<Index> two_stages(const Ranking& by_base, const Ranking& by_critical, Index first, Index count);
+/// How CriticalKV (arXiv 2502.03805) fills a budget in two stages, whatever the base scorer: the best tokens by s, then
+/// the best others by s'.
+struct TwoStages {
+  double epsilon = 1e-4;      ///< added to s in the second stage
+  double share = 0.5;         ///< of the budget, which the first stage fills
+  bool at_least_one = false;  ///< kvpress 0.5.5: a share above 0 is worth a token
+
+  /// The options epsilon and first-stage.
+  static std::vector<OptionSpec> options();
+  static TwoStages of(const Options& options, bool at_least_one);
+
+  /// The tokens that the first stage picks of `count`.
+  Index first(Index count) const;
+  CriticalScores scores(Matrix base, Index group, ScoringKernels& kernels) const;
+
+  /// CriticalKV: both stages grow with the budget, so that one order serves every budget. Scores [kv_heads, C] that are
+  /// places in it; those of pinned tokens are 0.
+  Matrix places(const CriticalScores& scores, const Pins& pins) const;
+
+  /// CriticalAdaKV: AdaKV's head budgets, each filled in two stages. 1 for what is kept, [kv_heads, C] for each budget;
+  /// those of pinned tokens are 0. `safeguard`: the share of an equal budget that every head is sure of.
+  std::vector<Matrix> marks(const CriticalScores& scores, const Pins& pins, std::span<const Index> budgets,
+                            double safeguard) const;
+};
 
 }  // namespace laprox

@@ -79,12 +79,23 @@ def snapkv(dump, layer, budget, window=32, pool="max", kernel=7, gqa="mean", ord
     return reduce_and_pool(window_attention(dump, layer, window).mean(1), layer, gqa, order, pool, kernel)
 
 
-def finch(dump, layer, budget, window=32, normalize="kvpress"):
+def finch(dump, layer, budget, window=32, count="kvpress", chunk=0, **_):
     """Row t of the window times the tokens that it sees; kvpress counts one too few."""
     weights = window_attention(dump, layer, window)
-    seen = np.arange(dump.context - weights.shape[1], dump.context) + dict(kvpress=0, exact=1, none=0)[normalize]
-    rows = weights if normalize == "none" else weights * seen[:, None]
-    return reduce_group(rows.mean(1), layer, "mean")
+    seen = np.arange(dump.context - weights.shape[1], dump.context) + dict(kvpress=0, exact=1, none=0)[count]
+    rows = weights if count == "none" else weights * seen[:, None]
+    scores = reduce_group(rows.mean(1), layer, "mean")
+    return window_first(scores, dump.context) if chunk else scores
+
+
+def behind_the_sinks(scores, sinks):
+    """Sinks beat everything."""
+    return np.pad(scores, [(0, 0), (sinks, 0)], constant_values=np.inf)
+
+
+def window_first(scores, context):
+    """The window's tokens beat everything."""
+    return np.pad(scores, [(0, 0), (0, context - scores.shape[1])], constant_values=np.inf)
 
 
 def scissorhands(dump, layer, budget, history=0, sinks=4, recent=32, gqa="mean"):
@@ -118,6 +129,29 @@ def observed_attention(dump, layer, budget):
 def tova(dump, layer, budget, force_last=False):
     last = oracle.attention(layer, dump.rows([dump.context - 1]), dump.positions)[:, 0, : dump.context].mean(0)
     return np.repeat(last[None, : dump.context - force_last], len(layer.k), 0)
+
+
+def chunkpress(dump, layer, budget, base="snapkv", chunk=1024, **options):
+    """Each chunk scored as a context of its own, window and all."""
+    parts = []
+    for start in range(0, dump.context, chunk):
+        part = np.arange(start, min(start + chunk, dump.context))
+        if base == "snapkv":
+            parts.append(chunk_snapkv(dump, layer, part, **options))
+        else:
+            keys = layer.k[:, part]
+            parts.append(-np.linalg.norm(keys, axis=-1) if base == "knorm" else np.stack([keydiff_scores(k) for k in keys]))
+    return np.concatenate(parts, -1)
+
+
+def chunk_snapkv(dump, layer, part, window=32, pool="max", kernel=7, gqa="mean", **_):
+    """The attention of the chunk's last queries over the chunk's keys."""
+    queries = part[-min(window, len(part)) :]
+    chunk = np.zeros(layer.k.shape[:2], bool)
+    chunk[:, part] = True
+    weights = oracle.attention(layer, dump.rows(queries), dump.positions, kept=chunk)
+    before = weights[:, :, part[: len(part) - len(queries)]].mean(1)
+    return window_first(pooled(reduce_group(before, layer, gqa), pool, kernel), len(part))
 
 
 def defensivekv(dump, layer, budget, window=32, pool="avg", kernel=5, mass=0.9, bias="code", **_):
@@ -333,61 +367,3 @@ def block_shares(values, block):
     starts = np.arange(0, values.shape[-1], block)
     sums = np.add.reduceat(values, starts, axis=-1)
     return values / np.repeat(sums, block, axis=-1)[:, : values.shape[-1]]
-
-
-# Policies that read queries before RoPE -----------------------------------------------------------------------------------------
-
-
-def rotations(positions, frequencies, size):
-    """RoPE's matrices for column vectors: channels j and j + r/2 turn by position * frequency j, the others stay."""
-    half = len(frequencies)
-    angles = np.asarray(positions)[:, None] * frequencies
-    matrices = np.repeat(np.eye(size)[None], len(angles), 0)
-    low, high = np.arange(half), np.arange(half) + half
-    matrices[:, low, low] = matrices[:, high, high] = np.cos(angles)
-    matrices[:, high, low], matrices[:, low, high] = np.sin(angles), -np.sin(angles)
-    return matrices
-
-
-def queries_before_rope(dump, layer, frequencies, sinks):
-    """[H_q, n, d] of the prompt's queries behind the sinks."""
-    positions = np.arange(sinks, dump.context)
-    back = rotations(-positions, frequencies, layer.q.shape[-1])
-    return np.einsum("ncd,hnd->hnc", back, layer.q[:, dump.rows(positions)])
-
-
-def mean_rotation(dump, layer, frequencies, future):
-    return rotations(np.arange(dump.context, dump.context + future), frequencies, layer.q.shape[-1]).mean(0)
-
-
-def behind_the_sinks(scores, sinks):
-    """Sinks beat everything."""
-    return np.pad(scores, [(0, 0), (sinks, 0)], constant_values=np.inf)
-
-
-def expected_attention(dump, layer, budget, future=512, sinks=4, covariance=True, value_norm=True, epsilon=0.0):
-    queries, keys = queries_before_rope(dump, layer, layer.rope, sinks), context_keys(dump, layer)[:, sinks:]
-    turn, attention = mean_rotation(dump, layer, layer.rope, future), []
-    for h, q in enumerate(queries):
-        k, mean = keys[h // layer.group], q.mean(0)
-        spread = turn @ ((q - mean).T @ (q - mean) / len(q)) @ turn.T
-        x = layer.scale * k @ (turn @ mean)
-        if covariance:
-            x = x + layer.scale**2 / 2 * np.einsum("ic,cd,id->i", k, spread, k)
-        attention.append(np.exp(x - x.max()) / np.exp(x - x.max()).sum())
-    scores = reduce_group(np.stack(attention), layer, "mean")
-    if value_norm:
-        scores = (scores + epsilon) * np.linalg.norm(context_values(dump, layer)[:, sinks:], axis=-1)
-    return behind_the_sinks(scores, sinks)
-
-
-def capkv(dump, layer, budget, future=512, sinks=4, tau=5.0):
-    queries, turn, scores = queries_before_rope(dump, layer, layer.rope, sinks), mean_rotation(dump, layer, layer.rope, future), []
-    for h, q in enumerate(queries):
-        k, v = context_keys(dump, layer)[h // layer.group, sinks:], context_values(dump, layer)[h // layer.group, sinks:]
-        query = turn @ q.mean(0)
-        cosine = np.clip(k @ query / np.linalg.norm(k, axis=-1) / np.linalg.norm(query), -1, 1)
-        weights = np.exp(tau * cosine - (tau * cosine).max())
-        moment = np.eye(v.shape[-1]) + np.einsum("i,ic,id->cd", weights + 1e-6, v, v)
-        scores.append(weights * np.einsum("ic,ci->i", v, np.linalg.solve(moment, v.T)))
-    return behind_the_sinks(reduce_group(np.stack(scores), layer, "mean"), sinks)

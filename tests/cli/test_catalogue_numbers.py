@@ -26,14 +26,19 @@ ANY_DUMP = [
     f"adakv:{SMALL},variant=kvpress-0.5.5,floor=0.5",
     "knorm+ada:variant=kvpress-0.5.5,floor=0.01",
     "finch:window=8",
-    "finch:window=8,normalize=exact",
-    "finch:window=8,normalize=none",
+    "finch:window=8,count=exact",
+    "finch:window=8,count=none",
+    "finch:window=8,chunk=25",
+    "finch+global:window=8,normalize=false",
+    "finch:window=3,chunk=7,quota=kvpress",
     "scissorhands:history=8,sinks=2,recent=5",
     "scissorhands:history=5,sinks=0,recent=3,gqa=max",
     f"adakv:{SMALL},normalize=true",
     f"criticalkv:{SMALL}",
     f"criticalkv:{SMALL},variant=kvpress",
+    f"criticalkv:{SMALL},variant=kvpress-0.5.5,first-stage=0.01",
     f"criticaladakv:{SMALL}",
+    f"criticaladakv:{SMALL},variant=kvpress-0.5.5,safeguard=0.01",
     f"criticaladakv:{SMALL},hard-window=true",
     f"criticaladakv:{SMALL},safeguard=0.6",
     f"defensivekv:{SMALL}",
@@ -50,6 +55,13 @@ ANY_DUMP = [
     f"chunkkv:{SMALL},chunk=6",
     f"chunkkv:{SMALL},chunk=9,variant=kvpress",
     f"chunkkv:{SMALL}",
+    f"entropy-chunkkv:{SMALL}",
+    f"entropy-chunkkv:{SMALL},pool=avg,chunk=7,spiky=2",
+    f"entropy-chunkkv:{SMALL},chunk=13,spiky=1,hard-window=true",
+    "chunkpress:base=knorm,chunk=7",
+    "chunkpress:base=knorm,chunk=10,quota=kvpress",
+    "chunkpress:base=keydiff,chunk=17,quota=kvpress",
+    "chunkpress:base=keydiff",
     f"obcache:{SMALL}",
     f"obcache:{SMALL},score=value",
     f"obcache:{SMALL},score=key,gqa=mean",
@@ -84,6 +96,13 @@ ALL_QUERIES = [
     "expected-attention:future=9,sinks=2,covariance=false,epsilon=0.01",
     "expected-attention:value-norm=false",
     "expected-attention+ada:variant=kvpress,epsilon=0.01",
+    "critical-expected-attention",
+    "critical-expected-attention:variant=kvpress-0.5.5,future=9",
+    "critical-expected-attention:sinks=0,first-stage=0.2,value-norm=true",
+    "criticalada-expected-attention",
+    "criticalada-expected-attention:hard-sinks=true,safeguard=0.6,future=9",
+    f"chunkpress:{SMALL},chunk=20",
+    f"chunkpress:{SMALL},chunk=33,quota=kvpress,pool=avg,gqa=max",
     "capkv",
     "capkv:future=5,tau=2,sinks=1",
 ]
@@ -94,6 +113,7 @@ EQUAL_HEADS = [
     f"pyramidkv:{SMALL},variant=adakv",
     f"pyramidkv:{SMALL},variant=kvpress",
     f"pyramidkv:{SMALL},variant=kvpress,beta=3",
+    f"snapkv+per-layer:{SMALL}",
     f"cake:{SMALL}",
     f"cake:{SMALL},tau1=1.6,tau2=0.4",
     f"cake:{SMALL},variant=published",
@@ -103,7 +123,10 @@ EQUAL_HEADS = [
     f"lava:{SMALL},variant=code",
 ]
 # Their file holds an order in the place of scores: two scores make them, or the path of a cache.
-NO_PLAIN_SCORE = ("criticalkv", "criticaladakv", "chunkkv", "keydiff:block", "keydiff-block")
+NO_PLAIN_SCORE = (
+    *("criticalkv", "criticaladakv", "critical-", "criticalada-", "chunkkv", "entropy-chunkkv", "chunkpress"),
+    *("finch:window=8,chunk", "finch:window=3,chunk", "keydiff:block", "keydiff-block"),
+)
 
 # Published rules for layers assume that all have as many heads; here the layers' attention is of unequal sharpness.
 EQUAL = {
@@ -258,6 +281,47 @@ def test_a_near_tie_is_told_from_a_mistake(laprox, catalogue_dumps, tmp_path):
     assert is_a_near_tie(laprox, expected, policy, budget, found, tmp_path)
     found[0][0] = np.roll(found[0][0], 1)
     assert not is_a_near_tie(laprox, expected, policy, budget, found, tmp_path)
+
+
+def test_kvpress_computes_pyramids_with_percentages_as_they_are(laprox, catalogue_dumps, tmp_path):
+    """Half a token more in every layer moves the rounding of some."""
+    expected, policy, moved = catalogue_dumps["plain, equal heads"], f"pyramidkv:{SMALL},variant=kvpress,beta=3", 0
+    percentages = [37.3, 44.6, 52.9, 61.2]
+    _, found = written(laprox, expected, policy, [f"{p}%" for p in percentages], "reference", tmp_path)
+    for percent, masks in zip(percentages, found):
+        asked = expected.dump.context * percent / 100
+        assert same(masks, catalogue_selection.kept_masks(expected.dump, policy, asked)), percent
+        moved += not same(masks, expected.kept(policy, round(asked)))
+    assert moved
+
+
+@pytest.mark.parametrize("policy", ["snapkv", "knorm", "finch"])
+@pytest.mark.parametrize("variant", ["exact", "kvpress"])
+def test_layers_keep_their_shares(laprox, catalogue_dumps, tmp_path, policy, variant):
+    """Of a dump with five layers; the third one's share is more than its context at the largest budget."""
+    expected = catalogue_dumps["plain, equal heads"]
+    text = f"{policy}+per-layer:shares=1/0.5/3/0/0.25,variant={variant}" + (",window=8" if policy != "knorm" else "")
+    budgets = [17, 40, 60]
+    _, found = written(laprox, expected, text, budgets, "reference", tmp_path)
+    for budget, masks in zip(budgets, found):
+        assert same(masks, expected.kept(text, budget)), budget
+
+
+def test_shares_for_other_layers_than_the_dump_has_are_refused(laprox, catalogue_dumps):
+    def refusal(shares):
+        command = (
+            "sweep",
+            catalogue_dumps["plain, equal heads"].path,
+            "--policy",
+            f"knorm+per-layer:shares={shares}",
+            "--budget",
+            20,
+        )
+        return laprox(*command, expect=2).stderr
+
+    assert "shares for 2 layers" in refusal("1/2") and "5 layers" in refusal("1/2")
+    assert "above 0" in refusal("0/0")
+    assert "separated by /" in refusal("1/two")
 
 
 @pytest.mark.parametrize("variant", ["exact", "code", "rounded"])

@@ -40,15 +40,15 @@ def test_the_scores_of_a_policy_give_that_policy(laprox, bundled, tmp_path, poli
 
 def test_own_scores_keep_the_highest(laprox, small, scores, tmp_path):
     path, values = scores
-    found, labels = report(
-        laprox, small[0], tmp_path / "report.h5", "--policy", "recent", "--scores", path, f"{path}+global", "--budget", "12"
-    )
-    assert labels == ["recent", "mine", "mine+global"]
+    mine = [path, f"{path}+global", f"{path}+per-layer:shares=2/1"]
+    found, labels = report(laprox, small[0], tmp_path / "report.h5", "--policy", "recent", "--scores", *mine, "--budget", "12")
+    assert labels == ["recent", "mine", "mine+global", "mine+per-layer:shares=2/1"]
     assert (found["kept_count"][0, 1] == 12).all()
     for layer in range(2):
         for head in range(2):
             start = found["kept/start"][0, 1, 0, layer, head]
             np.testing.assert_array_equal(found["kept/tokens"][start : start + 12], np.sort(np.argsort(-values[layer, head])[:12]))
+    assert found["kept_count"][0, 3, 0].tolist() == [[16, 16], [8, 8]]
     assert found["kept_count"][0, 2].sum() == 4 * 12 and len(np.unique(found["kept_count"][0, 2])) > 1
 
 

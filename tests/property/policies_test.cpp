@@ -65,6 +65,16 @@ std::vector<Policy> all_policies() {
                               "dropkv:window=4,kernel=3,order=pool-first",
                               "snapkv+pyramid:window=4,variant=kvcf",
                               "snapkv+pyramid:window=4,variant=kvpress",
+                              "snapkv+per-layer:window=4,shares=3/1",
+                              "snapkv+per-layer:window=4,shares=3/1,variant=kvpress",
+                              "finch:window=4,chunk=6",
+                              "finch:window=4,chunk=6,quota=kvpress",
+                              "entropy-chunkkv:window=4,chunk=5,spiky=2,hard-window=true",
+                              "chunkpress:chunk=7,window=3,kernel=3,quota=kvpress",
+                              "chunkpress:chunk=5,base=keydiff",
+                              "chunkpress:chunk=5,base=knorm",
+                              "critical-expected-attention:variant=kvpress-0.5.5",
+                              "criticalada-expected-attention:hard-sinks=true",
                               "greedy:step=0.1"}) {
     policies.push_back(parse_policy(variant));
   }
@@ -89,8 +99,8 @@ bool nested(const Policy& policy) {
 
 /// Scores that are places in an order, or marks: rounding moves none of them or whole steps.
 bool discrete(const Policy& policy) {
-  return std::set<std::string>{"criticalkv", "criticaladakv", "keydiff", "lagkv", "defensivekv"}.contains(
-      policy.scorer_name);
+  return policy.scorer->traits().scores_are_places ||
+         std::set<std::string>{"keydiff", "lagkv", "defensivekv"}.contains(policy.scorer_name);
 }
 
 std::vector<LayerTensors> prompts(const LayerShape& shape, const Backend& backend) {
@@ -138,6 +148,16 @@ TEST_CASE("names are unique and every part describes itself") {
     CAPTURE(method.name);
     CHECK(policies.insert(method.name).second);
     CHECK(parse_policy(method.name) == parse_policy(method.policy));
+  }
+  // An option of both parts of a policy would go to the scorer, and the allocator's could not be said.
+  for (const ScorerInfo& scorer : scorers()) {
+    for (const AllocatorInfo& allocator : allocators()) {
+      if (!scorer.only_allocator.empty() && scorer.only_allocator != allocator.name) continue;
+      for (const OptionSpec& mine : scorer.options) {
+        CAPTURE(scorer.name);
+        for (const OptionSpec& other : allocator.options) CHECK(mine.name != other.name);
+      }
+    }
   }
   for (const AllocatorInfo& info : allocators()) {
     CHECK(splits.insert(info.name).second);

@@ -16,6 +16,9 @@ namespace {
 std::string allowed(const OptionSpec& option) {
   if (option.kind == OptionSpec::Kind::choice) return fmt::format("{}", fmt::join(option.choices, "|"));
   if (option.kind == OptionSpec::Kind::boolean) return "true|false";
+  if (option.kind == OptionSpec::Kind::numbers) {
+    return fmt::format("{} .. {}, separated by /", option.minimum, option.maximum);
+  }
   return fmt::format("{} .. {}", option.minimum, option.maximum);
 }
 
