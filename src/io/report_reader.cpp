@@ -8,6 +8,7 @@
 
 #include "base/text.h"
 #include "io/hdf5.h"
+#include "io/heap_check.h"
 #include "io/report_layout.h"
 #include "laprox/error.h"
 #include "laprox/figures.h"
@@ -266,12 +267,21 @@ class ReportReader {
     return reader_.text_attribute(owner, owner.getObjName(), "NAME").value_or("");
   }
 
+  /// What H5DSiterate_scales follows without a look.
+  void check_scales(const H5::DataSet& dataset) const {
+    if (!dataset.attrExists("DIMENSION_LIST")) return;
+    const H5::Attribute list = dataset.openAttribute("DIMENSION_LIST");
+    if (list.getTypeClass() != H5T_VLEN || list.getVarLenType().getSuper().getClass() != H5T_REFERENCE ||
+        list.getVarLenType().getSuper().getSize() != sizeof(hobj_ref_t)) {
+      reader_.refuse(dataset.getObjName(), "a DIMENSION_LIST of references", "one of another type");
+    }
+    io::check_heap(reader_, list.getId(), dataset.getObjName() + " attribute DIMENSION_LIST");
+  }
+
   /// Names of the dimension scales attached to a dataset.
   std::vector<std::string> dimensions_of(const H5::DataSet& dataset) {
     std::vector<std::string> names;
-    if (dataset.attrExists("DIMENSION_LIST") && dataset.openAttribute("DIMENSION_LIST").getTypeClass() != H5T_VLEN) {
-      reader_.refuse(dataset.getObjName(), "a DIMENSION_LIST of references", "one of another type");
-    }
+    check_scales(dataset);
     for (int i = 0; i < dataset.getSpace().getSimpleExtentNdims(); ++i) {
       const std::string name = scale_name(dataset, static_cast<unsigned>(i));
       if (!io::is_dimension(name))
