@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <limits>
+
 #include "base/text.h"
 #include "io/hdf5.h"
 #include "io/heap_check.h"
@@ -49,6 +51,17 @@ std::optional<long long> Hdf5Reader::integer_attribute(const H5::H5Object& owner
                                                        const std::string& name) const {
   const auto attribute = scalar_attribute(owner, owner_name, name, H5T_INTEGER, "an integer");
   if (!attribute) return std::nullopt;
+  const H5::IntType type = attribute->getIntType();
+  const std::string object = owner_name + " attribute " + name;
+  if (type.getSize() > sizeof(long long)) refuse(object, "an integer of at most 64 bits", describe_type(type));
+  if (type.getSign() == H5T_SGN_NONE) {
+    // Read as what it is: HDF5 makes the largest number of a signed type of all that are larger.
+    unsigned long long value = 0;
+    attribute->read(H5::PredType::NATIVE_ULLONG, &value);
+    constexpr auto most = static_cast<unsigned long long>(std::numeric_limits<long long>::max());
+    if (value > most) refuse(object, fmt::format("an integer of at most {}", most), std::to_string(value));
+    return static_cast<long long>(value);
+  }
   long long value = 0;
   attribute->read(H5::PredType::NATIVE_LLONG, &value);
   return value;
