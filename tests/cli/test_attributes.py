@@ -67,3 +67,37 @@ def test_integers_of_every_type_that_fit_are_read(laprox, dump, kind):
         for name in ("context_length", "version"):
             file.attrs[name] = np.array(file.attrs[name], kind)
     assert laprox("inspect", dump, "--format", "json").stdout == expected
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        *[(name, "context_length") for name in ("context_len", "context_lengt", "ctx_len", "prompt_length", "num_decoded")],
+        *[("num_decode", "context_length"), ("versions", "version"), ("modle", "model")],
+        *[(f"{name}", "/layers/<i> attribute scale") for name in ("scale", "softmax_scale", "softmax_scales")],
+        *[("softcap", "/layers/<i> attribute softcap"), ("logit_softcaping", "/layers/<i> attribute softcap")],
+        *[(name, "/layers/<i> attribute sliding_window") for name in ("sliding_window", "sliding_windows", "window_size")],
+    ],
+)
+def test_names_at_the_root_that_stand_for_known_ones_are_refused(laprox, dump, name, meant):
+    with h5py.File(dump, "r+") as file:
+        file.attrs[name] = 4
+    message = laprox("sweep", dump, *POLICY, expect=3).stderr
+    assert f"/ attribute {name}" in message and f"did you mean '{meant}'" in message, message
+
+
+@pytest.mark.parametrize("name", ["softmax_scales", "attn_logit_softcaping", "window_sizes"])
+def test_names_of_layers_that_nearly_stand_for_known_ones_are_refused(laprox, dump, name):
+    with h5py.File(dump, "r+") as file:
+        file["layers/0"].attrs[name] = 4
+    assert "did you mean '" in laprox("inspect", dump, expect=3).stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["note", "score", "date", "question", "tokens_before_cut", "answer", "generated", "torch_version", "proof_tolerance", "ä"],
+)
+def test_notes_at_the_root_are_allowed(laprox, dump, name):
+    with h5py.File(dump, "r+") as file:
+        file.attrs[name] = "mine"
+    laprox("inspect", dump)
