@@ -21,6 +21,7 @@ from test_arrays import arrays_of, write
 from test_cli import refused
 from tiny_models import token_ids
 
+from laprox_dump import files
 from laprox_dump.arrays import convert
 from laprox_dump.errors import InputError, foreign, one_line
 from laprox_dump.output import check_output, move_into_place, temporary_beside
@@ -153,6 +154,16 @@ def test_inputs_are_regular_files(dump_here, tiny_checkpoint, prompt, tmp_path, 
     refused(dump_here(*arguments), 3, "expected a regular file", reason)
 
 
+def test_files_that_give_no_data_yet(tmp_path, monkeypatch):
+    """As /proc/kmsg does, which is a regular file by its status: read without waiting, it gives None."""
+    (tmp_path / "p.txt").write_text("x")
+    ends = os.pipe2(os.O_NONBLOCK)
+    monkeypatch.setattr(files, "open", lambda handle, mode: os.fdopen(ends[0], mode), raising=False)
+    with pytest.raises(InputError, match="p.txt: expected a regular file, found one that gives no data yet"):
+        files.read_regular(str(tmp_path / "p.txt"))
+    os.close(ends[1])
+
+
 ODD_NUMBERS = {
     "fraction": (np.float64(64.5), "expected a whole number >= 0, found 64.5"),
     "nan": (np.float64("nan"), "expected a finite number, found nan"),
@@ -244,8 +255,8 @@ def test_other_line_separators_are_text(tmp_path):
 
 @pytest.mark.parametrize("number", [10**30, -(10**30), 10**4000, 2**63])
 def test_huge_token_ids(number):
-    with pytest.raises(InputError, match="token ids: expected 0..96"):
-        Encoder("none", 97, False, None)._checked([5, number])
+    with pytest.raises(InputError, match="prompt p: token ids: expected 0..96"):
+        Encoder("none", 97, False, None)._checked("prompt p", [5, number])
 
 
 def test_nothing_reaches_the_terminal_unescaped():

@@ -99,6 +99,10 @@ BAD = {
     "raises": ("{{ raise_exception('no user\\nhere') }}", "its chat template cannot be filled in: TemplateError: no user"),
     "undefined": ("{{ m.content.a.b }}", "its chat template cannot be filled in: UndefinedError"),
     "divides": ("{{ 1 / 0 }}", "its chat template cannot be filled in: ZeroDivisionError"),
+    "too long for any memory": (
+        "{{ 'x' * 10 ** 15 }}",
+        "its chat template cannot be filled in: it makes more text than memory holds",
+    ),
     "no template": ("{% for %}", "its chat template cannot be filled in: TemplateSyntaxError"),
 }
 
