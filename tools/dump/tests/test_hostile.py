@@ -1,5 +1,6 @@
 """Inputs and outputs that are not what they seem: each is refused in one line, and nothing of the user's is lost."""
 
+import errno
 import fcntl
 import json
 import os
@@ -17,9 +18,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from test_arrays import arrays_of, write
 from test_cli import refused
-from tiny_models import token_ids
+from tiny_models import release, token_ids
 
 from laprox_dump import files
 from laprox_dump.arrays import convert
@@ -309,8 +311,20 @@ def test_a_full_disk_from_the_first_byte(npz, dump_command, tmp_path, limit):
     (tmp_path / "to").mkdir()
     out = tmp_path / "to" / "o.h5"
     limits = dict(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    refused(dump_command("--from-npz", npz, "-o", out, **limits), 3, "o.h5: writing failed after", "File too large")
+    done = dump_command("--from-npz", npz, "-o", out, **limits)
+    if "temporary files" in done.stderr:  # older transformers look for a folder for them before anything is written
+        refused(done, 3, "no folder for temporary files can be written")
+    else:
+        refused(done, 3, "o.h5: writing failed after", "File too large")
     assert os.listdir(tmp_path / "to") == []
+
+
+def test_no_folder_for_temporary_files(dump_here, npz, tmp_path, monkeypatch):
+    def nowhere(*args):
+        raise FileNotFoundError(errno.ENOENT, f"No usable temporary directory found in {['/tmp']}")
+
+    monkeypatch.setattr("laprox_dump.arrays.convert", nowhere)
+    refused(dump_here("--from-npz", npz, "-o", tmp_path / "o.h5"), 3, "no folder for temporary files can be written", "TMPDIR")
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -401,6 +415,7 @@ def test_progress_on_a_terminal(tiny_checkpoint, prompt, tmp_path):
         pass
     os.close(main)
     assert process.wait() == 0
-    assert b"Loading" in seen and b"a.h5: decoding" in seen and b"/64" in seen and b"a.h5: recording" in seen and b"/3" in seen
+    assert b"Loading" in seen or release() < Version("5")  # which shows nothing for a single file of weights
+    assert b"a.h5: decoding" in seen and b"/64" in seen and b"a.h5: recording" in seen and b"/3" in seen
     quiet = subprocess.run([*command, "--force"], capture_output=True, text=True)
     assert quiet.returncode == 0 and quiet.stderr == ""
