@@ -57,7 +57,7 @@ herr_t note_failure(hid_t stack, void*) {
 
 /// Lets the process hold so many bytes more than it does. What it holds already includes the stacks of the parent's
 /// threads, which are mapped here too.
-void limit_memory(rlim_t bytes) {
+void limit_memory([[maybe_unused]] rlim_t bytes) {
 #if !defined(__SANITIZE_ADDRESS__)  // which maps memory of its own
   std::ifstream sizes("/proc/self/statm");
   rlim_t total = 0, resident = 0, shared = 0, text = 0, library = 0, data = 0;
