@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import zipfile
 
 import h5py
 import numpy as np
@@ -219,6 +220,18 @@ def test_arrays_that_are_none(dumps, tmp_path, changes, message):
 def test_one_array_is_no_archive(dump_here, tmp_path):
     np.save(tmp_path / "one.npy", np.zeros(3))
     refused(dump_here("--from-npz", tmp_path / "one.npy", "-o", tmp_path / "out.h5"), 3, "expected a .npz archive of named arrays")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK"])
+@pytest.mark.parametrize("name, expected", [("layers.0.q", "an array"), ("context_length", "an array"), ("prompt", "one text")])
+def test_entries_of_an_archive_that_are_no_arrays(dump_here, npz, tmp_path, name, expected, content):
+    """numpy gives their bytes."""
+    with zipfile.ZipFile(npz) as before, zipfile.ZipFile(tmp_path / "odd.npz", "w") as after:
+        for entry in set(before.namelist()) - {f"{name}.npy"}:
+            after.writestr(entry, before.read(entry))
+        after.writestr(f"{name}.npy", content)
+    reason = f"{name}: expected {expected}, found {len(content)} bytes that are"
+    refused(dump_here("--from-npz", tmp_path / "odd.npz", "-o", tmp_path / "out.h5"), 3, reason)
 
 
 def test_options_for_models_are_not_ignored(dump_here, npz, tmp_path):
