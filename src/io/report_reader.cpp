@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 #include <optional>
+#include <span>
 
 #include "base/text.h"
 #include "io/hdf5.h"
@@ -236,14 +237,32 @@ class ReportReader {
       reader_.refuse("/kept/tokens", "integers of rank 1", "shape " + io::describe(length));
     }
     report.kept.starts.resize(counts.values.size());
-    report.kept.tokens.resize(static_cast<std::size_t>(length[0]));
+    std::vector<std::int64_t> kept(
+        static_cast<std::size_t>(length[0]));  // wider than they are, so that none is cut off
     starts.read(report.kept.starts.data(), H5::PredType::NATIVE_INT64);
-    tokens.read(report.kept.tokens.data(), H5::PredType::NATIVE_INT32);
+    tokens.read(kept.data(), H5::PredType::NATIVE_INT64);
+    const std::vector<double>& contexts = report.array("context_length").values;
     for (std::size_t i = 0; i < counts.values.size(); ++i) {
       const std::int64_t start = report.kept.starts[i];
       if (start < 0) continue;
-      if (counts.values[i] >= 0 && start <= length[0] - static_cast<std::int64_t>(counts.values[i])) continue;
-      reader_.refuse("/kept/start", fmt::format("places within the {} tokens", length[0]), std::to_string(start));
+      if (counts.values[i] < 0 || start > length[0] - static_cast<std::int64_t>(counts.values[i])) {
+        reader_.refuse("/kept/start", fmt::format("places within the {} tokens", length[0]), std::to_string(start));
+      }
+      const std::size_t dump = i / (counts.values.size() / contexts.size());
+      check_kept(std::span(kept).subspan(static_cast<std::size_t>(start), static_cast<std::size_t>(counts.values[i])),
+                 contexts[dump]);
+    }
+    report.kept.tokens.assign(kept.begin(), kept.end());
+  }
+
+  void check_kept(std::span<const std::int64_t> tokens, double context) const {
+    std::int64_t before = -1;
+    for (const std::int64_t token : tokens) {
+      if (token <= before || static_cast<double>(token) >= context) {
+        reader_.refuse("/kept/tokens", fmt::format("ascending tokens of each cell, from 0 to {}", context - 1),
+                       fmt::format("{} after {}", token, before));
+      }
+      before = token;
     }
   }
 
