@@ -19,6 +19,9 @@ constexpr std::size_t kCollectionHeader = 8;  // the signature, a version and th
 constexpr std::size_t kObjectHeader = 8;      // number, references, four reserved bytes; then its size
 constexpr std::size_t kSmallestCollection = 4096;
 
+/// Headers and objects begin at multiples of 8 bytes in a collection.
+constexpr std::uint64_t aligned(std::uint64_t size) { return (size + 7) / 8 * 8; }
+
 /// HDF5 gives lists as they lie in the file if they are read as opaque bytes by this conversion, which changes nothing.
 herr_t keep_bytes(hid_t source, hid_t target, H5T_cdata_t* data, std::size_t, std::size_t, std::size_t, void*, void*,
                   hid_t) {
@@ -107,7 +110,8 @@ class HeapCheck {
   const std::map<std::uint64_t, std::uint64_t>& collection(std::uint64_t address) {
     const auto [known, is_new] = collections_.try_emplace(address);
     if (!is_new) return known->second;
-    const std::size_t header = kCollectionHeader + length_size_, object = kObjectHeader + length_size_;
+    const std::size_t header = aligned(kCollectionHeader + length_size_),
+                      object = aligned(kObjectHeader + length_size_);
     const std::vector<unsigned char> start = bytes(address, header);
     const std::uint64_t size = number(&start[kCollectionHeader], length_size_);
     if (std::memcmp(start.data(), "GCOL\1", 5) != 0 || size < kSmallestCollection) refuse("none at its address");
@@ -121,7 +125,7 @@ class HeapCheck {
       }
       if (length > size - at - object) refuse(fmt::format("object {} of {} bytes in one of {}", index, length, size));
       if (!known->second.emplace(index, length).second) refuse(fmt::format("object {} twice", index));
-      at += object + (length + 7) / 8 * 8;
+      at += object + aligned(length);
       if (at > size) refuse(fmt::format("object {} beyond its end", index));
     }
     return known->second;

@@ -174,6 +174,21 @@ def test_a_report_that_xarray_wrote_again_is_read(laprox, report, tmp_path):
     assert laprox("report", path, "--format", "csv").stdout == expected
 
 
+@pytest.mark.parametrize("sizes", [(4, 4), (4, 8), (8, 4), (8, 8), (2, 2)])
+def test_addresses_and_sizes_of_other_widths_are_read(laprox, tmp_path, sizes):
+    source = dumps.write_dump(tmp_path / "dump.h5", context=40, tokens=44, heads=[(4, 2)], seed=3)
+    properties = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    properties.set_sizes(*sizes)
+    narrow = h5py.h5f.create(str(tmp_path / "narrow.h5").encode(), h5py.h5f.ACC_TRUNC, properties)
+    with h5py.File(source) as whole, h5py.File(narrow) as file:
+        for name in whole:
+            whole.copy(name, file)
+        file.attrs.update(whole.attrs)
+        file.attrs["prompt"] = "x" * 5000
+    done = laprox("inspect", tmp_path / "narrow.h5", "--format", "json").stdout
+    assert done.replace("narrow.h5", "dump.h5") == laprox("inspect", source, "--format", "json").stdout
+
+
 def test_behind_a_user_block_the_heap_is_found(laprox, report, tmp_path):
     """Addresses count from the end of the user block."""
     path = tmp_path / "block.h5"
