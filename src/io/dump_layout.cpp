@@ -64,7 +64,31 @@ class StructureReader {
     for (const std::string& name : reader_.members("/")) check_object("/" + name, name, known, {});
     static const std::vector<std::string> attributes{"format", "version", "context_length",
                                                      "model",  "source",  "prompt"};
-    check_attributes("/", root_, attributes, {});
+    static const std::map<std::string, std::string> elsewhere = [] {
+      std::map<std::string, std::string> names;
+      for (const char* name : {"context_len", "ctx_len", "prompt_len", "prompt_length", "prompt_tokens", "num_prompt",
+                               "num_decoded", "decoded_tokens"}) {
+        names[name] = "context_length";
+      }
+      // A layer's own at the root would be ignored for every layer.
+      for (const std::string& name : layer_attributes()) names[name] = "/layers/<i> attribute " + name;
+      for (const auto& [name, meant] : layer_aliases()) names[name] = "/layers/<i> attribute " + meant;
+      return names;
+    }();
+    check_attributes("/", root_, attributes, elsewhere);
+  }
+
+  static const std::vector<std::string>& layer_attributes() {
+    static const std::vector<std::string> names{"scale", "softcap", "sliding_window", "kv_source"};
+    return names;
+  }
+
+  static const std::map<std::string, std::string>& layer_aliases() {
+    static const std::map<std::string, std::string> names{
+        {"softmax_scale", "scale"},       {"scaling", "scale"},
+        {"logit_softcapping", "softcap"}, {"attn_logit_softcapping", "softcap"},
+        {"window", "sliding_window"},     {"window_size", "sliding_window"}};
+    return names;
   }
 
   void check_layer_names(Index layer, const H5::Group& group) {
@@ -72,16 +96,11 @@ class StructureReader {
         "q", "k", "v", "w_o", "b_o", "sinks", "rope_inv_freq", "output", "residual_norms"};
     static const std::map<std::string, std::string> datasets_elsewhere{
         {"s_aux", "sinks"}, {"bias", "b_o"}, {"o_proj", "w_o"}, {"inv_freq", "rope_inv_freq"}};
-    static const std::vector<std::string> attributes{"scale", "softcap", "sliding_window", "kv_source"};
-    static const std::map<std::string, std::string> attributes_elsewhere{
-        {"softmax_scale", "scale"},       {"scaling", "scale"},
-        {"logit_softcapping", "softcap"}, {"attn_logit_softcapping", "softcap"},
-        {"window", "sliding_window"},     {"window_size", "sliding_window"}};
     const std::string name = layer_object(layer);
     for (const std::string& member : reader_.members(name)) {
       check_object(name + "/" + member, member, datasets, datasets_elsewhere);
     }
-    check_attributes(name, group, attributes, attributes_elsewhere);
+    check_attributes(name, group, layer_attributes(), layer_aliases());
   }
 
   void check_object(const std::string& object, const std::string& name, const std::vector<std::string>& known,
@@ -92,12 +111,26 @@ class StructureReader {
                    fmt::format("did you mean '{}'?", alias == elsewhere.end() ? nearest(name, known) : alias->second));
   }
 
+  /// The known name, or the place, that a name stands for or nearly has; nothing where it is a note of the writer's.
+  static std::optional<std::string> meant_attribute(const std::string& name, const std::vector<std::string>& known,
+                                                    const std::map<std::string, std::string>& elsewhere) {
+    if (std::find(known.begin(), known.end(), name) != known.end()) return std::nullopt;
+    if (const auto alias = elsewhere.find(name); alias != elsewhere.end()) return alias->second;
+    if (const auto near = near_miss(name, known)) return near;
+    constexpr std::size_t long_name = 10;  // words nearer to a shorter one, such as "score" to "scale", may be notes
+    std::vector<std::string> aliases;
+    for (const auto& [alias, meant] : elsewhere) {
+      if (alias.size() >= long_name) aliases.push_back(alias);
+    }
+    const auto near = near_miss(name, aliases);
+    return near ? std::optional(elsewhere.at(*near)) : std::nullopt;
+  }
+
   /// Attributes of other names are the writer's own notes; those that nearly have a known name are not.
   void check_attributes(const std::string& owner_name, const H5::H5Object& owner, const std::vector<std::string>& known,
                         const std::map<std::string, std::string>& elsewhere) {
     for (const std::string& name : reader_.attributes(owner)) {
-      const auto alias = elsewhere.find(name);
-      const auto meant = alias == elsewhere.end() ? near_miss(name, known) : std::optional(alias->second);
+      const auto meant = meant_attribute(name, known, elsewhere);
       if (!meant) continue;
       reader_.refuse(owner_name + " attribute " + name, "one of " + join(known, ", "), "'" + name + "'",
                      fmt::format("did you mean '{}'?", *meant));

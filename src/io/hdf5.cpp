@@ -12,6 +12,7 @@
 
 #include "base/convert.h"
 #include "base/text.h"
+#include "io/heap_check.h"
 #include "io/rehearsal.h"
 #include "io/soundness.h"
 #include "laprox/error.h"
@@ -82,24 +83,6 @@ std::optional<ElementType> ieee_type(const H5::FloatType& type) {
   return std::nullopt;
 }
 
-std::string describe_type(const H5::DataType& type) {
-  const std::size_t bits = type.getSize() * 8;
-  switch (type.getClass()) {
-    case H5T_INTEGER:
-      return fmt::format("a {}-bit integer", bits);
-    case H5T_FLOAT:
-      return fmt::format("a {}-bit float", bits);
-    case H5T_STRING:
-      return "a string";
-    case H5T_COMPOUND:
-      return "a compound type";
-    case H5T_ENUM:
-      return "an enumeration";
-    default:
-      return "another type";
-  }
-}
-
 H5::DataType memory_type(ElementType type) {
   switch (type) {
     case ElementType::float16:
@@ -122,6 +105,24 @@ H5::FloatType float16_type() {
   type.setSize(2);
   type.setEbias(15);
   return type;
+}
+
+std::string describe_type(const H5::DataType& type) {
+  const std::size_t bits = type.getSize() * 8;
+  switch (type.getClass()) {
+    case H5T_INTEGER:
+      return fmt::format("a {}-bit integer", bits);
+    case H5T_FLOAT:
+      return fmt::format("a {}-bit float", bits);
+    case H5T_STRING:
+      return "a string";
+    case H5T_COMPOUND:
+      return "a compound type";
+    case H5T_ENUM:
+      return "an enumeration";
+    default:
+      return "another type";
+  }
 }
 
 std::string describe(const std::vector<Index>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
@@ -287,6 +288,7 @@ std::vector<std::string> Hdf5Reader::strings(const std::string& name) const {
     }
     return values;
   }
+  check_heap(*this, stored.getId(), name);
   std::vector<char*> pointers(values.size());
   stored.read(pointers.data(), type);
   bool written = true;
@@ -297,62 +299,6 @@ std::vector<std::string> Hdf5Reader::strings(const std::string& name) const {
   H5::DataSet::vlenReclaim(pointers.data(), type, stored.getSpace());
   if (!written) refuse(name, "strings", "a string that was never written");
   return values;
-}
-
-std::optional<H5::Attribute> Hdf5Reader::scalar_attribute(const H5::H5Object& owner, const std::string& owner_name,
-                                                          const std::string& name, H5T_class_t type_class,
-                                                          const std::string& expected) const {
-  if (!owner.attrExists(name)) return std::nullopt;
-  const H5::Attribute attribute = owner.openAttribute(name);
-  const std::string object = owner_name + " attribute " + name;
-  const bool fits =
-      attribute.getTypeClass() == type_class || (type_class == H5T_FLOAT && attribute.getTypeClass() == H5T_INTEGER);
-  if (!fits) refuse(object, expected, describe_type(attribute.getDataType()));
-  if (attribute.getSpace().getSimpleExtentNpoints() != 1) {
-    refuse(object, "one value", fmt::format("{}", attribute.getSpace().getSimpleExtentNpoints()));
-  }
-  return attribute;
-}
-
-std::optional<std::string> Hdf5Reader::text_attribute(const H5::H5Object& owner, const std::string& owner_name,
-                                                      const std::string& name) const {
-  const auto attribute = scalar_attribute(owner, owner_name, name, H5T_STRING, "a string");
-  if (!attribute) return std::nullopt;
-  const H5::StrType type = attribute->getStrType();
-  const std::string object = owner_name + " attribute " + name;
-  try {
-    if (type.isVariableStr()) {
-      char* text = nullptr;
-      attribute->read(type, static_cast<void*>(&text));
-      if (!text) refuse(object, "a string", "one that was never written");
-      std::string value = printable(text);
-      H5free_memory(text);
-      return value;
-    }
-    std::vector<char> text(type.getSize() + 1, '\0');
-    attribute->read(type, static_cast<void*>(text.data()));
-    return printable(text.data());
-  } catch (const H5::Exception& error) {
-    refuse(object, "a readable string", error.getDetailMsg());
-  }
-}
-
-std::optional<long long> Hdf5Reader::integer_attribute(const H5::H5Object& owner, const std::string& owner_name,
-                                                       const std::string& name) const {
-  const auto attribute = scalar_attribute(owner, owner_name, name, H5T_INTEGER, "an integer");
-  if (!attribute) return std::nullopt;
-  long long value = 0;
-  attribute->read(H5::PredType::NATIVE_LLONG, &value);
-  return value;
-}
-
-std::optional<double> Hdf5Reader::real_attribute(const H5::H5Object& owner, const std::string& owner_name,
-                                                 const std::string& name) const {
-  const auto attribute = scalar_attribute(owner, owner_name, name, H5T_FLOAT, "a number");
-  if (!attribute) return std::nullopt;
-  double value = 0;
-  attribute->read(H5::PredType::NATIVE_DOUBLE, &value);
-  return value;
 }
 
 void Hdf5Reader::read_raw(const StoredArray& array, const std::string& name, std::byte* target) const {

@@ -91,5 +91,7 @@ class Hdf5Reader {
 };
 
 std::string describe(const std::vector<Index>& shape);
+/// "a 16-bit integer", for messages.
+std::string describe_type(const H5::DataType& type);
 
 }  // namespace laprox::io

@@ -5,6 +5,7 @@
 #include <hdf5.h>
 #include <hdf5_hl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,6 +14,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
+#include <fstream>
 #include <vector>
 
 #include "io/chunk_check.h"
@@ -35,8 +37,44 @@ namespace {
 
 constexpr unsigned kSeconds = 15;  // longer than any sound file's structure takes, even on a slow disk
 constexpr rlim_t kCpuSeconds = 5;
-constexpr rlim_t kMemory = rlim_t{4} << 30;   // beyond what the parent has mapped already
+constexpr rlim_t kMemory = rlim_t{512} << 20;  // beyond what the parent holds already; allow_memory() may raise it
+constexpr rlim_t kMemoryPerByte = 16;          // of the file: what its structure can take when it is unpacked
+constexpr rlim_t kMostMemory = rlim_t{4} << 30;
+constexpr int kOutOfMemory = 1;               // the child's exit code where HDF5 ran into that limit
 constexpr hsize_t kSmall = hsize_t{1} << 20;  // bytes of an attribute or dataset that is read whole, as the parent will
+
+bool out_of_memory = false;
+
+/// Called by HDF5 for every call that fails. Failures are the parent's to report, but what fails here for want of
+/// memory would take all that the machine has there.
+herr_t note_failure(hid_t stack, void*) {
+  const auto look = [](unsigned, const H5E_error2_t* error, void*) -> herr_t {
+    out_of_memory = out_of_memory || (error->maj_num == H5E_RESOURCE && error->min_num == H5E_NOSPACE);
+    return 0;
+  };
+  return H5Ewalk2(stack, H5E_WALK_UPWARD, look, nullptr);
+}
+
+/// Lets the process hold so many bytes more than it does. What it holds already includes the stacks of the parent's
+/// threads, which are mapped here too.
+void limit_memory([[maybe_unused]] rlim_t bytes) {
+#if !defined(__SANITIZE_ADDRESS__)  // which maps memory of its own
+  std::ifstream sizes("/proc/self/statm");
+  rlim_t total = 0, resident = 0, shared = 0, text = 0, library = 0, data = 0;
+  if (!(sizes >> total >> resident >> shared >> text >> library >> data)) return;
+  rlimit limit{};
+  getrlimit(RLIMIT_DATA, &limit);
+  limit.rlim_cur = std::min(limit.rlim_max, data * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + bytes);
+  setrlimit(RLIMIT_DATA, &limit);
+#endif
+}
+
+void allow_memory(rlim_t bytes) {
+  rlimit limit{};
+  getrlimit(RLIMIT_DATA, &limit);
+  limit.rlim_cur = limit.rlim_max - limit.rlim_cur > bytes ? limit.rlim_cur + bytes : limit.rlim_max;
+  setrlimit(RLIMIT_DATA, &limit);
+}
 
 /// What the parent will read of one attribute; failures are the parent's to report.
 herr_t visit_attribute(hid_t owner, const char* name, const H5A_info_t*, void*) {
@@ -74,7 +112,9 @@ void unpack_chunks(hid_t dataset, hid_t type, hid_t space, hid_t properties, hsi
   if (H5Pget_chunk(properties, static_cast<int>(rank), block.data()) < 0) return;
   double bytes = static_cast<double>(H5Tget_size(type));
   for (const hsize_t extent : block) bytes *= static_cast<double>(extent);
-  if (bytes > static_cast<double>(kMemory)) return;  // which the parent refuses by the size of the file
+  if (bytes > static_cast<double>(kMostMemory)) return;  // which the parent refuses by the size of the file
+  constexpr rlim_t copies = 3;                           // the values, and before and after a filter
+  allow_memory(copies * static_cast<rlim_t>(bytes));
   void* values = std::malloc(static_cast<std::size_t>(bytes));
   for (hsize_t i = 0; values && i < chunks; ++i) {
     unsigned mask = 0;
@@ -173,24 +213,22 @@ herr_t visit_object(hid_t root, const char* name, const H5O_info_t* info, void*)
   cpu.rlim_cur = std::min(cpu.rlim_max, kCpuSeconds);  // SIGXCPU ends the child; allow_for() may raise it
   setrlimit(RLIMIT_CPU, &cpu);
   setrlimit(RLIMIT_CORE, &core);
-#if !defined(__SANITIZE_ADDRESS__)
-  rusage used{};
-  getrusage(RUSAGE_SELF, &used);
-  const rlimit data{kMemory + static_cast<rlim_t>(used.ru_maxrss) * 1024,
-                    kMemory + static_cast<rlim_t>(used.ru_maxrss) * 1024};
-  setrlimit(RLIMIT_DATA, &data);
-#endif
+  struct stat status {};
+  stat(path, &status);
+  limit_memory(std::min(kMostMemory, kMemory + kMemoryPerByte * static_cast<rlim_t>(status.st_size)));
   alarm(kSeconds);
-  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+  H5Eset_auto2(H5E_DEFAULT, note_failure, nullptr);
   const hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
   if (file >= 0) {
     H5Ovisit2(file, H5_INDEX_NAME, H5_ITER_NATIVE, visit_object, nullptr, H5O_INFO_BASIC);
     H5Fclose(file);  // frees what the walk has cached, as it will be freed in the parent
   }
-  _exit(0);  // the parent's buffers and handlers are not the child's to flush or to run
+  _exit(out_of_memory ? kOutOfMemory : 0);  // the parent's buffers and handlers are not the child's to flush or to run
 }
 
 std::string outcome(int status) {
+  if (WIFEXITED(status) && WEXITSTATUS(status) == kOutOfMemory)
+    return "the HDF5 library wants more memory for it than a file of its size can need";
   if (!WIFSIGNALED(status)) return "the HDF5 library gives up on it";
   if (WTERMSIG(status) == SIGALRM || WTERMSIG(status) == SIGXCPU)
     return "the HDF5 library does not come to an end with it";

@@ -5,9 +5,11 @@
 #include <cmath>
 #include <map>
 #include <optional>
+#include <span>
 
 #include "base/text.h"
 #include "io/hdf5.h"
+#include "io/heap_check.h"
 #include "io/report_layout.h"
 #include "laprox/error.h"
 #include "laprox/figures.h"
@@ -235,14 +237,32 @@ class ReportReader {
       reader_.refuse("/kept/tokens", "integers of rank 1", "shape " + io::describe(length));
     }
     report.kept.starts.resize(counts.values.size());
-    report.kept.tokens.resize(static_cast<std::size_t>(length[0]));
+    std::vector<std::int64_t> kept(
+        static_cast<std::size_t>(length[0]));  // wider than they are, so that none is cut off
     starts.read(report.kept.starts.data(), H5::PredType::NATIVE_INT64);
-    tokens.read(report.kept.tokens.data(), H5::PredType::NATIVE_INT32);
+    tokens.read(kept.data(), H5::PredType::NATIVE_INT64);
+    const std::vector<double>& contexts = report.array("context_length").values;
     for (std::size_t i = 0; i < counts.values.size(); ++i) {
       const std::int64_t start = report.kept.starts[i];
       if (start < 0) continue;
-      if (counts.values[i] >= 0 && start <= length[0] - static_cast<std::int64_t>(counts.values[i])) continue;
-      reader_.refuse("/kept/start", fmt::format("places within the {} tokens", length[0]), std::to_string(start));
+      if (counts.values[i] < 0 || start > length[0] - static_cast<std::int64_t>(counts.values[i])) {
+        reader_.refuse("/kept/start", fmt::format("places within the {} tokens", length[0]), std::to_string(start));
+      }
+      const std::size_t dump = i / (counts.values.size() / contexts.size());
+      check_kept(std::span(kept).subspan(static_cast<std::size_t>(start), static_cast<std::size_t>(counts.values[i])),
+                 contexts[dump]);
+    }
+    report.kept.tokens.assign(kept.begin(), kept.end());
+  }
+
+  void check_kept(std::span<const std::int64_t> tokens, double context) const {
+    std::int64_t before = -1;
+    for (const std::int64_t token : tokens) {
+      if (token <= before || static_cast<double>(token) >= context) {
+        reader_.refuse("/kept/tokens", fmt::format("ascending tokens of each cell, from 0 to {}", context - 1),
+                       fmt::format("{} after {}", token, before));
+      }
+      before = token;
     }
   }
 
@@ -266,12 +286,21 @@ class ReportReader {
     return reader_.text_attribute(owner, owner.getObjName(), "NAME").value_or("");
   }
 
+  /// What H5DSiterate_scales follows without a look.
+  void check_scales(const H5::DataSet& dataset) const {
+    if (!dataset.attrExists("DIMENSION_LIST")) return;
+    const H5::Attribute list = dataset.openAttribute("DIMENSION_LIST");
+    if (list.getTypeClass() != H5T_VLEN || list.getVarLenType().getSuper().getClass() != H5T_REFERENCE ||
+        list.getVarLenType().getSuper().getSize() != sizeof(hobj_ref_t)) {
+      reader_.refuse(dataset.getObjName(), "a DIMENSION_LIST of references", "one of another type");
+    }
+    io::check_heap(reader_, list.getId(), dataset.getObjName() + " attribute DIMENSION_LIST");
+  }
+
   /// Names of the dimension scales attached to a dataset.
   std::vector<std::string> dimensions_of(const H5::DataSet& dataset) {
     std::vector<std::string> names;
-    if (dataset.attrExists("DIMENSION_LIST") && dataset.openAttribute("DIMENSION_LIST").getTypeClass() != H5T_VLEN) {
-      reader_.refuse(dataset.getObjName(), "a DIMENSION_LIST of references", "one of another type");
-    }
+    check_scales(dataset);
     for (int i = 0; i < dataset.getSpace().getSimpleExtentNdims(); ++i) {
       const std::string name = scale_name(dataset, static_cast<unsigned>(i));
       if (!io::is_dimension(name))

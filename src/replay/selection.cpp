@@ -84,7 +84,14 @@ DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& pol
 }
 
 DumpInfo::Rows judging_rows(const DumpInfo& dump, const SweepOptions& options) {
-  if (options.queries == JudgedQueries::window) return dump.window_rows(options.window, "judging on the window");
+  if (options.queries == JudgedQueries::window) {
+    if (options.window > dump.context_length) {
+      throw UsageError(fmt::format(
+          "{}: the last {} prompt queries shall judge, but the prompt has {} tokens; ask for a --window of at most {}",
+          dump.path.string(), options.window, dump.context_length, dump.context_length));
+    }
+    return dump.window_rows(options.window, "judging on the window");
+  }
   const DumpInfo::Rows rows = dump.rows_between(dump.context_length, dump.tokens);
   if (rows.count() == 0) {
     throw UsageError(

@@ -55,6 +55,22 @@ def test_common_parts_are_merged_and_the_rest_is_named(laprox, three, tmp_path):
         np.testing.assert_array_equal(found["relative_error"][1, 0, 0], second["relative_error"][0, 0, 0])
 
 
+@pytest.mark.parametrize("token, index", [(2**40, -1), (80, -1), (60, 0), (-1, 0), (0, 1), (2**31, 3)])
+def test_kept_tokens_that_no_prompt_has_are_refused(laprox, three, tmp_path, token, index):
+    """They were cut to 32 bits and handed on; a prompt's tokens end with its own context, not with the longest one's."""
+    a, b, merged = (tmp_path / f"{name}.h5" for name in "abm")
+    laprox("sweep", three[0], three[2], *SWEEP, "-o", a)
+    laprox("sweep", three[1], *SWEEP, "-o", b)
+    with h5py.File(a, "r+") as file:
+        tokens = file["kept/tokens"][()].astype("i8")
+        tokens[index] = token
+        del file["kept/tokens"]
+        file["kept/tokens"] = tokens
+    message = laprox("merge", a, b, "-o", merged, expect=3).stderr
+    assert "/kept/tokens: expected ascending tokens of each cell, from 0 to " in message and f"found {token} after" in message
+    assert not merged.exists()
+
+
 def test_what_does_not_belong_together_is_refused(laprox, three, tmp_path):
     a, b, c = (tmp_path / f"{name}.h5" for name in "abc")
     laprox("sweep", three[0], "--policy", "recent", "--budget", "40%", "-o", a)

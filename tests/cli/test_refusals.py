@@ -246,6 +246,19 @@ def test_without_decoded_queries_the_window_is_offered(laprox, tmp_path):
     laprox("sweep", path, "--policy", "recent", "--budget", "20", "--queries", "window")
 
 
+@pytest.mark.parametrize("window, options", [(32, ()), (32, ("--window", 32)), (31, ("--window", 31))])
+def test_a_window_longer_than_the_prompt_is_refused(laprox, tmp_path, window, options):
+    """The report would say that so many queries judged."""
+    path, output = dumps.write_dump(tmp_path / "dump.h5", context=30, tokens=34, heads=[(2, 1)]), tmp_path / "report.h5"
+    command = ("sweep", path, "--policy", "recent", "--budget", "20", "-o", output, "--queries", "window")
+    message = laprox(*command, *options, expect=2).stderr
+    for words in (str(path), f"the last {window} prompt queries", "the prompt has 30 tokens", "--window of at most 30"):
+        assert words in message, message
+    assert not output.exists()
+    laprox(*command, "--window", 30)
+    assert "not more than the prompt has" in " ".join(laprox("sweep", "--help").stdout.split())
+
+
 def test_an_existing_report_needs_force(laprox, bundled, tmp_path):
     output = tmp_path / "report.h5"
     output.write_text("precious")

@@ -23,6 +23,7 @@ class SoundFiles:
         self.other = self.synth("other.h5", "--seed", 2)
         self.reports = [self.sweep("kept.h5", self.dump, "--save-kept"), self.sweep("plain-report.h5", rich)]
         self.reports.append(self.sweep("two.h5", self.dump, rich))
+        self.reports.append(self.with_texts(self.reports[0], "texts.h5"))
         self.report_of_other = self.sweep("report-of-other.h5", self.other)
         self.scores = [self.score("scores.h5", "--budget", "50%"), self.score("all.h5")]
         self.masks = self.only_kept(self.scores[0])
@@ -73,6 +74,19 @@ class SoundFiles:
             for key, value in source.attrs.items():
                 file.attrs[key] = value.decode() if isinstance(value, bytes) else value
         return self.folder / name
+
+    def with_texts(self, report: Path, name: str) -> Path:
+        """The report with texts of variable length, as netCDF4 and h5py write them: they lie in a heap of their own."""
+        path = self.folder / name
+        path.write_bytes(report.read_bytes())
+        with h5py.File(path, "r+") as file:
+            for member in ("policy_spec", "dump_model", "dump_sha256"):
+                texts = file[member].asstr()[()]
+                del file[member]
+                file.create_dataset(member, data=texts, dtype=h5py.string_dtype())
+            for key in ("backend", "queries", "softmax"):
+                file.attrs[key] = file.attrs[key].decode()
+        return path
 
     def only_kept(self, scores: Path) -> Path:
         path = self.folder / "masks.h5"

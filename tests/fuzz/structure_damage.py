@@ -110,7 +110,7 @@ def structure_spots(path: Path) -> list[tuple[int, int]]:
     taken: list[tuple[int, int]] = []
 
     def add(name, item):
-        if not isinstance(item, h5py.Dataset):
+        if not isinstance(item, h5py.Dataset) or item.dtype.kind == "O":  # places in a heap
             return
         if item.chunks is None:
             if item.id.get_offset() is not None:

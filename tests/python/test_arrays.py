@@ -1,5 +1,6 @@
 """Which arrays a Layer takes, and how it refuses the others."""
 
+import h5py
 import laprox
 import ml_dtypes
 import numpy as np
@@ -153,6 +154,17 @@ def test_bfloat16_dumps_are_read_as_such(tmp_path):
         assert "bfloat16" in repr(dump[0])
         assert same(dump[0], laprox.Layer(**narrow, context_length=80))
         np.testing.assert_array_equal(laprox.scores(dump, "h2o")[0], laprox.scores(dump[0], "h2o"))
+
+
+@pytest.mark.parametrize("place, name", [("/", "context_length"), ("/layers/1", "sliding_window"), ("/layers/1", "kv_source")])
+@pytest.mark.parametrize(
+    "value, message", [(np.uint64(2**63), f"at most {2**63 - 1}, found {2**63}"), (1.5, "an integer, found float64")]
+)
+def test_integers_of_a_dump_that_are_none_or_do_not_fit_are_refused(dump, place, name, value, message):
+    with h5py.File(dump, "r+") as file:
+        file[place].attrs[name] = value
+    with pytest.raises(laprox.DumpError, match=f"{place} attribute {name}: expected .*{message}"):
+        laprox.open_dump(dump)
 
 
 def test_torch_tensors_share_their_memory():

@@ -214,7 +214,9 @@ void add_sweep(CLI::App& app) {
                    "who judges: decoded queries (held out), or the prompt's last (in-sample)")
       ->check(CLI::IsMember({"decoded", "window"}))
       ->capture_default_str();
-  command->add_option("--window", arguments->window, "prompt queries that --queries window judges by")
+  command
+      ->add_option("--window", arguments->window,
+                   "prompt queries that --queries window judges by; not more than the prompt has")
       ->check(CLI::Range(Index{1}, Index{1} << 20))
       ->capture_default_str();
   command->add_option("--softmax", arguments->softmax, "over the kept keys, or the exact weights without rescaling")

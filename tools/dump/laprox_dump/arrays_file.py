@@ -44,7 +44,9 @@ class Arrays:
         self._read = lambda name: file[name]
         self.texts = {k: self._text(k, file[k]) for k in TEXTS if k in file.files}
 
-    def _text(self, name: str, found: np.ndarray) -> str:
+    def _text(self, name: str, found: np.ndarray | bytes) -> str:
+        if isinstance(found, bytes):
+            raise InputError(f"{self.path}: {name}: expected one text, found {len(found)} bytes that are no array")
         if found.dtype.kind != "U" or found.size != 1:
             raise InputError(f"{self.path}: {name}: expected one text, found shape {list(found.shape)} of {found.dtype}")
         return str(found.reshape(-1)[0])
@@ -53,9 +55,12 @@ class Arrays:
         if name not in self.names:
             return None
         try:
-            return self._read(name)
+            found = self._read(name)
         except (Exception, zipfile.BadZipFile) as e:
             raise InputError(f"{self.path}: {name}: cannot be read: {first_line(e)}") from e
+        if isinstance(found, bytes):  # numpy's answer for an entry of an archive that does not begin as an array does
+            raise InputError(f"{self.path}: {name}: expected an array, found {len(found)} bytes that are none")
+        return found
 
     def tensor(self, name: str) -> torch.Tensor | None:
         """The array as a tensor; uint16 of numpy is bfloat16. Throws InputError for a damaged one or one of an unknown type."""

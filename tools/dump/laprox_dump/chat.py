@@ -44,8 +44,12 @@ def fill_in(tokenizer, where: str, prompt: Prompt) -> tuple[str, str]:
 
 
 def _render(tokenizer, where: str, content: str) -> str:
-    with foreign(f"{where}: its chat template cannot be filled in", InputError):
-        text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+    failure = f"{where}: its chat template cannot be filled in"
+    try:
+        with foreign(failure, InputError):
+            text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+    except MemoryError as e:  # which no smaller prompt would help
+        raise InputError(f"{failure}: it makes more text than memory holds") from e
     if not isinstance(text, str):
         raise InputError(f"{where}: its chat template gives a {type(text).__name__}; expected text")
     return text

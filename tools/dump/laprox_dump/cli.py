@@ -148,6 +148,10 @@ def main(arguments: list[str] | None = None) -> int:
                     f"out of memory on {args.device}: cut the prompt (--max-tokens), choose a smaller --dtype, or another --device",
                     DeviceError.exit_code,
                 )
+            if isinstance(e, FileNotFoundError) and "No usable temporary directory" in str(e):  # a library looks for one on import
+                return _fail(
+                    "no folder for temporary files can be written: is the disk full? TMPDIR names another one", InputError.exit_code
+                )
             place = traceback.extract_tb(e.__traceback__)[-1]
             return _fail(
                 f"{type(e).__name__} at {os.path.basename(place.filename)}:{place.lineno}: {first_line(e)}. "

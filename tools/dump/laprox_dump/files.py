@@ -40,9 +40,12 @@ def read_regular(path: str) -> bytes:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path}: expected a regular file, found {kind(status)}")
-            return f.read()
+            data = f.read()
     except OSError as e:
         raise InputError(f"{path}: cannot be read: {reason(e)}") from e
+    if data is None:  # some of the system's own files wait for data, and look regular
+        raise InputError(f"{path}: expected a regular file, found one that gives no data yet")
+    return data
 
 
 def reason(error: Exception) -> str:

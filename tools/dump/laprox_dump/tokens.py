@@ -60,7 +60,8 @@ class Encoder:
         else:
             texts = fill_in(self.tokenizer, self.model_name, prompt) if self.chat_template else (prompt.text, prompt.question or "")
             context, question, continuation = self._parts([*texts, later], start)
-        context, question = self._checked(context), self._checked(question)
+        where = f"prompt {prompt.name}"
+        context, question = self._checked(where, context), self._checked(where, question)
         if isinstance(prompt.continuation, list):
             continuation = prompt.continuation
         facts = {"prompt": prompt.text} if prompt.text else {}
@@ -72,13 +73,13 @@ class Encoder:
             context = torch.cat([context[:head], context[len(context) - self.max_tokens // 2 :]])
         if len(context) == 0:
             raise InputError(f"prompt {prompt.name}: its tokenizer makes no token of it; expected at least one")
-        return Tokens(context, question, None if prompt.continuation is None else self._checked(continuation), facts)
+        return Tokens(context, question, None if prompt.continuation is None else self._checked(where, continuation), facts)
 
-    def _checked(self, ids: list[int]) -> torch.Tensor:
+    def _checked(self, where: str, ids: list[int]) -> torch.Tensor:
         """Token ids as int64 [n]. Throws InputError for those outside the vocabulary."""
         if ids and not (min(ids) >= 0 and max(ids) < self.vocabulary):
             found = f"{_short(min(ids))}..{_short(max(ids))}"
-            raise InputError(f"token ids: expected 0..{self.vocabulary - 1} (the model's vocabulary), found {found}")
+            raise InputError(f"{where}: token ids: expected 0..{self.vocabulary - 1} (the model's vocabulary), found {found}")
         return torch.tensor(ids, dtype=torch.int64)
 
     def _after_ids(self, texts: list[str]) -> list[list[int]]:

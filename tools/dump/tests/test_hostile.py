@@ -1,5 +1,6 @@
 """Inputs and outputs that are not what they seem: each is refused in one line, and nothing of the user's is lost."""
 
+import errno
 import fcntl
 import json
 import os
@@ -12,15 +13,18 @@ import struct
 import subprocess
 import sys
 import termios
+import zipfile
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from test_arrays import arrays_of, write
 from test_cli import refused
-from tiny_models import token_ids
+from tiny_models import release, token_ids
 
+from laprox_dump import files
 from laprox_dump.arrays import convert
 from laprox_dump.errors import InputError, foreign, one_line
 from laprox_dump.output import check_output, move_into_place, temporary_beside
@@ -153,6 +157,16 @@ def test_inputs_are_regular_files(dump_here, tiny_checkpoint, prompt, tmp_path, 
     refused(dump_here(*arguments), 3, "expected a regular file", reason)
 
 
+def test_files_that_give_no_data_yet(tmp_path, monkeypatch):
+    """As /proc/kmsg does, which is a regular file by its status: read without waiting, it gives None."""
+    (tmp_path / "p.txt").write_text("x")
+    ends = os.pipe2(os.O_NONBLOCK)
+    monkeypatch.setattr(files, "open", lambda handle, mode: os.fdopen(ends[0], mode), raising=False)
+    with pytest.raises(InputError, match="p.txt: expected a regular file, found one that gives no data yet"):
+        files.read_regular(str(tmp_path / "p.txt"))
+    os.close(ends[1])
+
+
 ODD_NUMBERS = {
     "fraction": (np.float64(64.5), "expected a whole number >= 0, found 64.5"),
     "nan": (np.float64("nan"), "expected a finite number, found nan"),
@@ -208,6 +222,18 @@ def test_one_array_is_no_archive(dump_here, tmp_path):
     refused(dump_here("--from-npz", tmp_path / "one.npy", "-o", tmp_path / "out.h5"), 3, "expected a .npz archive of named arrays")
 
 
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK"])
+@pytest.mark.parametrize("name, expected", [("layers.0.q", "an array"), ("context_length", "an array"), ("prompt", "one text")])
+def test_entries_of_an_archive_that_are_no_arrays(dump_here, npz, tmp_path, name, expected, content):
+    """numpy gives their bytes."""
+    with zipfile.ZipFile(npz) as before, zipfile.ZipFile(tmp_path / "odd.npz", "w") as after:
+        for entry in set(before.namelist()) - {f"{name}.npy"}:
+            after.writestr(entry, before.read(entry))
+        after.writestr(f"{name}.npy", content)
+    reason = f"{name}: expected {expected}, found {len(content)} bytes that are"
+    refused(dump_here("--from-npz", tmp_path / "odd.npz", "-o", tmp_path / "out.h5"), 3, reason)
+
+
 def test_options_for_models_are_not_ignored(dump_here, npz, tmp_path):
     refused(dump_here("--from-npz", npz, "-o", tmp_path / "out.h5", "--layers", "0"), 2, "--layers is for models")
 
@@ -244,8 +270,8 @@ def test_other_line_separators_are_text(tmp_path):
 
 @pytest.mark.parametrize("number", [10**30, -(10**30), 10**4000, 2**63])
 def test_huge_token_ids(number):
-    with pytest.raises(InputError, match="token ids: expected 0..96"):
-        Encoder("none", 97, False, None)._checked([5, number])
+    with pytest.raises(InputError, match="prompt p: token ids: expected 0..96"):
+        Encoder("none", 97, False, None)._checked("prompt p", [5, number])
 
 
 def test_nothing_reaches_the_terminal_unescaped():
@@ -298,8 +324,20 @@ def test_a_full_disk_from_the_first_byte(npz, dump_command, tmp_path, limit):
     (tmp_path / "to").mkdir()
     out = tmp_path / "to" / "o.h5"
     limits = dict(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    refused(dump_command("--from-npz", npz, "-o", out, **limits), 3, "o.h5: writing failed after", "File too large")
+    done = dump_command("--from-npz", npz, "-o", out, **limits)
+    if "temporary files" in done.stderr:  # older transformers look for a folder for them before anything is written
+        refused(done, 3, "no folder for temporary files can be written")
+    else:
+        refused(done, 3, "o.h5: writing failed after", "File too large")
     assert os.listdir(tmp_path / "to") == []
+
+
+def test_no_folder_for_temporary_files(dump_here, npz, tmp_path, monkeypatch):
+    def nowhere(*args):
+        raise FileNotFoundError(errno.ENOENT, f"No usable temporary directory found in {['/tmp']}")
+
+    monkeypatch.setattr("laprox_dump.arrays.convert", nowhere)
+    refused(dump_here("--from-npz", npz, "-o", tmp_path / "o.h5"), 3, "no folder for temporary files can be written", "TMPDIR")
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -390,6 +428,7 @@ def test_progress_on_a_terminal(tiny_checkpoint, prompt, tmp_path):
         pass
     os.close(main)
     assert process.wait() == 0
-    assert b"Loading" in seen and b"a.h5: decoding" in seen and b"/64" in seen and b"a.h5: recording" in seen and b"/3" in seen
+    assert b"Loading" in seen or release() < Version("5")  # which shows nothing for a single file of weights
+    assert b"a.h5: decoding" in seen and b"/64" in seen and b"a.h5: recording" in seen and b"/3" in seen
     quiet = subprocess.run([*command, "--force"], capture_output=True, text=True)
     assert quiet.returncode == 0 and quiet.stderr == ""

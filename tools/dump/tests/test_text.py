@@ -39,7 +39,7 @@ def pieces(ids) -> list[str]:
 
 def test_no_space_that_nobody_wrote(spaces):
     """Alone, the question "Why?" would begin with a space; here it follows the full stop directly."""
-    assert pieces(spaces._checked(spaces._tokenise("Why?", False)[0])) == ["▁Why", "?"]
+    assert pieces(spaces._checked("prompt p", spaces._tokenise("Why?", False)[0])) == ["▁Why", "?"]
     tokens = spaces.encode(Prompt("p", "Facts.", question="Why?", continuation="So."))
     assert pieces(tokens.context) == ["<s>", "▁Facts", "."]
     assert pieces(tokens.question) == ["Why", "?"]
@@ -99,6 +99,10 @@ BAD = {
     "raises": ("{{ raise_exception('no user\\nhere') }}", "its chat template cannot be filled in: TemplateError: no user"),
     "undefined": ("{{ m.content.a.b }}", "its chat template cannot be filled in: UndefinedError"),
     "divides": ("{{ 1 / 0 }}", "its chat template cannot be filled in: ZeroDivisionError"),
+    "too long for any memory": (
+        "{{ 'x' * 10 ** 15 }}",
+        "its chat template cannot be filled in: it makes more text than memory holds",
+    ),
     "no template": ("{% for %}", "its chat template cannot be filled in: TemplateSyntaxError"),
 }
 

@@ -14,6 +14,7 @@ from ._errors import DumpError, FileError
 from ._layer import Layer
 
 _TENSORS = ("q", "k", "v", "w_o")
+_LARGEST = 2**63 - 1  # of an integer in the library
 
 
 class Dump:
@@ -136,10 +137,19 @@ class Dump:
             self._summaries.append(self._read_layer(layer))
         for name, positions in (("query_positions", self.query_positions), ("output_positions", self._output_positions)):
             _shapes.check_positions(positions, self.tokens, f"/{name}", self._refuse)
-        length = self.attributes.get("context_length")
-        if length is None or not 1 <= int(length) <= self.tokens:
-            self._refuse("/ attribute context_length", f"1 to T = {self.tokens}", "nothing" if length is None else str(length))
-        self.context_length = int(length)
+        self.context_length = self._whole(self._file, "/", "context_length", 0)
+        if not 1 <= self.context_length <= self.tokens:
+            found = str(self.context_length) if "context_length" in self.attributes else "nothing"
+            self._refuse("/ attribute context_length", f"1 to T = {self.tokens}", found)
+
+    def _whole(self, owner: Any, where: str, name: str, default: int) -> int:
+        """An attribute that is one integer of 64 bits with a sign."""
+        value = np.asarray(owner.attrs.get(name, default))
+        if value.dtype.kind not in "iu" or value.size != 1:
+            self._refuse(f"{where} attribute {name}", "an integer", f"{value.dtype.name} of shape {list(value.shape)}")
+        if int(value.item()) > _LARGEST:
+            self._refuse(f"{where} attribute {name}", f"an integer of at most {_LARGEST}", str(value.item()))
+        return int(value.item())
 
     def _positions(self, name: str) -> list[int]:
         if name not in self._file:
@@ -182,10 +192,10 @@ class Dump:
             "model_size": sizes.model_size,
             "scale": float(group.attrs.get("scale", sizes.head_size**-0.5)),
             "softcap": float(group.attrs.get("softcap", 0)),
-            "sliding_window": int(group.attrs.get("sliding_window", 0)),
+            "sliding_window": self._whole(group, where, "sliding_window", 0),
             "has_bias": "b_o" in group,
             "has_output": "output" in group,
-            "kv_source": int(group.attrs.get("kv_source", -1)),
+            "kv_source": self._whole(group, where, "kv_source", -1),
             "has_residual_norms": "residual_norms" in group,
             **{f"{name}_type": _element_type(group[name]) for name in _TENSORS},
             **{name: [float(x) for x in group[name][...]] if name in group else [] for name in ("sinks", "rope_inv_freq")},

@@ -129,7 +129,8 @@ def sweep(
     softmax : {"renormalized", "truncated"}
         Over the kept keys, or the exact weights without rescaling.
     queries : {"decoded", "window"}
-        Who judges: the held-out queries at positions >= context_length, or the prompt's last `window` ones (in-sample).
+        Who judges: the held-out queries at positions >= context_length, or the prompt's last `window` ones (in-sample), which
+        it must have.
     save_kept : bool
         Keep the kept tokens of every cell: laprox.kept_tokens reads them. Under a schedule also evicted_at, when each token went.
     schedule : str
