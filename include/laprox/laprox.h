@@ -1,6 +1,6 @@
 #pragma once
 
-/// Everything in the library but its CUDA backend and MPI's ranks, which are libraries with headers of their own (cuda.h,
+/// Everything in the library but its CUDA backend and MPI's ranks, which are libraries of their own (cuda.h and
 /// mpi_ranks.h).
 #include "laprox/allocator.h"
 #include "laprox/array_source.h"
