@@ -73,14 +73,24 @@ void print_selection(const DumpReader& dump, const SweepOptions& options, const 
   }
 }
 
+/// The layers of a dump that this rank works on, where it is swept alone.
+std::vector<Index> layers_of(const DumpInfo& dump, const Ranks& ranks) {
+  const std::vector<Index> rank_of = share_layers({&dump}, ranks.size())[0];
+  std::vector<Index> layers;
+  for (std::size_t layer = 0; layer < rank_of.size(); ++layer) {
+    if (rank_of[layer] == ranks.rank()) layers.push_back(static_cast<Index>(layer));
+  }
+  return layers;
+}
+
 /// Policies whose scores lie in files, which belong to one dump.
-void add_scores(SweepOptions& options, const SweepArguments& arguments, const DumpReader& dump) {
+void add_scores(SweepOptions& options, const SweepArguments& arguments, const DumpReader& dump, const Ranks& ranks) {
   if (!arguments.scores.empty() && arguments.dumps.size() > 1) {
     throw UsageError(fmt::format("--scores: a file of scores belongs to one dump, found {}; sweep them one at a time",
                                  arguments.dumps.size()));
   }
   for (const std::string& text : arguments.scores) {
-    Policy policy = read_score_policy(text, dump, options.budgets);
+    Policy policy = read_score_policy(text, dump, options.budgets, layers_of(dump.info(), ranks));
     for (const Policy& other : options.policies) {
       if (other.label == policy.label) {
         throw UsageError(fmt::format("--scores: the policy '{}' is given twice; rename the file", policy.label));
@@ -163,10 +173,7 @@ void check_dump_request(const DumpInfo& dump, const SweepOptions& options, const
   check_request(dump, options);
   DumpInfo mine = dump;
   mine.layers.clear();
-  const std::vector<Index> rank_of = share_layers({&dump}, ranks.size())[0];
-  for (std::size_t layer = 0; layer < rank_of.size(); ++layer) {
-    if (rank_of[layer] == ranks.rank()) mine.layers.push_back(dump.layers[layer]);
-  }
+  for (const Index layer : layers_of(dump, ranks)) mine.layers.push_back(dump.layers[static_cast<std::size_t>(layer)]);
   check_memory(mine, options, backend);
 }
 
@@ -240,7 +247,7 @@ void run_sweep(SweepArguments arguments, const std::filesystem::path& config, Ra
   std::vector<DumpReader> dumps;
   for (const std::string& path : arguments.dumps) dumps.emplace_back(path);
   check_distinct(dumps, ranks);
-  add_scores(options, arguments, dumps.front());
+  add_scores(options, arguments, dumps.front(), ranks);
   for (const DumpReader& dump : dumps) leave_out(dump.info(), of_all, options);
   std::optional<GrowingReport> growing;
   if (ranks.is_first()) growing.emplace(options, *backend, arguments.output, arguments.resume);
