@@ -9,6 +9,7 @@
 #include "laprox/budget.h"
 #include "laprox/options.h"
 #include "laprox/ranking.h"
+#include "laprox/ranks.h"
 #include "laprox/scores.h"
 
 namespace laprox {
@@ -17,15 +18,20 @@ namespace laprox {
 struct Contest {
   Index context_length = 0;
   Index pinned = 0;  ///< pinned tokens per KV head, kept before any contender
-  /// [layer][kv_head]: the contenders' scores, descending; each has context_length - pinned of them.
+  /// [layer][kv_head]: the contenders' scores, descending; each has context_length - pinned of them. Empty lists for
+  /// the layers that other ranks hold.
   std::vector<std::vector<std::vector<double>>> scores;
-  std::vector<double> pinned_sum;  ///< [layer]: sum of the pinned tokens' scores
-  std::vector<double> preference;  ///< [layer]: the scorer's own layer weights; empty where it gives none
+  std::vector<double> pinned_sum;  ///< [layer]: sum of the pinned tokens' scores; 0 for layers of other ranks
+  std::vector<double> weight;      ///< [layer]: what Allocator::weigh says of each, those of other ranks included
+  std::vector<double> preference;  ///< [layer]: the scorer's own layer weights; 0 unless the allocator asks for them
   /// [layer]: how large the residual stream is that the layer's output is added to, the root of the mean over the last
-  /// prompt queries of its squared norm; empty unless the allocator asks for it.
+  /// prompt queries of its squared norm; 0 unless the allocator asks for it.
   std::vector<double> residual_norm;
+  std::vector<bool> elsewhere = {};  ///< [layer]: whether another rank holds its scores; empty: none does
+  Ranks* ranks = &single_rank();     ///< those that hold the layers together
 
   Index per_head() const { return context_length - pinned; }
+  bool holds(std::size_t layer) const { return elsewhere.empty() || !elsewhere[layer]; }
 };
 
 /// What an allocator is, beside the work that it does.
@@ -47,7 +53,10 @@ class Allocator {
  public:
   virtual ~Allocator() = default;
   const AllocatorTraits& traits() const { return traits_; }
-  /// Kept entries per layer and KV head, pinned tokens included: pinned <= count <= context_length.
+  /// The one number that the split of the other layers needs of this one's scores; read as Contest::weight.
+  virtual double weigh(const Contest&, std::size_t /*layer*/) const { return 0; }
+  /// Kept entries per layer and KV head, pinned tokens included: pinned <= count <= context_length. All ranks call it
+  /// together; the counts of layers that other ranks hold mean nothing.
   virtual HeadCounts allocate(const Contest& contest, const Budget& budget) const = 0;
 
  protected:

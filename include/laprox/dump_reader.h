@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "laprox/layer_source.h"
+#include "laprox/ranks.h"
 
 namespace laprox {
 
@@ -30,7 +31,11 @@ class DumpReader : public LayerSource {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Throws UsageError where two dumps are the same file or hold the same bytes: they would count as two samples.
-void check_distinct(const std::vector<DumpReader>& dumps);
+/// The dumps' content hashes, on every rank, which take the files in turn.
+std::vector<std::string> content_hashes(const std::vector<const DumpReader*>& dumps, Ranks& ranks = single_rank());
+
+/// Throws UsageError where two dumps are the same file or hold the same bytes: they would count as two samples. All
+/// ranks call it together.
+void check_distinct(const std::vector<DumpReader>& dumps, Ranks& ranks = single_rank());
 
 }  // namespace laprox

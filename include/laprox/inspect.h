@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "laprox/cost.h"
+#include "laprox/ranks.h"
 
 namespace laprox {
 
@@ -25,5 +26,10 @@ void require_passed(const DumpInfo& info, const std::vector<LayerCheck>& checks)
 /// Replays every layer's exact output at output_positions and compares it with the framework's own output in the dump.
 /// Reads and checks every tensor. [layer]. Throws DumpError, BackendError.
 std::vector<LayerCheck> check_dump(const LayerSource& dump, const Backend& backend, const Progress& progress = {});
+
+/// The same of some dumps at once by several ranks, which share their layers: [dump][layer], on every rank. Throws
+/// RankFailed too.
+std::vector<std::vector<LayerCheck>> check_dumps(const std::vector<const LayerSource*>& dumps, const Backend& backend,
+                                                 Ranks& ranks, const DumpProgress& progress = {});
 
 }  // namespace laprox

@@ -1,6 +1,7 @@
 #pragma once
 
-/// Everything in the library but its CUDA backend, which is a second library with a header of its own (cuda.h).
+/// Everything in the library but its CUDA backend and MPI's ranks, which are libraries of their own (cuda.h and
+/// mpi_ranks.h).
 #include "laprox/allocator.h"
 #include "laprox/array_source.h"
 #include "laprox/backend.h"
@@ -25,11 +26,13 @@
 #include "laprox/primitives.h"
 #include "laprox/progress.h"
 #include "laprox/ranking.h"
+#include "laprox/ranks.h"
 #include "laprox/report.h"
 #include "laprox/schedule.h"
 #include "laprox/score_file.h"
 #include "laprox/scorer.h"
 #include "laprox/scores.h"
+#include "laprox/shares.h"
 #include "laprox/statistics.h"
 #include "laprox/sweep.h"
 #include "laprox/synth.h"

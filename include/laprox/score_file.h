@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <vector>
 
 #include "laprox/dump_reader.h"
@@ -28,7 +29,9 @@ void write_scores(const std::filesystem::path& path, const DumpReader& dump, con
 /// FILE[+allocator][:key=value,...], and its label is the file's stem with what follows. Where the file names its
 /// policy, that policy's pinned tokens, ranking and split hold; else nothing is pinned, and `head` splits. Kept tokens
 /// serve the file's own budgets only, and `budgets` are what they are wanted for. Throws DumpError where the file
-/// breaks the layout, lacks a layer or belongs to another dump; UsageError where it cannot serve the request.
-Policy read_score_policy(const std::string& text, const DumpReader& dump, const std::vector<BudgetRequest>& budgets);
+/// breaks the layout, lacks a layer or belongs to another dump; UsageError where it cannot serve the request. All
+/// layers are read and checked; with `layers`, only what these need is kept in memory, and only they can be scored.
+Policy read_score_policy(const std::string& text, const DumpReader& dump, const std::vector<BudgetRequest>& budgets,
+                         const std::optional<std::vector<Index>>& layers = std::nullopt);
 
 }  // namespace laprox

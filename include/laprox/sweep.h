@@ -11,6 +11,7 @@
 #include "laprox/metrics.h"
 #include "laprox/policy.h"
 #include "laprox/progress.h"
+#include "laprox/ranks.h"
 #include "laprox/schedule.h"
 
 namespace laprox {
@@ -51,6 +52,7 @@ struct Cell {
 /// What one policy keeps on one dump: at budget b the first counts[b][layer][kv_head] tokens of the ranking.
 struct Selection {
   /// [order][layer][kv_head]: one order that serves every budget, or one for each budget where the scores depend on it.
+  /// Over ranks, each has the rankings of its own layers, and nothing of the others.
   std::vector<std::vector<std::vector<Ranking>>> orders;
   std::vector<HeadCounts> counts;  ///< [budget]
   /// [budget]: entries that share their score with others of their head while some of these are kept and some are not,
@@ -87,17 +89,23 @@ void check_selection_request(const DumpInfo& dump, const SweepOptions& options);
 /// Why this dump cannot serve a policy at any budget, or nothing where it can.
 std::optional<std::string> why_not(const DumpInfo& dump, const Policy& policy, const SweepOptions& options);
 
-/// What every policy keeps at every budget, without judging it: [policy].
+/// What every policy keeps at every budget, without judging it: [policy]. Ranks share the layers (share_layers).
 std::vector<Selection> select_kept(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
-                                   const Progress& progress = {});
+                                   const Progress& progress = {}, Ranks& ranks = single_rank());
 
 /// [policy][budget]: the first earlier policy that keeps exactly the same entries at that budget, or -1.
-std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selections);
+std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selections, Ranks& ranks = single_rank());
 
 /// Replays one dump: which entries each policy keeps at each budget, and how far that moves each layer's output. Every
 /// layer is read exactly twice. Throws UsageError (see check_request), DumpError, BackendError.
 DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                       const Progress& progress = {});
+
+/// Replays some dumps at once on several ranks, which share their layers (share_layers): the results are on the first
+/// rank, and nothing is on the others. They are those of sweep_dump, bit for bit. No rank reads more than its layers,
+/// but that every file is hashed by one of them. Throws what sweep_dump throws, and RankFailed.
+std::vector<DumpResult> sweep_dumps(const std::vector<const LayerSource*>& dumps, const SweepOptions& options,
+                                    const Backend& backend, Ranks& ranks, const DumpProgress& progress = {});
 
 /// Calls visit(layer tensors, scores, kernels) for every layer in turn: one policy's scores [kv_heads, C], and the
 /// tensors and primitives that they come from, with the queries that the policy reads. `budget` is read where the

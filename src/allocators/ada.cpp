@@ -18,11 +18,14 @@ class Ada : public Allocator {
   HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     const Index share = budget.tokens_per_head() - contest.pinned;
     HeadCounts counts;
-    for (const auto& layer : contest.scores) {
+    for (std::size_t l = 0; l < contest.scores.size(); ++l) {
+      const auto& layer = contest.scores[l];
+      counts.emplace_back(layer.size(), 0);
+      if (!contest.holds(l)) continue;
       const Index total = share * static_cast<Index>(layer.size());
-      counts.push_back(variant_ == "official"
-                           ? split_over_heads(layer, total, how_.part(share), how_)
-                           : top_k_counts_above(layer, guaranteed(budget.tokens_per_head(), contest), total));
+      counts.back() = variant_ == "official"
+                          ? split_over_heads(layer, total, how_.part(share), how_)
+                          : top_k_counts_above(layer, guaranteed(budget.tokens_per_head(), contest), total);
       for (Index& count : counts.back()) count += contest.pinned;
     }
     return counts;

@@ -14,15 +14,25 @@ class Global : public Allocator {
         normalize_(options.text("normalize") == "true"),
         whole_row_(options.text("norm-domain") == "full") {}
 
+  /// What the layer's scores are divided by: the size of its residual stream, or its sum of scores; a layer where that
+  /// is zero stays as it is.
+  double weigh(const Contest& contest, std::size_t layer) const override {
+    if (traits().needs_residual_norm) return contest.residual_norm[layer] > 0 ? contest.residual_norm[layer] : 1;
+    if (!normalize_) return 1;
+    double sum = whole_row_ ? contest.pinned_sum[layer] : 0;
+    for (const auto& scores : contest.scores[layer]) sum = std::accumulate(scores.begin(), scores.end(), sum);
+    return sum > 0 ? sum : 1;
+  }
+
   HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     std::vector<ScoreList> lists;
     Index heads = 0;
     for (std::size_t layer = 0; layer < contest.scores.size(); ++layer) {
-      const double divisor = layer_divisor(contest, layer);
-      for (const auto& scores : contest.scores[layer]) lists.push_back({scores, divisor});
+      for (const auto& scores : contest.scores[layer]) lists.push_back({scores, contest.weight[layer]});
       heads += static_cast<Index>(contest.scores[layer].size());
     }
-    const std::vector<Index> kept = top_k_counts(lists, heads * (budget.tokens_per_head() - contest.pinned));
+    const Index contenders = heads * (budget.tokens_per_head() - contest.pinned);
+    const std::vector<Index> kept = top_k_counts(lists, contenders, *contest.ranks);
     HeadCounts counts;
     auto next = kept.begin();
     for (const auto& layer : contest.scores) {
@@ -32,15 +42,6 @@ class Global : public Allocator {
   }
 
  private:
-  /// The size of the layer's residual stream, or its sum of scores; a layer where that is zero stays as it is.
-  double layer_divisor(const Contest& contest, std::size_t layer) const {
-    if (traits().needs_residual_norm) return contest.residual_norm[layer] > 0 ? contest.residual_norm[layer] : 1;
-    if (!normalize_) return 1;
-    double sum = whole_row_ ? contest.pinned_sum[layer] : 0;
-    for (const auto& scores : contest.scores[layer]) sum = std::accumulate(scores.begin(), scores.end(), sum);
-    return sum > 0 ? sum : 1;
-  }
-
   bool normalize_, whole_row_;
 };
 

@@ -30,17 +30,23 @@ class LavaShares : public Allocator {
         how_{options.real("floor"), options.text("variant") == "exact"},
         variant_(options.text("variant")) {}
 
+  double weigh(const Contest& contest, std::size_t layer) const override {
+    return normalized_entropy(contest.scores[layer]) * static_cast<double>(contest.scores[layer].size());
+  }
+
   HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     const Index share = budget.tokens_per_head() - contest.pinned;
     const std::vector<Index> totals = layer_totals(contest, share);
     HeadCounts counts;
     for (std::size_t l = 0; l < totals.size(); ++l) {
+      counts.emplace_back(contest.scores[l].size(), 0);
+      if (!contest.holds(l)) continue;
       const Index tokens = totals[l] / static_cast<Index>(contest.scores[l].size());
       const Index floor_of = variant_ == "code" ? budget.tokens_per_head() : tokens;
       // As published, a layer whose share exceeds its contenders keeps all, whatever the rounding of heads says.
       const bool whole = tokens > contest.per_head();
-      counts.push_back(whole ? std::vector<Index>(contest.scores[l].size(), contest.per_head())
-                             : split_over_heads(contest.scores[l], totals[l], how_.part(floor_of), how_));
+      counts.back() = whole ? std::vector<Index>(contest.scores[l].size(), contest.per_head())
+                            : split_over_heads(contest.scores[l], totals[l], how_.part(floor_of), how_);
       for (Index& count : counts.back()) count += contest.pinned;
     }
     return counts;
@@ -49,15 +55,10 @@ class LavaShares : public Allocator {
  private:
   /// Contenders that each layer keeps, all heads together: by entropy.
   std::vector<Index> layer_totals(const Contest& contest, Index share) const {
-    std::vector<double> weights;
-    double sum = 0;
+    const std::vector<double>& weights = contest.weight;
+    const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
     Index heads = 0;
-    for (const auto& layer : contest.scores) {
-      const double size = static_cast<double>(layer.size());
-      weights.push_back(normalized_entropy(layer) * size);
-      sum += weights.back();
-      heads += static_cast<Index>(layer.size());
-    }
+    for (const auto& layer : contest.scores) heads += static_cast<Index>(layer.size());
     std::vector<double> quotas;
     std::vector<Index> caps;
     for (std::size_t l = 0; l < weights.size(); ++l) {

@@ -11,11 +11,14 @@ class Layer : public Allocator {
 
   HeadCounts allocate(const Contest& contest, const Budget& budget) const override {
     HeadCounts counts;
-    for (const auto& layer : contest.scores) {
+    for (std::size_t l = 0; l < contest.scores.size(); ++l) {
+      const auto& layer = contest.scores[l];
+      counts.emplace_back(layer.size(), 0);
+      if (!contest.holds(l)) continue;
       std::vector<ScoreList> lists;
       for (const auto& scores : layer) lists.push_back({scores});
       const Index heads = static_cast<Index>(layer.size());
-      counts.push_back(top_k_counts(lists, heads * (budget.tokens_per_head() - contest.pinned)));
+      counts.back() = top_k_counts(lists, heads * (budget.tokens_per_head() - contest.pinned));
       for (Index& count : counts.back()) count += contest.pinned;
     }
     return counts;

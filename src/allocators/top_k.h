@@ -3,6 +3,7 @@
 #include <span>
 #include <vector>
 
+#include "laprox/ranks.h"
 #include "laprox/tensor.h"
 
 namespace laprox {
@@ -15,8 +16,9 @@ struct ScoreList {
 
 /// How many entries of each list are among the `k` largest of all lists together. Ties: the earlier list first, and
 /// within a list the earlier entry. Cost: O(lists * log(length)), no merging. Requires 0 <= k <= the lists' total
-/// length.
-std::vector<Index> top_k_counts(const std::vector<ScoreList>& lists, Index k);
+/// length. Over ranks, all of which call it together, each gives the lists that it holds and empty ones in the others'
+/// places: 17 all-gathers of a few numbers, and one of two numbers a list.
+std::vector<Index> top_k_counts(const std::vector<ScoreList>& lists, Index k, Ranks& ranks = single_rank());
 
 /// The same where every list is sure of its first `guaranteed` entries, and only the rest compete. Lists of plain
 /// scores; a guarantee that `k` cannot pay is cut to an equal share.

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <future>
+#include <utility>
+#include <vector>
 
 #include "laprox/backend.h"
 #include "laprox/layer_source.h"
@@ -14,33 +16,42 @@ inline ElementType tensor_type(const Backend& backend, const LayerSummary& layer
   return is_half && backend.takes_half_types() ? *stored : backend.element_type();
 }
 
-/// Reads a dump's layers in order, each while the one before it is worked on. Two layers are in memory.
+/// A layer of a dump, with these rows of q.
+struct LayerRead {
+  const LayerSource* dump;
+  Index layer;
+  DumpInfo::Rows rows;
+};
+
+/// Reads layers, of one dump or several, each while the one before it is worked on. Two layers are in memory.
 class LayerStream {
  public:
-  /// Reads `rows` of q, in the types that `backend` wants. With check_all, the other rows are checked to be finite too,
-  /// though not kept.
-  LayerStream(const LayerSource& dump, DumpInfo::Rows rows, const Backend& backend, bool check_all)
-      : dump_(dump), rows_(rows), backend_(backend), check_all_(check_all) {
-    start(0);
+  /// Reads in the types that `backend` wants. With check_all, the other rows of q are checked to be finite too, though
+  /// not kept.
+  LayerStream(std::vector<LayerRead> reads, const Backend& backend, bool check_all)
+      : reads_(std::move(reads)), backend_(backend), check_all_(check_all) {
+    start();
   }
 
+  /// Must be called no more often than there are layers to read.
   LayerTensors next() {
     LayerTensors layer = pending_.get();
-    if (layer.layer + 1 < static_cast<Index>(dump_.info().layers.size())) start(layer.layer + 1);
+    start();
     return layer;
   }
 
  private:
-  void start(Index layer) {
-    pending_ = std::async(std::launch::async, [this, layer] {
-      if (check_all_) dump_.check_other_queries(layer, rows_);
-      return dump_.read_layer(layer, rows_,
-                              tensor_type(backend_, dump_.info().layers[static_cast<std::size_t>(layer)]));
+  void start() {
+    if (next_ == reads_.size()) return;
+    pending_ = std::async(std::launch::async, [this, read = reads_[next_++]] {
+      if (check_all_) read.dump->check_other_queries(read.layer, read.rows);
+      const LayerSummary& summary = read.dump->info().layers[static_cast<std::size_t>(read.layer)];
+      return read.dump->read_layer(read.layer, read.rows, tensor_type(backend_, summary));
     });
   }
 
-  const LayerSource& dump_;
-  DumpInfo::Rows rows_;
+  std::vector<LayerRead> reads_;
+  std::size_t next_ = 0;
   const Backend& backend_;
   bool check_all_;
   std::future<LayerTensors> pending_;

@@ -5,26 +5,41 @@
 #include <string>
 #include <vector>
 
+#include "base/exchange.h"
 #include "laprox/dump_reader.h"
 #include "laprox/error.h"
 
 namespace laprox {
 
-void check_distinct(const std::vector<DumpReader>& dumps) {
+std::vector<std::string> content_hashes(const std::vector<const DumpReader*>& dumps, Ranks& ranks) {
+  const Turns turns(dumps.size(), ranks);
+  std::vector<std::string> mine;
+  for (const std::size_t dump : turns.of(ranks.rank())) {
+    ranks.look_out();
+    mine.push_back(dumps[dump]->content_hash());
+  }
+  ByteWriter writer;
+  writer.put(mine);
+  return turns.ordered(ranks.all_gather(writer.bytes()));
+}
+
+void check_distinct(const std::vector<DumpReader>& dumps, Ranks& ranks) {
   std::map<std::uintmax_t, std::vector<const DumpReader*>> by_size;
   for (const DumpReader& dump : dumps) by_size[std::filesystem::file_size(dump.info().path)].push_back(&dump);
+  std::vector<const DumpReader*> same_size;
+  for (const auto& [size, of_size] : by_size) {
+    if (of_size.size() > 1) same_size.insert(same_size.end(), of_size.begin(), of_size.end());
+  }
+  const std::vector<std::string> hashes = content_hashes(same_size, ranks);
   std::map<std::string, std::string> path_of;
-  for (const auto& [size, same_size] : by_size) {
-    if (same_size.size() < 2) continue;
-    for (const DumpReader* dump : same_size) {
-      const std::string path = dump->info().path.string();
-      const auto [other, is_new] = path_of.try_emplace(dump->content_hash(), path);
-      if (is_new) continue;
-      throw UsageError(
-          fmt::format("{}: is the same dump as {} (SHA-256 {}), which would count as two samples; give it "
-                      "once",
-                      path, other->second, other->first));
-    }
+  for (std::size_t d = 0; d < same_size.size(); ++d) {
+    const std::string path = same_size[d]->info().path.string();
+    const auto [other, is_new] = path_of.try_emplace(hashes[d], path);
+    if (is_new) continue;
+    throw UsageError(
+        fmt::format("{}: is the same dump as {} (SHA-256 {}), which would count as two samples; give it "
+                    "once",
+                    path, other->second, other->first));
   }
 }
 

@@ -78,21 +78,30 @@ struct Spelling {
   std::string label, split;
 };
 
+using Layers = std::optional<std::vector<Index>>;  ///< nothing: all
+
+bool contains(const Layers& layers, Index layer) {
+  return !layers || std::find(layers->begin(), layers->end(), layer) != layers->end();
+}
+
 std::shared_ptr<const Scorer> stored_scores(const io::CandidateReader& file, const DumpInfo& dump,
-                                            const std::shared_ptr<const Scorer>& meant) {
+                                            const std::shared_ptr<const Scorer>& meant, const Layers& layers) {
   ScoreTable scores;
   for (Index layer = 0; layer < static_cast<Index>(dump.layers.size()); ++layer) {
     if (!file.has(layer, "scores")) {
       file.refuse("scores", "scores of every layer of the dump", fmt::format("none of layer {}", layer));
     }
-    scores.push_back(file.read(layer, "scores"));
+    Matrix of_layer = file.read(layer, "scores");
+    scores.push_back(contains(layers, layer) ? std::move(of_layer) : Matrix());
   }
   return std::make_shared<StoredScores>(std::move(scores), meant);
 }
 
 std::shared_ptr<const Scorer> stored_masks(const io::CandidateReader& file, const std::string& path,
-                                           const DumpInfo& dump, const std::vector<BudgetRequest>& budgets) {
+                                           const DumpInfo& dump, const std::vector<BudgetRequest>& budgets,
+                                           const Layers& layers) {
   std::vector<ScoreTable> masks(file.budgets().size());
+  std::vector<double> totals(masks.size(), 0.0);
   for (Index layer = 0; layer < static_cast<Index>(dump.layers.size()); ++layer) {
     if (!file.has(layer, "kept")) {
       file.refuse("kept", "kept tokens of every layer of the dump", fmt::format("none of layer {}", layer));
@@ -104,17 +113,17 @@ std::shared_ptr<const Scorer> stored_masks(const io::CandidateReader& file, cons
         const auto& tokens = kept[b][static_cast<std::size_t>(head)];
         for (Index token = 0; token < mask.cols(); ++token) mask(head, token) = tokens[static_cast<std::size_t>(token)];
       }
+      totals[b] += mask.sum();
+      if (!contains(layers, layer)) mask = Matrix();
     }
   }
   std::vector<Index> tokens;
   for (std::size_t b = 0; b < masks.size(); ++b) {
     const Budget budget = resolve(file.budgets()[b], dump);
-    double total = 0;
-    for (const Matrix& mask : masks[b]) total += mask.sum();
-    if (total != static_cast<double>(budget.pairs())) {
+    if (totals[b] != static_cast<double>(budget.pairs())) {
       file.refuse("kept",
                   fmt::format("{} kept entries in all layers at the budget {}", budget.pairs(), file.budgets()[b].text),
-                  fmt::format("{}", total));
+                  fmt::format("{}", totals[b]));
     }
     tokens.push_back(budget.tokens_per_head());
   }
@@ -132,7 +141,8 @@ std::shared_ptr<const Scorer> stored_masks(const io::CandidateReader& file, cons
 
 }  // namespace
 
-Policy read_score_policy(const std::string& text, const DumpReader& dump, const std::vector<BudgetRequest>& budgets) {
+Policy read_score_policy(const std::string& text, const DumpReader& dump, const std::vector<BudgetRequest>& budgets,
+                         const std::optional<std::vector<Index>>& layers) {
   const Spelling spelling(text);
   const io::CandidateReader file(spelling.file, dump);
   if (file.has("scores")) {
@@ -152,14 +162,14 @@ Policy read_score_policy(const std::string& text, const DumpReader& dump, const 
       for (const auto& [name, value] : policy.allocator_options.spelled_out()) pairs.push_back(name + "=" + value);
       if (!pairs.empty()) split = fmt::format("{}:{}", split, join(pairs, ","));
     }
-    return compose_policy(spelling.label + spelling.split, stored_scores(file, dump.info(), meant), split);
+    return compose_policy(spelling.label + spelling.split, stored_scores(file, dump.info(), meant, layers), split);
   }
   if (!file.has("kept")) file.refuse("scores", "scores, or kept tokens", "neither");
   if (!spelling.split.empty()) {
     throw UsageError(fmt::format("{}: kept tokens say themselves how the budget is split; leave '{}' out",
                                  spelling.file.string(), spelling.split));
   }
-  return compose_policy(spelling.label, stored_masks(file, spelling.file.string(), dump.info(), budgets),
+  return compose_policy(spelling.label, stored_masks(file, spelling.file.string(), dump.info(), budgets, layers),
                         "global:normalize=false");
 }
 

@@ -11,13 +11,13 @@ namespace laprox {
 /// and the residual norm the root of their mean square.
 class SharedCaches {
  public:
-  /// kv_source of each layer, -1 where it has a cache of its own; nothing where all have.
+  /// kv_source of each layer, -1 where it has a cache of its own.
   explicit SharedCaches(std::vector<Index> sources) : sources_(std::move(sources)) {}
 
-  bool any() const;
-  /// The scores of the next layer.
-  void add(const LayerScores& layer);
-  /// What each cache's readers make of it together, in the order of the layers that own a cache. Leaves nothing.
+  /// Layers in order; all that read one cache, or none.
+  void add(std::size_t index, const LayerScores& layer);
+  /// What each cache's readers make of it together, in the order of the layers that own a cache; nothing of caches
+  /// whose readers were not added. Leaves nothing.
   std::vector<LayerScores> take_joint();
   /// Turns a selection of caches into one of layers: each layer keeps what its cache keeps.
   void spread(Selection& selection) const;
@@ -29,7 +29,6 @@ class SharedCaches {
   std::vector<Index> sources_;
   std::vector<LayerScores> sums_;  ///< [cache]
   std::vector<Index> readers_;     ///< [cache]
-  std::size_t next_ = 0;           ///< layer
 };
 
 }  // namespace laprox

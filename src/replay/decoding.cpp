@@ -166,32 +166,55 @@ LayerLifetimes replay_decoding(const LayerTensors& layer, std::size_t place, con
   return lifetimes;
 }
 
-void CacheCensus::add(const Lifetimes& gone) {
+void CacheCensus::add(const Lifetimes& gone, std::uint64_t place) {
   const Index tokens = static_cast<Index>(gone.size());
+  std::uint64_t print = place;
   std::vector<Index> change(static_cast<std::size_t>(tokens - context_) + 1, 0);
   for (Index token = 0; token < tokens; ++token) {
     const Index begin = std::max(token, context_), end = std::min<Index>(gone[static_cast<std::size_t>(token)], tokens);
-    const std::uint64_t mixed = (print_ ^ static_cast<std::uint64_t>(end)) * 0x9e3779b97f4a7c15ULL;
-    print_ = mixed ^ (mixed >> 29);
+    const std::uint64_t mixed = (print ^ static_cast<std::uint64_t>(end)) * 0x9e3779b97f4a7c15ULL;
+    print = mixed ^ (mixed >> 29);
     if (end <= begin) continue;
     ++change[static_cast<std::size_t>(begin - context_)];
     --change[static_cast<std::size_t>(end - context_)];
     if (end == tokens) continue;
     ++evictions_;
-    cuts_[static_cast<std::size_t>(end - context_)] = true;
+    cuts_[static_cast<std::size_t>(end - context_)] = 1;
   }
+  print_ += print;  // a sum, which does not depend on the order
   Index held = 0;
   for (Index step = 0; step < tokens - context_; ++step) {
     held += change[static_cast<std::size_t>(step)];
     peak_ = std::max(peak_, held);
-    entries_ += static_cast<double>(held);
+    entries_ += held;
   }
   ++heads_;
 }
 
+void CacheCensus::add(const CacheCensus& other) {
+  for (std::size_t step = 0; step < cuts_.size(); ++step) cuts_[step] |= other.cuts_[step];
+  peak_ = std::max(peak_, other.peak_);
+  heads_ += other.heads_;
+  evictions_ += other.evictions_;
+  entries_ += other.entries_;
+  print_ += other.print_;
+}
+
+void CacheCensus::write(ByteWriter& writer) const {
+  writer.put(cuts_);
+  for (const Index number : {peak_, heads_, evictions_, entries_}) writer.put(number);
+  writer.put(print_);
+}
+
+void CacheCensus::read(ByteReader& reader) {
+  reader.get(cuts_);
+  for (Index* number : {&peak_, &heads_, &evictions_, &entries_}) reader.get(*number);
+  reader.get(print_);
+}
+
 CacheFigures CacheCensus::figures() const {
   const double rows = static_cast<double>(heads_) * static_cast<double>(cuts_.size());
-  return {peak_, entries_ / rows, static_cast<Index>(std::count(cuts_.begin(), cuts_.end(), true)), evictions_};
+  return {peak_, static_cast<double>(entries_) / rows, std::count(cuts_.begin(), cuts_.end(), 1), evictions_};
 }
 
 }  // namespace laprox

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/bytes.h"
 #include "laprox/sweep.h"
 
 namespace laprox {
@@ -24,20 +25,24 @@ LayerLifetimes replay_decoding(const LayerTensors& layer, std::size_t place, con
                                const SweepOptions& options, const std::vector<Selection>& selections,
                                const Backend& backend);
 
-/// Gathers CacheFigures over the layers of a model.
+/// Gathers CacheFigures over the layers of a model, in any order.
 class CacheCensus {
  public:
   CacheCensus(Index context, Index tokens) : context_(context), cuts_(static_cast<std::size_t>(tokens - context)) {}
-  void add(const Lifetimes& gone);
+  /// `place` tells the caches of a model apart.
+  void add(const Lifetimes& gone, std::uint64_t place);
+  void add(const CacheCensus& other);
   CacheFigures figures() const;
-  /// A hash of all lifetimes so far, in order.
+  /// A hash of all lifetimes so far.
   std::uint64_t fingerprint() const { return print_; }
+  void write(ByteWriter& writer) const;
+  void read(ByteReader& reader);
 
  private:
   Index context_;
-  std::vector<bool> cuts_;  ///< [decoded token]: whether any head's cache was cut before its query
+  std::vector<std::uint8_t> cuts_;  ///< [decoded token]: whether any head's cache was cut before its query
   Index peak_ = 0, heads_ = 0, evictions_ = 0;
-  double entries_ = 0;  ///< summed over heads and queries
+  Index entries_ = 0;  ///< summed over heads and queries
   std::uint64_t print_ = 0;
 };
 

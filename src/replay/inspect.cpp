@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <limits>
 
+#include "base/exchange.h"
 #include "dump/layer_stream.h"
 #include "laprox/error.h"
+#include "laprox/shares.h"
+#include "replay/share.h"
 
 namespace laprox {
 
@@ -57,24 +60,64 @@ void require_passed(const DumpInfo& info, const std::vector<LayerCheck>& checks)
   }
 }
 
-std::vector<LayerCheck> check_dump(const LayerSource& dump, const Backend& backend, const Progress& progress) {
-  const DumpInfo& info = dump.info();
-  std::vector<LayerCheck> checks(info.layers.size());
-  // The stored outputs are read first: the file has one reader at a time, and the stream reads ahead.
-  std::vector<std::optional<Matrix>> outputs;
-  for (std::size_t n = 0; n < info.layers.size(); ++n) outputs.push_back(dump.read_output(static_cast<Index>(n)));
-  LayerStream layers(dump, output_rows(info), backend, true);
-  for (std::size_t n = 0; n < info.layers.size(); ++n) {
-    const LayerTensors layer = layers.next();
-    checks[n].tolerance = self_check_tolerance(info.layers[n]);
-    if (outputs[n] && layer.queries() > 0) {
-      const ExactOutput exact = backend.layer_errors(layer, {}, SoftmaxMode::renormalized).exact;
-      checks[n].output_error =
-          relative_difference(at_output_positions(exact.output, layer, info.output_positions), *outputs[n]);
+namespace {
+
+/// A check that one rank made.
+struct CheckOfLayer {
+  std::size_t dump;
+  Index layer;
+  LayerCheck check;
+};
+
+LayerCheck check_layer(const LayerTensors& layer, const DumpInfo& info, const std::optional<Matrix>& output,
+                       const Backend& backend) {
+  LayerCheck check;
+  check.tolerance = self_check_tolerance(info.layers[static_cast<std::size_t>(layer.layer)]);
+  if (output && layer.queries() > 0) {
+    const ExactOutput exact = backend.layer_errors(layer, {}, SoftmaxMode::renormalized).exact;
+    check.output_error = relative_difference(at_output_positions(exact.output, layer, info.output_positions), *output);
+  }
+  return check;
+}
+
+}  // namespace
+
+std::vector<std::vector<LayerCheck>> check_dumps(const std::vector<const LayerSource*>& dumps, const Backend& backend,
+                                                 Ranks& ranks, const DumpProgress& progress) {
+  std::vector<const DumpInfo*> infos;
+  for (const LayerSource* dump : dumps) infos.push_back(&dump->info());
+  const auto rank_of = share_layers(infos, ranks.size());
+  std::vector<CheckOfLayer> mine;
+  for (std::size_t d = 0; d < dumps.size(); ++d) {
+    const Share share = Share::of(ranks, rank_of[d]);
+    // The stored outputs are read first: the file has one reader at a time, and the stream reads ahead.
+    std::vector<std::optional<Matrix>> outputs;
+    std::vector<LayerRead> reads;
+    for (const Index layer : share.layers) {
+      outputs.push_back(dumps[d]->read_output(layer));
+      reads.push_back({dumps[d], layer, output_rows(*infos[d])});
     }
-    if (progress) progress(layer.layer, static_cast<Index>(info.layers.size()), "check");
+    LayerStream layers(std::move(reads), backend, true);
+    for (std::size_t n = 0; n < share.layers.size(); ++n) {
+      ranks.look_out();
+      const LayerTensors layer = layers.next();
+      mine.push_back({d, layer.layer, check_layer(layer, *infos[d], outputs[n], backend)});
+      if (progress) progress(*infos[d], layer.layer, "check");
+    }
+  }
+  std::vector<std::vector<LayerCheck>> checks;
+  for (const DumpInfo* info : infos) checks.emplace_back(info->layers.size());
+  for (const CheckOfLayer& each : joined_over_ranks(ranks, mine)) {
+    checks[each.dump][static_cast<std::size_t>(each.layer)] = each.check;
   }
   return checks;
+}
+
+std::vector<LayerCheck> check_dump(const LayerSource& dump, const Backend& backend, const Progress& progress) {
+  const auto tell = [&](const DumpInfo& info, Index layer, const std::string& what) {
+    if (progress) progress(layer, static_cast<Index>(info.layers.size()), what);
+  };
+  return check_dumps({&dump}, backend, single_rank(), tell)[0];
 }
 
 }  // namespace laprox

@@ -120,6 +120,12 @@ JudgedLayer judge(LayerTensors& layer, const std::vector<LayerKeep>& kept, Softm
 Judgement::Judgement(const DumpInfo& info, const SweepOptions& options, const Backend& backend,
                      const std::vector<Selection>& selections, std::vector<PolicyResult>& policies)
     : info_(info), options_(options), backend_(backend), selections_(selections), policies_(policies) {
+  for (PolicyResult& policy : policies_) {
+    for (Cell& cell : policy.cells) {
+      cell.layers.resize(info.layers.size());
+      if (options.save_kept && !options.schedule.once()) cell.lifetimes.resize(info.layers.size());
+    }
+  }
   if (options.schedule.once()) return;
   census_.assign(selections.size(),
                  std::vector<CacheCensus>(options.budgets.size(), CacheCensus(info.context_length, info.tokens)));
@@ -139,14 +145,61 @@ void Judgement::add_layer(LayerTensors layer) {
   const LayerLifetimes lifetimes = replay_decoding(layer, place, info_, options_, selections_, backend_);
   for (std::size_t p = 0; p < lifetimes.size(); ++p) {
     for (std::size_t b = 0; b < lifetimes[p].size(); ++b) {
-      for (const Lifetimes& gone : lifetimes[p][b]) census_[p][b].add(gone);
-      if (options_.save_kept) policies_[p].cells[b].lifetimes.push_back(lifetimes[p][b]);
+      for (std::size_t head = 0; head < lifetimes[p][b].size(); ++head) {
+        census_[p][b].add(lifetimes[p][b][head], static_cast<std::uint64_t>(place) << 32 | head);
+      }
+      if (options_.save_kept) policies_[p].cells[b].lifetimes[place] = lifetimes[p][b];
     }
   }
   const Index decoded = info_.tokens - info_.context_length;
   set_queries(layer, copy_queries(layer, layer.queries() - decoded, decoded));
   const bool cuts = cuts_while_decoding(info_, options_.schedule);
   judge_layer(layer, cuts ? LayerKeeps(selections_, place, lifetimes) : LayerKeeps(selections_, place));
+}
+
+namespace {
+
+/// Calls visit(figure) for everything that LayerMetrics consists of; a new member does not compile until it is here.
+template <class Metrics, class Visit>
+void each_figure(Metrics& metrics, const Visit& visit) {
+  auto& [a, b, c, d, e, f, g, h, i, j, k, heads, pooled, segments] = metrics;
+  for (auto* figure : {&a, &b, &c, &d, &e, &f, &g, &h, &i, &j, &k}) visit(*figure);
+  visit(heads);
+  visit(pooled);
+  visit(segments);
+}
+
+}  // namespace
+
+void Judgement::write(const std::vector<Index>& layers, ByteWriter& writer) const {
+  for (std::size_t p = 0; p < policies_.size(); ++p) {
+    for (std::size_t b = 0; b < policies_[p].cells.size(); ++b) {
+      const Cell& cell = policies_[p].cells[b];
+      for (const Index layer : layers) {
+        const auto place = static_cast<std::size_t>(layer);
+        each_figure(cell.layers[place], [&](const auto& figure) { writer.put(figure); });
+        if (!cell.lifetimes.empty()) writer.put(cell.lifetimes[place]);
+      }
+      if (!census_.empty()) census_[p][b].write(writer);
+    }
+  }
+}
+
+void Judgement::read(const std::vector<Index>& layers, ByteReader& reader) {
+  for (std::size_t p = 0; p < policies_.size(); ++p) {
+    for (std::size_t b = 0; b < policies_[p].cells.size(); ++b) {
+      Cell& cell = policies_[p].cells[b];
+      for (const Index layer : layers) {
+        const auto place = static_cast<std::size_t>(layer);
+        each_figure(cell.layers[place], [&](auto& figure) { reader.get(figure); });
+        if (!cell.lifetimes.empty()) reader.get(cell.lifetimes[place]);
+      }
+      if (census_.empty()) continue;
+      CacheCensus theirs = census_[p][b];
+      theirs.read(reader);
+      census_[p][b].add(theirs);
+    }
+  }
 }
 
 void Judgement::finish() {
@@ -169,8 +222,8 @@ void Judgement::judge_layer(LayerTensors& layer, const LayerKeeps& kept) {
   for (std::size_t keep = 0; keep < kept.keeps.size(); ++keep) {
     for (std::size_t i = 0; i < kept.cells[keep].size(); ++i) {
       const auto [p, b] = kept.cells[keep][i];
-      policies_[p].cells[b].layers.push_back(
-          layer_metrics(judged.exact, judged.errors[keep][i], options_.mode, layer.residual_norms, options_.segments));
+      policies_[p].cells[b].layers[static_cast<std::size_t>(layer.layer)] =
+          layer_metrics(judged.exact, judged.errors[keep][i], options_.mode, layer.residual_norms, options_.segments);
     }
   }
 }

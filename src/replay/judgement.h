@@ -6,7 +6,7 @@
 
 namespace laprox {
 
-/// The second pass over a dump: judges what was selected, layer by layer.
+/// The second pass over a dump, as far as one rank goes: judges what was selected, layer by layer.
 class Judgement {
  public:
   /// Fills the cells of `policies`, [policy].cells[budget]; everything must outlive this.
@@ -15,8 +15,12 @@ class Judgement {
 
   /// The rows of q that add_layer reads.
   DumpInfo::Rows rows() const;
-  /// Layers in order. Throws BackendError where an error is not finite.
+  /// Throws BackendError where an error is not finite.
   void add_layer(LayerTensors layer);
+  /// What was found in these layers, for another rank, and what that one found in its own.
+  void write(const std::vector<Index>& layers, ByteWriter& writer) const;
+  void read(const std::vector<Index>& layers, ByteReader& reader);
+  /// Forms the model's figures where all layers were added or read.
   void finish();
 
  private:

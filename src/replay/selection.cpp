@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "base/exchange.h"
 #include "base/parallel.h"
 #include "laprox/error.h"
 #include "laprox/scores.h"
@@ -136,13 +137,21 @@ LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, co
   return result;
 }
 
-Selector::Selector(const Policy& policy, std::vector<Budget> budgets, int threads, std::vector<Index> kv_sources)
+Selector::Selector(const Policy& policy, std::vector<Budget> budgets, int threads)
     : policy_(policy), budgets_(std::move(budgets)), threads_(threads) {
-  auto shared = std::make_unique<SharedCaches>(std::move(kv_sources));
-  if (shared->any()) shared_ = std::move(shared);
   selection_.orders.resize(policy.scorer->traits().depends_on_budget ? budgets_.size() : 1);
   contests_.resize(selection_.orders.size());
   ties_.resize(selection_.orders.size());
+}
+
+Selector::Selector(const Policy& policy, std::vector<Budget> budgets, int threads, const DumpInfo& dump,
+                   const Share& share)
+    : Selector(policy, std::move(budgets), threads) {
+  ranks_ = &share.ranks;
+  held_ = share.layers;
+  std::vector<Index> sources;
+  for (const LayerSummary& layer : dump.layers) sources.push_back(layer.kv_source);
+  if (dump.shares_caches()) shared_ = std::make_unique<SharedCaches>(std::move(sources));
 }
 
 void Selector::add_layer(const LayerView& layer, ScoringKernels& kernels) {
@@ -155,24 +164,31 @@ Selector::~Selector() = default;
 Selector::Selector(Selector&&) noexcept = default;
 
 void Selector::add_layer(const LayerScores& layer) {
+  const std::size_t index = held_ ? static_cast<std::size_t>(held_->at(next_)) : next_;
+  ++next_;
   if (shared_) {
-    shared_->add(layer);
+    shared_->add(index, layer);
   } else {
-    add_cache(layer);
+    add_cache(index, layer);
   }
 }
 
-void Selector::add_cache(const LayerScores& layer) {
-  for (std::size_t order = 0; order < layer.scores.size(); ++order) rank_layer(order, layer.scores[order]);
-  const AllocatorTraits& traits = policy_.allocator->traits();
-  for (Contest& contest : contests_) {
-    if (traits.needs_preference) contest.preference.push_back(layer.preference);
-    if (traits.needs_residual_norm) contest.residual_norm.push_back(layer.residual_norm);
+void Selector::add_cache(std::size_t cache, const LayerScores& layer) {
+  own_.push_back(cache);
+  for (std::size_t order = 0; order < layer.scores.size(); ++order) {
+    Contest& contest = contests_[order];
+    contest.preference.resize(cache + 1);
+    contest.residual_norm.resize(cache + 1);
+    contest.weight.resize(cache + 1);
+    contest.preference[cache] = layer.preference;
+    contest.residual_norm[cache] = layer.residual_norm;
+    rank_cache(order, cache, layer.scores[order]);
+    contest.weight[cache] = policy_.allocator->weigh(contest, cache);
   }
 }
 
 /// Scores become rankings and, for an allocator that reads them, contenders in descending order.
-void Selector::rank_layer(std::size_t order, const Matrix& scores) {
+void Selector::rank_cache(std::size_t order, std::size_t cache, const Matrix& scores) {
   const Index context = scores.cols(), pinned = policy_.scorer->traits().pins.count(context);
   std::vector<Ranking> rankings(static_cast<std::size_t>(scores.rows()));
   std::vector<std::vector<double>> sorted(rankings.size());
@@ -197,71 +213,150 @@ void Selector::rank_layer(std::size_t order, const Matrix& scores) {
         sorted[at].push_back(score);
     }
   });
-  selection_.orders[order].push_back(std::move(rankings));
-  ties_[order].push_back(std::move(ties));
-  contests_[order].context_length = context;
-  contests_[order].pinned = pinned;
-  contests_[order].scores.push_back(std::move(sorted));
-  contests_[order].pinned_sum.push_back(std::accumulate(pinned_sums.begin(), pinned_sums.end(), 0.0));
+  Contest& contest = contests_[order];
+  selection_.orders[order].resize(cache + 1);
+  ties_[order].resize(cache + 1);
+  contest.scores.resize(cache + 1);
+  contest.pinned_sum.resize(cache + 1);
+  selection_.orders[order][cache] = std::move(rankings);
+  ties_[order][cache] = std::move(ties);
+  contest.context_length = context;
+  contest.pinned = pinned;
+  contest.scores[cache] = std::move(sorted);
+  contest.pinned_sum[cache] = std::accumulate(pinned_sums.begin(), pinned_sums.end(), 0.0);
+}
+
+namespace {
+
+/// What every rank must know of a cache that one of them holds.
+struct CacheFacts {
+  std::size_t cache;
+  Index heads, context, pinned;
+  double weight, preference, residual_norm;
+};
+
+}  // namespace
+
+/// Completes what this rank knows of the whole model.
+void Selector::learn_of_others(Contest& contest) {
+  std::vector<CacheFacts> mine;
+  for (const std::size_t cache : own_) {
+    mine.push_back({cache, static_cast<Index>(contest.scores[cache].size()), contest.context_length, contest.pinned,
+                    contest.weight[cache], contest.preference[cache], contest.residual_norm[cache]});
+  }
+  const std::vector<CacheFacts> all = joined_over_ranks(*ranks_, mine);
+  contest.scores.resize(all.size());
+  contest.pinned_sum.resize(all.size());
+  for (auto* values : {&contest.weight, &contest.preference, &contest.residual_norm}) values->resize(all.size());
+  contest.elsewhere.assign(all.size(), true);
+  contest.ranks = ranks_;
+  for (const std::size_t cache : own_) contest.elsewhere[cache] = false;
+  for (const CacheFacts& facts : all) {
+    contest.context_length = facts.context;
+    contest.pinned = facts.pinned;
+    contest.scores[facts.cache].resize(static_cast<std::size_t>(facts.heads));
+    contest.weight[facts.cache] = facts.weight;
+    contest.preference[facts.cache] = facts.preference;
+    contest.residual_norm[facts.cache] = facts.residual_norm;
+  }
 }
 
 Selection Selector::finish() {
   if (shared_) {
-    for (const LayerScores& cache : shared_->take_joint()) add_cache(cache);
+    const std::vector<LayerScores> joint = shared_->take_joint();
+    for (std::size_t cache = 0; cache < joint.size(); ++cache) {
+      if (!joint[cache].scores.empty()) add_cache(cache, joint[cache]);
+    }
+  }
+  for (std::size_t order = 0; order < contests_.size(); ++order) {
+    learn_of_others(contests_[order]);
+    selection_.orders[order].resize(contests_[order].scores.size());
+    ties_[order].resize(contests_[order].scores.size());
   }
   for (std::size_t b = 0; b < budgets_.size(); ++b) {
     const std::size_t order = contests_.size() == 1 ? 0 : b;
-    selection_.counts.push_back(split(order, budgets_[b]));
+    selection_.counts.push_back(split(order, spendable(order, budgets_[b])));
     selection_.tied.push_back(tied_entries(order, selection_.counts.back()));
+  }
+  add_up();
+  for (std::size_t b = 0; b < budgets_.size(); ++b) {
+    const std::size_t order = contests_.size() == 1 ? 0 : b;
+    check_counts(order, selection_.counts[b], spendable(order, budgets_[b]));
   }
   if (shared_) shared_->spread(selection_);
   return std::move(selection_);
 }
 
+/// Each rank gives the counts of its own caches, and everyone has all of them.
+void Selector::add_up() {
+  std::vector<Index> numbers = selection_.tied;
+  for (const HeadCounts& counts : selection_.counts) {
+    for (std::size_t cache = 0; cache < counts.size(); ++cache) {
+      const bool mine = contests_[0].holds(cache);
+      for (const Index count : counts[cache]) numbers.push_back(mine ? count : 0);
+    }
+  }
+  numbers = sums_over_ranks(*ranks_, numbers);
+  auto next = numbers.begin();
+  for (Index& tied : selection_.tied) tied = *next++;
+  for (HeadCounts& counts : selection_.counts) {
+    for (auto& heads : counts) {
+      for (Index& count : heads) count = *next++;
+    }
+  }
+}
+
 Index Selector::tied_entries(std::size_t order, const HeadCounts& counts) const {
   Index entries = 0;
-  for (std::size_t layer = 0; layer < counts.size(); ++layer) {
-    for (std::size_t head = 0; head < counts[layer].size(); ++head) {
-      for (const Tie& tie : ties_[order][layer][head]) {
-        if (tie.first < counts[layer][head] && counts[layer][head] < tie.last) entries += tie.last - tie.first;
+  for (const std::size_t cache : own_) {
+    for (std::size_t head = 0; head < counts[cache].size(); ++head) {
+      for (const Tie& tie : ties_[order][cache][head]) {
+        if (tie.first < counts[cache][head] && counts[cache][head] < tie.last) entries += tie.last - tie.first;
       }
     }
   }
   return entries;
 }
 
-HeadCounts Selector::split(std::size_t order, const Budget& asked) const {
-  const Index context = contests_[order].context_length, pinned = contests_[order].pinned;
-  const Budget budget = policy_.scorer->traits().keeps_everything ? Budget(context, asked.heads()) : asked;
-  const HeadCounts counts = policy_.scorer->traits().spends_exactly
-                                ? policy_.allocator->allocate(contests_[order], budget)
-                                : spend(order, budget);
-  const bool exact = policy_.scorer->traits().spends_exactly && policy_.allocator->traits().spends_exactly;
-  require(!exact || total(counts) == budget.pairs(), "an allocation adds up to its budget");
-  for (const auto& layer : counts) {
-    for (Index count : layer) require(count >= pinned && count <= context, "pinned <= count <= context_length");
-  }
-  return counts;
+/// What a budget comes to for this policy.
+Budget Selector::spendable(std::size_t order, const Budget& asked) const {
+  return policy_.scorer->traits().keeps_everything ? Budget(contests_[order].context_length, asked.heads()) : asked;
+}
+
+HeadCounts Selector::split(std::size_t order, const Budget& budget) const {
+  return policy_.scorer->traits().spends_exactly ? policy_.allocator->allocate(contests_[order], budget)
+                                                 : spend(order, budget);
 }
 
 /// The counts of published code that does not keep the budget.
 HeadCounts Selector::spend(std::size_t order, const Budget& budget) const {
   HeadCounts counts;
-  for (const auto& rankings : selection_.orders[order]) {
-    const Index layer = static_cast<Index>(counts.size());
-    auto& heads = counts.emplace_back();
-    for (const Ranking& ranking : rankings) {
-      heads.push_back(policy_.scorer->spends(budget.tokens_per_head(), layer, ranking));
+  for (std::size_t cache = 0; cache < contests_[order].scores.size(); ++cache) {
+    auto& heads = counts.emplace_back(contests_[order].scores[cache].size(), 0);
+    for (std::size_t head = 0; contests_[order].holds(cache) && head < heads.size(); ++head) {
+      const Ranking& ranking = selection_.orders[order][cache][head];
+      heads[head] = policy_.scorer->spends(budget.tokens_per_head(), static_cast<Index>(cache), ranking);
     }
   }
   return counts;
+}
+
+void Selector::check_counts(std::size_t order, const HeadCounts& counts, const Budget& budget) const {
+  const Index context = contests_[order].context_length, pinned = contests_[order].pinned;
+  const bool exact = policy_.scorer->traits().spends_exactly && policy_.allocator->traits().spends_exactly;
+  require(!exact || total(counts) == budget.pairs(), "an allocation adds up to its budget");
+  for (const auto& cache : counts) {
+    for (Index count : cache) require(count >= pinned && count <= context, "pinned <= count <= context_length");
+  }
 }
 
 std::uint64_t fingerprint(const Selection& selection, std::size_t budget) {
   // A sum of well-mixed tokens (the finaliser of splitmix64) does not depend on the order of a head's tokens.
   std::uint64_t print = 0, place = 0;
   for (std::size_t layer = 0; layer < selection.counts[budget].size(); ++layer) {
-    for (std::size_t head = 0; head < selection.counts[budget][layer].size(); ++head, ++place) {
+    const bool elsewhere = selection.rankings(budget)[layer].empty();
+    if (elsewhere) place += selection.counts[budget][layer].size();
+    for (std::size_t head = 0; !elsewhere && head < selection.counts[budget][layer].size(); ++head, ++place) {
       const Ranking& ranking = selection.rankings(budget)[layer][head];
       for (Index n = 0; n < selection.counts[budget][layer][head]; ++n) {
         std::uint64_t x = (place << 32 | static_cast<std::uint32_t>(ranking[static_cast<std::size_t>(n)])) + 1;
@@ -277,7 +372,7 @@ std::uint64_t fingerprint(const Selection& selection, std::size_t budget) {
 bool keep_the_same(const Selection& a, const Selection& b, std::size_t budget) {
   if (a.counts[budget] != b.counts[budget]) return false;
   for (std::size_t layer = 0; layer < a.counts[budget].size(); ++layer) {
-    for (std::size_t head = 0; head < a.counts[budget][layer].size(); ++head) {
+    for (std::size_t head = 0; head < a.rankings(budget)[layer].size(); ++head) {
       if (kept_tokens(a, budget, layer, head) != kept_tokens(b, budget, layer, head)) return false;
     }
   }

@@ -3,41 +3,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <future>
-#include <map>
+#include <memory>
 
+#include "base/exchange.h"
 #include "dump/layer_stream.h"
-#include "dump/queries.h"
 #include "laprox/error.h"
+#include "laprox/shares.h"
 #include "replay/decoding.h"
-#include "replay/judgement.h"
-#include "replay/selection.h"
-#include "replay/unseen.h"
+#include "replay/dump_replay.h"
 
 namespace laprox {
 
 namespace {
-
-std::vector<Budget> resolve_budgets(const DumpInfo& dump, const SweepOptions& options) {
-  std::vector<Budget> budgets;
-  for (const BudgetRequest& request : options.budgets) {
-    const DecodingBudget budget(request, dump, options.schedule);
-    const Index tokens = budget.tokens(dump.context_length);
-    budgets.push_back(tokens <= dump.context_length ? resolve(request, dump) : Budget(tokens, dump.total_kv_heads()));
-  }
-  return budgets;
-}
-
-/// What the cut after the prompt may keep: a schedule's budget can be larger than the prompt.
-std::vector<Budget> prompt_budgets(const DumpInfo& dump, const SweepOptions& options) {
-  std::vector<Budget> budgets;
-  for (const Budget& budget : resolve_budgets(dump, options)) {
-    const bool fits = budget.tokens_per_head() <= dump.context_length;
-    budgets.push_back(fits ? budget : Budget(dump.context_length, budget.heads()));
-  }
-  return budgets;
-}
 
 void check_pins(const DumpInfo& dump, const Policy& policy, const BudgetRequest& request, const Budget& budget) {
   const Index tokens = budget.tokens_per_head();
@@ -78,12 +56,6 @@ void check_caches(const DumpInfo& dump, const Policy& policy) {
                   dump.path.string(), policy.label, wanted, found));
 }
 
-std::vector<Index> kv_sources(const DumpInfo& dump) {
-  std::vector<Index> sources;
-  for (const LayerSummary& layer : dump.layers) sources.push_back(layer.kv_source);
-  return sources;
-}
-
 void check_rope(const DumpInfo& dump, const Policy& policy) {
   if (!policy.scorer->traits().undoes_rope) return;
   for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
@@ -93,34 +65,6 @@ void check_rope(const DumpInfo& dump, const Policy& policy) {
                     "stored; add it (data/README.md says how), or leave this policy out",
                     dump.path.string(), policy.label, layer));
   }
-}
-
-/// which rows of q the selection reads: those of the prompt, and, for oracles, those that judge.
-struct SelectionRows {
-  SelectionRows(const DumpInfo& dump, const SweepOptions& options)
-      : oracles(std::any_of(options.policies.begin(), options.policies.end(), reads_judged)),
-        scoring(scoring_rows(dump, options.policies)),
-        read(scoring) {
-    if (!oracles) return;
-    judging = judging_rows(dump, options);
-    read = {std::min(scoring.first, judging.first), std::max(scoring.last, judging.last)};
-  }
-  bool oracles;
-  DumpInfo::Rows scoring, judging, read;
-};
-
-void add_layer(std::vector<Selector>& selectors, const LayerView& layer, ScoringKernels& kernels, bool judged) {
-  for (const Selector& selector : selectors) {
-    if (const Index distance = selector.policy().scorer->traits().far_distance) kernels.expect_far_energies(distance);
-  }
-  for (Selector& selector : selectors) {
-    if (reads_judged(selector.policy()) == judged) selector.add_layer(layer, kernels);
-  }
-}
-
-/// Whether a policy goes on summing the attention that its entries received from the prompt.
-bool sums_attention(const SweepOptions& options, std::size_t policy) {
-  return !options.schedule.once() && options.policies[policy].scorer->traits().decoding == Decoding::accumulated;
 }
 
 }  // namespace
@@ -159,97 +103,90 @@ std::optional<std::string> why_not(const DumpInfo& dump, const Policy& policy, c
   return std::nullopt;
 }
 
-std::vector<std::vector<Index>> find_twins(const std::vector<Selection>& selections) {
-  std::vector<std::vector<Index>> twins;
-  std::vector<std::vector<std::uint64_t>> prints;
-  for (const Selection& selection : selections) {
-    auto& print = prints.emplace_back();
-    for (std::size_t b = 0; b < selection.counts.size(); ++b) print.push_back(fingerprint(selection, b));
-    auto& twin = twins.emplace_back(selection.counts.size(), -1);
-    for (std::size_t b = 0; b < selection.counts.size(); ++b) {
-      for (std::size_t other = 0; other + 1 < twins.size() && twin[b] < 0; ++other) {
-        if (prints[other][b] == print[b] && keep_the_same(selections[other], selection, b))
-          twin[b] = static_cast<Index>(other);
-      }
-    }
-  }
-  return twins;
+namespace {
+
+/// Hashes the files whose turn it is on this rank, while layers are worked on. Gives what a ByteWriter wrote.
+std::future<std::string> start_hashing(const std::vector<const LayerSource*>& dumps, const Turns& turns, Ranks& ranks) {
+  return std::async(std::launch::async, [&dumps, mine = turns.of(ranks.rank())] {
+    std::vector<std::string> hashes;
+    for (const std::size_t dump : mine) hashes.push_back(dumps[dump]->content_hash());
+    ByteWriter writer;
+    writer.put(hashes);
+    return writer.bytes();
+  });
 }
 
-std::vector<Selection> select_kept(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
-                                   const Progress& progress) {
-  const DumpInfo& info = dump.info();
-  const std::vector<Budget> budgets = prompt_budgets(info, options);
-  std::vector<Selector> selectors;
-  for (const Policy& policy : options.policies)
-    selectors.emplace_back(policy, budgets, backend.threads(), kv_sources(info));
-  const SelectionRows rows(info, options);
-  std::vector<std::vector<Matrix>> attention(selectors.size());  // [policy][layer], see Selection::attention
-  LayerStream layers(dump, rows.read, backend, true);
-  for (std::size_t n = 0; n < info.layers.size(); ++n) {
-    LayerTensors layer = layers.next();
-    QueryBlock judged;
-    if (rows.oracles) judged = copy_queries(layer, rows.judging.first - rows.read.first, rows.judging.count());
-    if (rows.oracles)
-      set_queries(layer, copy_queries(layer, rows.scoring.first - rows.read.first, rows.scoring.count()));
-    const auto kernels = backend.scoring(layer);
-    add_layer(selectors, LayerView(layer), *kernels, false);
-    for (std::size_t p = 0; p < selectors.size(); ++p) {
-      if (sums_attention(options, p)) attention[p].push_back(kernels->column_sums());
-    }
-    if (rows.oracles) {
-      set_queries(layer, std::move(judged));
-      add_layer(selectors, LayerView::of_judged(layer), *backend.scoring(layer), true);
-    }
-    if (progress) progress(layer.layer, static_cast<Index>(info.layers.size()), "scores");
+/// A pass over the layers of this rank: `rows` are those of q that it reads.
+template <class Rows, class AddLayer>
+void pass_over(std::vector<std::unique_ptr<DumpReplay>>& replays, const Backend& backend, bool check_all, Ranks& ranks,
+               const Rows& rows, const AddLayer& add_layer) {
+  std::vector<LayerRead> reads;
+  for (const auto& replay : replays) {
+    for (const Index layer : replay->share().layers) reads.push_back({&replay->dump(), layer, rows(*replay)});
   }
-  std::vector<Selection> selections;
-  for (std::size_t p = 0; p < selectors.size(); ++p) {
-    selections.push_back(selectors[p].finish());
-    selections.back().attention = std::move(attention[p]);
+  LayerStream layers(std::move(reads), backend, check_all);
+  for (const auto& replay : replays) {
+    for (std::size_t n = 0; n < replay->share().layers.size(); ++n) {
+      ranks.look_out();
+      add_layer(*replay, layers.next());
+    }
   }
-  return selections;
 }
 
-DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
-                      const Progress& progress) {
-  const DumpInfo& info = dump.info();
-  check_request(info, options);
+}  // namespace
+
+std::vector<DumpResult> sweep_dumps(const std::vector<const LayerSource*>& dumps, const SweepOptions& options,
+                                    const Backend& backend, Ranks& ranks, const DumpProgress& progress) {
+  std::vector<const DumpInfo*> infos;
+  for (const LayerSource* dump : dumps) {
+    infos.push_back(&dump->info());
+    check_request(dump->info(), options);
+  }
   if (!options.schedule.once() && !backend.replays_decoding()) {
     throw UsageError(fmt::format("--schedule {}: the backend {} does not replay decoding; use cpu or reference",
                                  to_string(options.schedule), backend.name()));
   }
-  DumpResult result{info, {}, {}, std::vector<PolicyResult>(options.policies.size())};
-  // The file is hashed while its first layers are worked on.
-  auto hash = std::async(std::launch::async, [&dump] { return dump.content_hash(); });
-  result.budgets = resolve_budgets(info, options);
+  const Turns turns(dumps.size(), ranks);
+  auto hashing = start_hashing(dumps, turns, ranks);
+  const auto rank_of = share_layers(infos, ranks.size());
+  std::vector<std::unique_ptr<DumpReplay>> replays;
+  for (std::size_t d = 0; d < dumps.size(); ++d) {
+    replays.push_back(std::make_unique<DumpReplay>(*dumps[d], options, backend, ranks, rank_of[d]));
+  }
+  const auto tell = [&](const DumpReplay& replay, Index layer, const char* what) {
+    if (progress) progress(replay.dump().info(), layer, what);
+  };
+  pass_over(
+      replays, backend, true, ranks, [](const DumpReplay& replay) { return replay.scoring_rows(); },
+      [&](DumpReplay& replay, LayerTensors layer) {
+        const Index index = layer.layer;
+        replay.score(std::move(layer));
+        tell(replay, index, "scores");
+      });
+  for (const auto& replay : replays) replay->select();
+  pass_over(
+      replays, backend, false, ranks, [](const DumpReplay& replay) { return replay.judging_rows(); },
+      [&](DumpReplay& replay, LayerTensors layer) {
+        const Index index = layer.layer;
+        replay.judge(std::move(layer));
+        tell(replay, index, "errors");
+      });
+  for (const auto& replay : replays) replay->gather();
+  std::vector<std::string> hashes = turns.ordered(ranks.gather(hashing.get()));
+  std::vector<DumpResult> results;
+  for (std::size_t d = 0; d < dumps.size() && ranks.is_first(); ++d) {
+    results.push_back(replays[d]->finish());
+    results.back().content_hash = std::move(hashes[d]);
+  }
+  return results;
+}
 
-  std::vector<Selection> selections = select_kept(dump, options, backend, progress);
-  // Under a schedule the Judgement compares what caches held, not this cut alone.
-  const auto twins = options.schedule.once() ? find_twins(selections) : std::vector<std::vector<Index>>();
-  const std::vector<Index> unseen = unseen_tokens(info, options);
-  for (std::size_t p = 0; p < selections.size(); ++p) {
-    for (std::size_t b = 0; b < selections[p].counts.size(); ++b) {
-      Cell& cell = result.policies[p].cells.emplace_back();
-      cell.counts = selections[p].counts[b];
-      cell.tied = selections[p].tied[b];
-      cell.unseen = unseen_entries(selections[p], b, unseen);
-      if (!twins.empty()) cell.identical_to = twins[p][b];
-    }
-  }
-
-  Judgement judgement(info, options, backend, selections, result.policies);
-  LayerStream layers(dump, judgement.rows(), backend, false);
-  for (std::size_t n = 0; n < info.layers.size(); ++n) {
-    judgement.add_layer(layers.next());
-    if (progress) progress(static_cast<Index>(n), static_cast<Index>(info.layers.size()), "errors");
-  }
-  judgement.finish();
-  result.content_hash = hash.get();
-  for (std::size_t p = 0; p < selections.size(); ++p) {
-    if (options.save_kept) result.policies[p].selection = std::move(selections[p]);
-  }
-  return result;
+DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
+                      const Progress& progress) {
+  const auto tell = [&](const DumpInfo& info, Index layer, const std::string& what) {
+    if (progress) progress(layer, static_cast<Index>(info.layers.size()), what);
+  };
+  return std::move(sweep_dumps({&dump}, options, backend, single_rank(), tell)[0]);
 }
 
 void visit_scores(const LayerSource& dump, const Policy& policy, const std::optional<BudgetRequest>& budget,

@@ -63,11 +63,10 @@ void GrowingReport::take_over() {
   parts_.push_back(std::move(before));
 }
 
-bool GrowingReport::holds(const DumpReader& dump) {
-  if (!resume_) return false;  // the hash reads the whole file
-  order_.push_back(dump.content_hash());
-  const bool there = done_.contains(order_.back());
-  if (there) note(fmt::format("{}: is in {} already", dump.info().path.string(), output_.string()));
+bool GrowingReport::holds(const DumpInfo& dump, const std::string& content_hash) {
+  order_.push_back(content_hash);
+  const bool there = done_.contains(content_hash);
+  if (there) note(fmt::format("{}: is in {} already", dump.path.string(), output_.string()));
   return there;
 }
 

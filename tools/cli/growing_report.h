@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "laprox/dump_reader.h"
 #include "laprox/report.h"
 
 namespace laprox::cli {
@@ -20,7 +19,7 @@ class GrowingReport {
   GrowingReport(const SweepOptions& options, const Backend& backend, std::filesystem::path output, bool resume);
 
   /// Whether the report that is resumed has this dump. Also remembers the order in which dumps are asked for.
-  bool holds(const DumpReader& dump);
+  bool holds(const DumpInfo& dump, const std::string& content_hash);
   void add(const DumpResult& result);
   /// The report of all dumps, in the order in which they were asked for.
   Report finished() const;

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <new>
+#include <sstream>
 
 #include "commands.h"
 #include "config.h"
@@ -12,6 +13,7 @@
 #include "laprox/trust.h"
 #include "laprox/version.h"
 #include "output.h"
+#include "ranks.h"
 
 namespace {
 
@@ -27,12 +29,19 @@ Examples:
 
 Exit codes: 0 done, 2 usage, 3 bad dump or file, 4 backend or device, 5 verification failed, 70 a bug in laprox.)";
 
-int fail(ExitCode code, const std::string& message) {
-  laprox::cli::note("laprox: " + message);
-  return code;
+laprox::cli::Ending failure(ExitCode code, const std::string& message) { return {code, "laprox: " + message}; }
+
+/// Help, the version, or what is wrong with the command line.
+laprox::cli::Ending end_of_parsing(const CLI::App& app, const CLI::ParseError& error) {
+  std::ostringstream out, wrong;
+  const int status = app.exit(error, out, wrong);
+  laprox::cli::out_as_it_is(out.str());
+  std::string message = wrong.str();
+  if (message.ends_with('\n')) message.pop_back();
+  return {status == 0 ? kDone : kUsage, message};
 }
 
-int run(int argc, char** argv) {
+laprox::cli::Ending run(int argc, char** argv, laprox::Ranks& ranks) {
   CLI::App app{
       "laprox replays dumps of attention tensors and measures what evicting KV-cache entries does to each layer's "
       "output."};
@@ -47,7 +56,7 @@ int run(int argc, char** argv) {
   app.fallthrough();  // so that --config may stand behind the subcommand
   laprox::cli::add_inspect(app);
   laprox::cli::add_policies(app);
-  laprox::cli::add_sweep(app);
+  laprox::cli::add_sweep(app, ranks);
   laprox::cli::add_score(app);
   laprox::cli::add_report(app);
   laprox::cli::add_merge(app);
@@ -58,28 +67,29 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    const int status = app.exit(error);  // prints help, the version, or what is wrong
-    return status == 0 ? kDone : kUsage;
+    return end_of_parsing(app, error);
   }
-  return kDone;
+  return {kDone, {}};
 }
 
-int guarded_run(int argc, char** argv) {
+laprox::cli::Ending guarded_run(int argc, char** argv, laprox::Ranks& ranks) {
   try {
-    return run(argc, argv);
+    return run(argc, argv, ranks);
+  } catch (const laprox::RankFailed& error) {
+    return failure(kBackend, error.what());  // that rank says more, and its exit code counts
   } catch (const laprox::UsageError& error) {
-    return fail(kUsage, error.what());
+    return failure(kUsage, error.what());
   } catch (const laprox::FileError& error) {
-    return fail(kBadFile, error.what());
+    return failure(kBadFile, error.what());
   } catch (const laprox::BackendError& error) {
-    return fail(kBackend, error.what());
+    return failure(kBackend, error.what());
   } catch (const laprox::VerificationError& error) {
-    return fail(kVerification, error.what());
+    return failure(kVerification, error.what());
   } catch (const std::bad_alloc&) {
-    return fail(kBackend, "out of memory; 'laprox inspect' prints what a dump needs");
+    return failure(kBackend, "out of memory; 'laprox inspect' prints what a dump needs");
   } catch (const std::exception& error) {
-    return fail(kBug, fmt::format("{}\nThis is a bug in laprox {} ({}); please report it with the command you ran.",
-                                  error.what(), laprox::version(), laprox::commit()));
+    return failure(kBug, fmt::format("{}\nThis is a bug in laprox {} ({}); please report it with the command you ran.",
+                                     error.what(), laprox::version(), laprox::commit()));
   }
 }
 
@@ -88,10 +98,14 @@ int guarded_run(int argc, char** argv) {
 int main(int argc, char** argv) {
   laprox::cli::occupy_standard_streams();
   laprox::remove_temporaries_on_signals();
-  const int status = guarded_run(argc, argv);
-  if (laprox::cli::output_failed() && status == kDone) {
-    return fail(kBadFile, "standard output: what was printed could not be written; is the disk full?");
+  auto ranks = laprox::cli::join_ranks(argc, argv);
+  laprox::cli::speak(ranks->is_first());
+  laprox::cli::Ending ending = guarded_run(argc, argv, *ranks);
+  if (laprox::cli::output_failed() && ending.status == kDone) {
+    ending = failure(kBadFile, "standard output: what was printed could not be written; is the disk full?");
   }
+  const int status = laprox::cli::end_together(*ranks, ending);
+  ranks.reset();
   if (status == kBadFile) {
     // HDF5 closes at exit what could not be closed before, as on a full disk, and crashes on it: skip its exit handler.
     std::fflush(nullptr);

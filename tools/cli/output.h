@@ -8,6 +8,9 @@ namespace laprox::cli {
 /// message for a closed standard error would otherwise be written into a report.
 void occupy_standard_streams();
 
+/// Whether this process says anything at all, as it does at first. Of several that work together one does.
+void speak(bool loud);
+
 /// Writes to standard output, control characters escaped. A failure is remembered by the stream; output_failed() tells.
 void out(const std::string& text);
 /// The same for JSON, which has escapes of its own.

@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "arguments.h"
@@ -15,6 +16,7 @@
 #include "laprox/inspect.h"
 #include "laprox/report.h"
 #include "laprox/score_file.h"
+#include "laprox/shares.h"
 #include "output.h"
 #include "progress.h"
 #include "render.h"
@@ -47,9 +49,9 @@ Examples:
   laprox sweep --config sweep.toml      with a section [sweep]: dumps = ["dump.h5"], policy = ["h2o", "laprox"], budget = ["5%"])";
 
 /// The work, and the kept entries: one line a layer, one number a head.
-void print_selection(const DumpReader& dump, const SweepOptions& options, const Backend& backend) {
-  const std::vector<Selection> selections = select_kept(dump, options, backend);
-  const auto twins = find_twins(selections);
+void print_selection(const DumpReader& dump, const SweepOptions& options, const Backend& backend, Ranks& ranks) {
+  const std::vector<Selection> selections = select_kept(dump, options, backend, {}, ranks);
+  const auto twins = find_twins(selections, ranks);
   const Cost work = estimate_cost(dump.info(), options, backend);
   note(fmt::format("{}: {:.3g} GB of memory, {:.3g} GFLOP ({:.3g} of them by greedy elimination)",
                    dump.info().path.string(), work.total_bytes() / 1e9, work.total_flops() / 1e9,
@@ -71,14 +73,24 @@ void print_selection(const DumpReader& dump, const SweepOptions& options, const 
   }
 }
 
+/// The layers of a dump that this rank works on, where it is swept alone.
+std::vector<Index> layers_of(const DumpInfo& dump, const Ranks& ranks) {
+  const std::vector<Index> rank_of = share_layers({&dump}, ranks.size())[0];
+  std::vector<Index> layers;
+  for (std::size_t layer = 0; layer < rank_of.size(); ++layer) {
+    if (rank_of[layer] == ranks.rank()) layers.push_back(static_cast<Index>(layer));
+  }
+  return layers;
+}
+
 /// Policies whose scores lie in files, which belong to one dump.
-void add_scores(SweepOptions& options, const SweepArguments& arguments, const DumpReader& dump) {
+void add_scores(SweepOptions& options, const SweepArguments& arguments, const DumpReader& dump, const Ranks& ranks) {
   if (!arguments.scores.empty() && arguments.dumps.size() > 1) {
     throw UsageError(fmt::format("--scores: a file of scores belongs to one dump, found {}; sweep them one at a time",
                                  arguments.dumps.size()));
   }
   for (const std::string& text : arguments.scores) {
-    Policy policy = read_score_policy(text, dump, options.budgets);
+    Policy policy = read_score_policy(text, dump, options.budgets, layers_of(dump.info(), ranks));
     for (const Policy& other : options.policies) {
       if (other.label == policy.label) {
         throw UsageError(fmt::format("--scores: the policy '{}' is given twice; rename the file", policy.label));
@@ -96,14 +108,6 @@ void leave_out(const DumpInfo& dump, const std::set<std::string>& of_all, SweepO
     if (reason) note(fmt::format("laprox: skipped {}: {}", policy.label, *reason));
     return reason.has_value();
   });
-}
-
-/// Replays what a dump stores of the model's outputs; a dump that does not reproduce them is not swept.
-void check_outputs(const DumpReader& dump, const Backend& backend, ProgressBar& bar) {
-  const std::string name = dump.info().path.filename().string();
-  require_passed(dump.info(), check_dump(dump, backend, [&](Index layer, Index, const std::string&) {
-                   bar.step(fmt::format("{}: check of layer {}", name, layer));
-                 }));
 }
 
 bool has_outputs(const DumpInfo& dump) {
@@ -147,45 +151,83 @@ void allow_open_files(std::size_t count) {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-void run_sweep(SweepArguments arguments, const std::filesystem::path& config) {
-  const std::vector<std::string> words = std::exchange(arguments.dumps, expand_paths(arguments.dumps));
-  std::set<std::string> of_all;
-  SweepOptions options = options_of(arguments, of_all);
-  const auto backend = arguments.backend.make();
-  check_output(arguments, config, words);
-
-  // Every dump is opened and every request checked before the first one is worked on.
-  allow_open_files(arguments.dumps.size());
-  std::vector<DumpReader> dumps;
-  Index steps = 0;
-  for (const std::string& path : arguments.dumps) dumps.emplace_back(path);
-  check_distinct(dumps);
-  add_scores(options, arguments, dumps.front());
-  for (const DumpReader& dump : dumps) leave_out(dump.info(), of_all, options);
-  GrowingReport growing(options, *backend, arguments.output, arguments.resume);
+/// The dumps that the report does not hold. Where one is resumed, the first rank knows them by their hashes.
+std::vector<const DumpReader*> left_to_do(const std::vector<DumpReader>& dumps, bool resume,
+                                          std::optional<GrowingReport>& growing, Ranks& ranks) {
   std::vector<const DumpReader*> left;
-  for (const DumpReader& dump : dumps) {
-    if (growing.holds(dump)) continue;
-    left.push_back(&dump);
-    check_request(dump.info(), options);
-    check_memory(dump.info(), options, *backend);
-    const bool checked = !arguments.no_check && has_outputs(dump.info());
-    steps += (checked ? 3 : 2) * static_cast<Index>(dump.info().layers.size());
+  for (const DumpReader& dump : dumps) left.push_back(&dump);
+  if (!resume) return left;
+  const std::vector<std::string> hashes = content_hashes(left, ranks);
+  std::string held;
+  for (std::size_t d = 0; d < dumps.size() && growing; ++d) {
+    held += growing->holds(dumps[d].info(), hashes[d]) ? 'x' : '-';
   }
-  if (arguments.show_plan) {
-    for (const DumpReader* dump : left) print_selection(*dump, options, *backend);
+  held = ranks.all_gather(held)[0];
+  std::size_t index = 0;
+  std::erase_if(left, [&](const DumpReader*) { return held[index++] == 'x'; });
+  return left;
+}
+
+/// Throws where a dump cannot serve the request, or where the layers of this rank do not fit into memory.
+void check_dump_request(const DumpInfo& dump, const SweepOptions& options, const Backend& backend, const Ranks& ranks) {
+  check_request(dump, options);
+  DumpInfo mine = dump;
+  mine.layers.clear();
+  for (const Index layer : layers_of(dump, ranks)) mine.layers.push_back(dump.layers[static_cast<std::size_t>(layer)]);
+  check_memory(mine, options, backend);
+}
+
+/// Dumps that are worked on at a time, and those of them whose outputs are checked first.
+struct Group {
+  std::vector<const LayerSource*> dumps, checked;
+
+  /// Layers that a rank works on, once for each pass over them.
+  Index steps(const Ranks& ranks) const {
+    const auto count = [&](const std::vector<const LayerSource*>& sources) {
+      std::vector<const DumpInfo*> infos;
+      for (const LayerSource* source : sources) infos.push_back(&source->info());
+      Index layers = 0;
+      for (const auto& rank_of : share_layers(infos, ranks.size())) {
+        layers += std::count(rank_of.begin(), rank_of.end(), ranks.rank());
+      }
+      return layers;
+    };
+    return 2 * count(dumps) + count(checked);
   }
-  {
-    ProgressBar bar(steps, arguments.quiet);
-    for (const DumpReader* dump : left) {
-      if (!arguments.no_check && has_outputs(dump->info())) check_outputs(*dump, *backend, bar);
-      growing.add(sweep_dump(*dump, options, *backend, [&](Index layer, Index, const std::string& what) {
-        bar.step(fmt::format("{}: {} of layer {}", dump->info().path.filename().string(), what, layer));
-      }));
+};
+
+std::vector<Group> groups_of(const std::vector<const DumpReader*>& dumps, bool check, const Ranks& ranks) {
+  std::vector<const DumpInfo*> infos;
+  for (const DumpReader* dump : dumps) infos.push_back(&dump->info());
+  std::vector<Group> groups;
+  std::size_t next = 0;
+  for (const std::size_t size : group_dumps(infos, ranks.size())) {
+    Group& group = groups.emplace_back();
+    for (; group.dumps.size() < size; ++next) {
+      group.dumps.push_back(dumps[next]);
+      if (check && has_outputs(dumps[next]->info())) group.checked.push_back(dumps[next]);
     }
   }
+  return groups;
+}
+
+/// Replays what dumps store of the model's outputs, and then the policies; a dump that does not reproduce its outputs
+/// is not swept. The results are on the first rank.
+std::vector<DumpResult> sweep_group(const Group& group, const SweepOptions& options, const Backend& backend,
+                                    Ranks& ranks, ProgressBar& bar) {
+  const auto tell = [&](const DumpInfo& dump, Index layer, const std::string& what) {
+    bar.step(fmt::format("{}: {} of layer {}", dump.path.filename().string(), what, layer));
+  };
+  if (!group.checked.empty()) {
+    const auto checks = check_dumps(group.checked, backend, ranks, tell);
+    for (std::size_t d = 0; d < checks.size(); ++d) require_passed(group.checked[d]->info(), checks[d]);
+  }
+  return sweep_dumps(group.dumps, options, backend, ranks, tell);
+}
+
+/// The table comes first, so that a report that cannot be written does not lose it.
+void show_and_write(GrowingReport& growing, const SweepArguments& arguments) {
   const Report report = growing.finished();
-  // The table comes first, so that a report that cannot be written does not lose it.
   out_as_it_is(render(report, arguments.format, arguments.table));
   if (arguments.output.empty()) return;
   output_failed();  // flushes; main says so at the end
@@ -193,9 +235,42 @@ void run_sweep(SweepArguments arguments, const std::filesystem::path& config) {
   note("report: " + arguments.output);
 }
 
+void run_sweep(SweepArguments arguments, const std::filesystem::path& config, Ranks& ranks) {
+  const std::vector<std::string> words = std::exchange(arguments.dumps, expand_paths(arguments.dumps));
+  std::set<std::string> of_all;
+  SweepOptions options = options_of(arguments, of_all);
+  const auto backend = arguments.backend.make();
+  if (ranks.is_first()) check_output(arguments, config, words);
+
+  // Every dump is opened and every request checked before the first one is worked on.
+  allow_open_files(arguments.dumps.size());
+  std::vector<DumpReader> dumps;
+  for (const std::string& path : arguments.dumps) dumps.emplace_back(path);
+  check_distinct(dumps, ranks);
+  add_scores(options, arguments, dumps.front(), ranks);
+  for (const DumpReader& dump : dumps) leave_out(dump.info(), of_all, options);
+  std::optional<GrowingReport> growing;
+  if (ranks.is_first()) growing.emplace(options, *backend, arguments.output, arguments.resume);
+  const std::vector<const DumpReader*> left = left_to_do(dumps, arguments.resume, growing, ranks);
+  for (const DumpReader* dump : left) check_dump_request(dump->info(), options, *backend, ranks);
+  if (arguments.show_plan) {
+    for (const DumpReader* dump : left) print_selection(*dump, options, *backend, ranks);
+  }
+  const std::vector<Group> groups = groups_of(left, !arguments.no_check, ranks);
+  {
+    Index steps = 0;
+    for (const Group& group : groups) steps += group.steps(ranks);
+    ProgressBar bar(steps, arguments.quiet || !ranks.is_first());
+    for (const Group& group : groups) {
+      for (const DumpResult& result : sweep_group(group, options, *backend, ranks, bar)) growing->add(result);
+    }
+  }
+  if (growing) show_and_write(*growing, arguments);
+}
+
 }  // namespace
 
-void add_sweep(CLI::App& app) {
+void add_sweep(CLI::App& app, Ranks& ranks) {
   auto arguments = std::make_shared<SweepArguments>();
   CLI::App* command = app.add_subcommand("sweep", "Compare policies over budgets on dumps; write a report");
   command
@@ -246,7 +321,7 @@ void add_sweep(CLI::App& app) {
   add_format(*command, arguments->format, {"table", "csv", "json"});
   add_table_options(*command, arguments->table);
   command->footer(kSweepHelp);
-  command->callback([arguments, &app] { run_sweep(*arguments, config_file(app)); });
+  command->callback([arguments, &app, &ranks] { run_sweep(*arguments, config_file(app), ranks); });
 }
 
 }  // namespace laprox::cli
