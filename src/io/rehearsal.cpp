@@ -40,7 +40,7 @@ constexpr rlim_t kCpuSeconds = 5;
 constexpr rlim_t kMemory = rlim_t{512} << 20;  // beyond what the parent holds already; allow_memory() may raise it
 constexpr rlim_t kMemoryPerByte = 16;          // of the file: what its structure can take when it is unpacked
 constexpr rlim_t kMostMemory = rlim_t{4} << 30;
-constexpr int kOutOfMemory = 1;               // the child's exit code where HDF5 ran into that limit
+constexpr int kOutOfMemory = 41;  // the child's exit code where HDF5 ran into that limit; a sanitizer ends it with 1
 constexpr hsize_t kSmall = hsize_t{1} << 20;  // bytes of an attribute or dataset that is read whole, as the parent will
 
 bool out_of_memory = false;
