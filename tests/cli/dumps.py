@@ -100,7 +100,7 @@ FEATURES = {
         spread=3.0,
     ),
     "few-queries-wide-values": dict(
-        context=64, tokens=200, heads=[(8, 8)], head_size=128, value_size=256, model_size=300, recent_queries=48
+        context=64, tokens=110, heads=[(4, 4)], head_size=128, value_size=144, model_size=150, recent_queries=48
     ),
     "short-context": dict(context=20, tokens=25, heads=[(2, 1)]),
     "own-scale": dict(context=50, tokens=60, heads=[(2, 2)], scale=0.03),

@@ -399,7 +399,12 @@ def test_a_file_that_cannot_be_written_whole_leaves_nothing(laprox, bundled, tmp
 def test_a_signal_leaves_no_half_file(laprox, tmp_path, number):
     output = tmp_path / "out.h5"
     arguments = ["synth", "--preset", "llama-3.1-8b", "--tokens", "4000", "--layers", "20", "-o", str(output), "--quiet"]
-    running = subprocess.Popen([laprox.binary, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [laprox.binary, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # shells let background jobs ignore SIGINT
+    )
     deadline = time.monotonic() + 20
     while not os.listdir(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
