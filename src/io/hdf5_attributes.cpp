@@ -12,7 +12,7 @@ std::optional<H5::Attribute> Hdf5Reader::scalar_attribute(const H5::H5Object& ow
                                                           const std::string& name, H5T_class_t type_class,
                                                           const std::string& expected) const {
   if (!owner.attrExists(name)) return std::nullopt;
-  const H5::Attribute attribute = owner.openAttribute(name);
+  H5::Attribute attribute = owner.openAttribute(name);
   const std::string object = owner_name + " attribute " + name;
   const bool fits =
       attribute.getTypeClass() == type_class || (type_class == H5T_FLOAT && attribute.getTypeClass() == H5T_INTEGER);

@@ -204,8 +204,9 @@ herr_t visit_object(hid_t root, const char* name, const H5O_info_t* info, void*)
 
 [[noreturn]] void walk_and_exit(const char* path) {
   const int nowhere = open("/dev/null", O_WRONLY);
-  dup2(nowhere, STDOUT_FILENO);
-  dup2(nowhere, STDERR_FILENO);
+  for (const int stream : {STDOUT_FILENO, STDERR_FILENO}) {
+    if (nowhere >= 0) dup2(nowhere, stream);
+  }
   for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGALRM, SIGXCPU, SIGSEGV, SIGBUS, SIGABRT})
     std::signal(signal, SIG_DFL);
   rlimit cpu{}, core{0, 0};
