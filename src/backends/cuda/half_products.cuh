@@ -1,0 +1,40 @@
+#pragma once
+
+#include "backends/cuda/left_rows.cuh"
+#include "backends/cuda/stream.cuh"
+
+namespace laprox::cuda {
+
+/// Tiles of rows of a half type in shared memory (see stream.cuh), for mma.sync's right factor through ldmatrix.
+template <class T, int Row, int Rows = kTile>
+struct HalfRows : Chunks<T, Row> {
+  using Chunks<T, Row>::kRow;
+  static constexpr int kTileRows = Rows, kBlockThreads = kThreads;
+  static constexpr int kTileBytes = Rows * kRow * 16;
+  __device__ static int place(int row, int chunk) { return row * kRow + (chunk ^ (row & 7)); }
+  __device__ static void publish() {}
+};
+
+/// Where a lane points ldmatrix for the right factor of 16 rows of a tile, from `row` on and from chunk `first` on of
+/// each, at step 0: lanes 0 .. 15 to both chunks of the first eight rows, the others to those of the second. Tiles
+/// begin at multiples of their row length and `first` is a multiple of 8, so that 32 times a step's number can be
+/// combined with the address by exclusive or, as place() would.
+template <class Shape>
+__device__ inline unsigned right_address(const uint4* tile, int row, int first) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  return shared_address(tile + Shape::place(row + lane / 16 * 8 + lane % 8, first + lane / 8 % 2));
+}
+
+/// One step of the products of 16 Tiles resident rows with 16 rows of a tile: c[i][n] has those with its rows 8 n + ..
+template <class T, int Size, int Tiles>
+__device__ inline void multiply_rows(float (&c)[Tiles][2][4], const LeftRows<T, Size> (&resident)[Tiles],
+                                     unsigned address, int step) {
+  const uint4 right = load_pieces(address ^ (32 * step));
+#pragma unroll
+  for (int i = 0; i < Tiles; ++i) {
+    multiply_step<T>(c[i][0], resident[i].steps[step], right.x, right.y);
+    multiply_step<T>(c[i][1], resident[i].steps[step], right.z, right.w);
+  }
+}
+
+}  // namespace laprox::cuda
