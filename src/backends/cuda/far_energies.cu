@@ -22,17 +22,6 @@ struct FarTiles : HalfRows<T, Size> {
   static constexpr int kResidentBlocks = 2;
 };
 
-/// Starts to copy `count` elements; those from `real` on become 0.
-template <class Element>
-__device__ inline void start_terms(uint4* target, const Element* source, int count, int real) {
-  constexpr int kEach = 16 / static_cast<int>(sizeof(Element));
-  const int i = static_cast<int>(threadIdx.x);
-  if (i >= count / kEach) return;
-  const bool there = i * kEach < real;
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(target + i)),
-               "l"(there ? source + i * kEach : source), "r"(there ? 16 : 0));
-}
-
 /// As in column_sums.cu: block (head, group of keys) keeps keys, and their values, and streams the queries that are far
 /// behind them, so that a lane sums its keys' energies over all queries. by_head: [query_heads, C].
 template <class T, int Size>
@@ -160,9 +149,7 @@ __global__ void sum_heads_kernel(const double* by_head, int group, int context, 
   energies[static_cast<size_t>(kv_head) * context + token] = sum;
 }
 
-}  // namespace
-
-void far_pair_energies(const HalfTerms& terms, int distance, double* by_head, double* energies, cudaStream_t stream) {
+void far_head_energies_sm80(const HalfTerms& terms, int distance, double* by_head, cudaStream_t stream) {
   const Layer& layer = terms.layer;
   for_half_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     if constexpr (Size <= kMostHalfSize) {
@@ -173,6 +160,13 @@ void far_pair_energies(const HalfTerms& terms, int distance, double* by_head, do
     }
   });
   check_launch("energies of removal at distant queries");
+}
+
+}  // namespace
+
+void far_head_energies(const HalfTerms& terms, int distance, double* by_head, double* energies, cudaStream_t stream) {
+  const Layer& layer = terms.layer;
+  (use_sm90(layer) ? far_head_energies_sm90 : far_head_energies_sm80)(terms, distance, by_head, stream);
   const dim3 grid((layer.context + 255) / 256, layer.kv_heads);
   sum_heads_kernel<<<grid, 256, 0, stream>>>(by_head, layer.group, layer.context, energies);
   check_launch("energies of all heads");

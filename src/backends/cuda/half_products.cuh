@@ -6,10 +6,10 @@
 namespace laprox::cuda {
 
 /// Tiles of rows of a half type in shared memory (see stream.cuh), for mma.sync's right factor through ldmatrix.
-template <class T, int Row, int Rows = kTile>
+template <class T, int Row, int Rows = kTile, int Threads = kThreads>
 struct HalfRows : Chunks<T, Row> {
   using Chunks<T, Row>::kRow;
-  static constexpr int kTileRows = Rows, kBlockThreads = kThreads;
+  static constexpr int kTileRows = Rows, kBlockThreads = Threads;
   static constexpr int kTileBytes = Rows * kRow * 16;
   __device__ static int place(int row, int chunk) { return row * kRow + (chunk ^ (row & 7)); }
   __device__ static void publish() {}
@@ -35,6 +35,17 @@ __device__ inline void multiply_rows(float (&c)[Tiles][2][4], const LeftRows<T, 
     multiply_step<T>(c[i][0], resident[i].steps[step], right.x, right.y);
     multiply_step<T>(c[i][1], resident[i].steps[step], right.z, right.w);
   }
+}
+
+/// Starts to copy `count` elements; those from `real` on become 0.
+template <class Element>
+__device__ inline void start_terms(uint4* target, const Element* source, int count, int real) {
+  constexpr int kEach = 16 / static_cast<int>(sizeof(Element));
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= count / kEach) return;
+  const bool there = i * kEach < real;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(target + i)),
+               "l"(there ? source + i * kEach : source), "r"(there ? 16 : 0));
 }
 
 }  // namespace laprox::cuda

@@ -98,6 +98,8 @@ void half_moments(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream);
 void window_energies(const HalfTerms& terms, bool maximum, double* energies, cudaStream_t stream);
 /// far_energies.cu: energies [kv_heads, C] over all queries that are `distance` or more behind an entry, which are
 /// those at the positions 0 .. N - 1; of each head alone. by_head: scratch [query_heads, C].
-void far_pair_energies(const HalfTerms& terms, int distance, double* by_head, double* energies, cudaStream_t stream);
+void far_head_energies(const HalfTerms& terms, int distance, double* by_head, double* energies, cudaStream_t stream);
+/// far_energies_sm90.cu: those of each head, [query_heads, C], by a kernel for sm_90a.
+void far_head_energies_sm90(const HalfTerms& terms, int distance, double* by_head, cudaStream_t stream);
 
 }  // namespace laprox::cuda

@@ -117,7 +117,7 @@ bool far_energies_half(const Layer& layer, int distance, double* energies, HalfS
                     .range = {0, layer.queries},
                     .pairs = {layer.group, false}};
     if (!form_terms(terms, scratch, stream)) return false;
-    far_pair_energies(terms, distance, by_head, energies + static_cast<size_t>(first) * layer.context, stream);
+    far_head_energies(terms, distance, by_head, energies + static_cast<size_t>(first) * layer.context, stream);
   }
   check(cudaStreamSynchronize(stream), "waiting for the device");
   return true;

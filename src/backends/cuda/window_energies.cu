@@ -6,18 +6,20 @@ namespace laprox::cuda {
 
 namespace {
 
-constexpr int kRowTiles = 2, kWarpTokens = 16 * kRowTiles;  ///< tokens of a warp
-constexpr int kColumnTiles = kRowBlockRows / 8;             ///< of the queries of a row block
+constexpr int kRowTiles = 1, kWarpTokens = 16 * kRowTiles;  ///< tokens of a warp
+constexpr int kBlockWarps = 8, kBlockThreads = 32 * kBlockWarps;
+constexpr int kColumnTiles = kRowBlockRows / 8;  ///< of the queries of a row block
 
-/// A lane's share of 32 tokens by 32 queries: element e of tile (i, n) is the token 16 i + 8 (e / 2) + g at the query
-/// 8 n + 2 t + e % 2.
+/// A lane's share of a warp's tokens by 32 queries: element e of tile (i, n) is the token 16 i + 8 (e / 2) + g at the
+/// query 8 n + 2 t + e % 2.
 using Cells = float[kRowTiles][kColumnTiles][4];
 
 /// Rows of queries and of moments, which take turns in two places of a block's shared memory.
 template <class T, int Size>
-using QueryTile = HalfRows<T, Size, kRowBlockRows>;
+using QueryTile = HalfRows<T, Size, kRowBlockRows, kBlockThreads>;
+/// Behind the rows of queries or moments stand their terms.
 template <int Size>
-using MomentTile = HalfRows<__half, 2 * Size, kRowBlockRows>;
+using MomentTile = HalfRows<__half, 2 * Size, kRowBlockRows, kBlockThreads>;
 
 __device__ inline void clear(Cells& cells) {
 #pragma unroll
@@ -63,6 +65,10 @@ struct OddsSlots {
   }
 };
 
+/// Room for the terms, which keeps tiles at multiples of their row length.
+constexpr int kTermChunks = 32;
+static_assert(kRowBlockRows * sizeof(RowTerms) <= 16 * kTermChunks);
+
 /// One block of 32 queries, from `first` of the range on, of which there are `count`.
 struct QueryBlock {
   int kv_head, first, count;
@@ -72,11 +78,15 @@ struct QueryBlock {
     const Layer& layer = terms.layer;
     const size_t row = static_cast<size_t>(kv_head * layer.group + head) * layer.queries + terms.range.first + first;
     start_tile<QueryTile<T, Size>>(target, static_cast<const T*>(layer.q) + row * Size, count, 0);
+    start_terms(target + QueryTile<T, Size>::kTileBytes / 16,
+                terms.row_terms + static_cast<size_t>(kv_head * layer.group + head) * terms.padded + first,
+                kRowBlockRows, kRowBlockRows);
   }
   template <int Size>
   __device__ void start_moments(const HalfTerms& terms, int pair, uint4* target) const {
     const size_t row = static_cast<size_t>(kv_head * terms.pairs.count() + pair) * terms.padded + first;
     start_tile<MomentTile<Size>>(target, terms.moments + row * 2 * Size, kRowBlockRows, 0);
+    start_terms(target + MomentTile<Size>::kTileBytes / 16, terms.pair_terms + row, kRowBlockRows, kRowBlockRows);
   }
 };
 
@@ -94,8 +104,7 @@ __device__ inline void form_odds(const HalfTerms& terms, const QueryBlock& block
   multiply_all<QueryTile<T, Size>>(products, keys, queries, 0);
 #pragma unroll
   for (auto& row : products) form.apply_cap(row);
-  const RowTerms* of_rows =
-      terms.row_terms + static_cast<size_t>(block.kv_head * layer.group + head) * terms.padded + block.first;
+  const RowTerms* of_rows = reinterpret_cast<const RowTerms*>(queries + QueryTile<T, Size>::kTileBytes / 16);
 #pragma unroll
   for (int n = 0; n < kColumnTiles; ++n) {
     int position[2];
@@ -153,55 +162,60 @@ __device__ inline void drop_known(int group, const OddsSlots& slots, Cells& ener
   }
 }
 
-/// Adds one pair's terms to the energies of a warp's cells.
-template <int Size>
-__device__ inline void add_pair(const HalfTerms& terms, const QueryBlock& block, int pair, int token,
-                                const LeftRows<__half, Size> (&values)[kRowTiles], const uint4* moments,
-                                const OddsSlots& slots, Cells& energies) {
-  const auto [a, b] = terms.pairs[pair];
-  const int of_pair = block.kv_head * terms.pairs.count() + pair, context = terms.layer.context;
-  const size_t at = static_cast<size_t>(of_pair) * terms.padded + block.first;
-  Cells linear;
-  clear(linear);
-  multiply_all<MomentTile<Size>>(linear, values, moments, Chunks<__half, Size>::kRow);
-  multiply_all<MomentTile<Size>>(linear, values, moments, 0);
-  const float orders = a == b ? 1 : 2;
-  float form[kRowTiles][2];
+/// The forms of one pair at a lane's tokens.
+using LaneForms = float[kRowTiles][2];
+__device__ inline void load_forms(LaneForms& forms, const HalfTerms& terms, const QueryBlock& block, int pair,
+                                  int token) {
+  const float* of_pair =
+      terms.forms + static_cast<size_t>(block.kv_head * terms.pairs.count() + pair) * terms.layer.context;
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int of_token = min(token + 16 * i + 8 * half + lane_row(), context - 1);
-      form[i][half] = orders * terms.forms[static_cast<size_t>(of_pair) * context + of_token];
+      forms[i][half] = __ldg(of_pair + min(token + 16 * i + 8 * half + lane_row(), terms.layer.context - 1));
     }
   }
+}
+
+/// Adds one pair's terms to the energies of a warp's cells.
+template <int Size>
+__device__ inline void add_pair(FormPair heads, const LaneForms& forms,
+                                const LeftRows<__half, Size> (&values)[kRowTiles], const uint4* moments,
+                                const OddsSlots& slots, Cells& energies) {
+  Cells linear;
+  clear(linear);
+  multiply_all<MomentTile<Size>>(linear, values, moments, Chunks<__half, Size>::kRow);
+  multiply_all<MomentTile<Size>>(linear, values, moments, 0);
+  const float orders = heads.a == heads.b ? 1 : 2;
+  const float4* two_terms = reinterpret_cast<const float4*>(moments + MomentTile<Size>::kTileBytes / 16);
 #pragma unroll
   for (int n = 0; n < kColumnTiles; ++n) {
-    const float4 two = *reinterpret_cast<const float4*>(terms.pair_terms + at + 8 * n + 2 * lane_column());
+    const float4 two = two_terms[4 * n + lane_column()];  // scale and square of two queries
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
-      const float4 of_a = slots(a, i, n), of_b = slots(b, i, n);
+      const float4 of_a = slots(heads.a, i, n), of_b = slots(heads.b, i, n);
       const float odds[4] = {of_a.x * of_b.x, of_a.y * of_b.y, of_a.z * of_b.z, of_a.w * of_b.w};
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const float scale = e % 2 ? two.z : two.x, square = e % 2 ? two.w : two.y;
-        const float difference = __fmaf_rn(-scale, linear[i][n][e], form[i][e / 2] + square);
+        const float difference = __fmaf_rn(-scale, linear[i][n][e], __fmaf_rn(orders, forms[i][e / 2], square));
         energies[i][n][e] = __fmaf_rn(odds[e], difference, energies[i][n][e]);
       }
     }
   }
 }
 
-/// Block (share of the tokens, KV head): a warp has 32 tokens and goes over all queries, 32 at a time. Of these it
+/// Block (share of the tokens, KV head): a warp has 16 tokens and goes over all queries, 32 at a time. Of these it
 /// forms the odds of all heads, then the terms of all pairs, while the next head's queries or pair's moments are on
 /// their way.
 template <class T, int Size>
-__global__ void __launch_bounds__(kThreads, 2) window_energies_kernel(HalfTerms terms, bool maximum, double* energies) {
-  constexpr int kTileChunks = MomentTile<Size>::kTileBytes / 16;
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    window_energies_kernel(HalfTerms terms, bool maximum, double* energies) {
+  constexpr int kTileChunks = MomentTile<Size>::kTileBytes / 16 + kTermChunks;
   extern __shared__ __align__(1024) uint4 shared[];
   const Layer& layer = terms.layer;
   const int kv_head = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x) / 32;
-  const int token = (static_cast<int>(blockIdx.x) * kWarps + warp) * kWarpTokens, count = layer.context - token;
+  const int token = (static_cast<int>(blockIdx.x) * kBlockWarps + warp) * kWarpTokens, count = layer.context - token;
   float4* odds = reinterpret_cast<float4*>(shared + 2 * kTileChunks);
   const OddsSlots slots{odds + warp * layer.group * kRowTiles * kColumnTiles * 32 + threadIdx.x % 32};
   const size_t first_row = static_cast<size_t>(kv_head) * layer.tokens + min(token, layer.context);
@@ -244,7 +258,9 @@ __global__ void __launch_bounds__(kThreads, 2) window_energies_kernel(HalfTerms 
     load_tokens(values, terms.values + first_row * Size, count);
 #pragma unroll 1
     for (int pair = 0; pair < pairs; ++pair) {
-      add_pair(terms, block, pair, token, values, arrive(layer.group + pair), slots, cells);
+      LaneForms forms;
+      load_forms(forms, terms, block, pair, token);
+      add_pair(terms.pairs[pair], forms, values, arrive(layer.group + pair), slots, cells);
     }
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
@@ -280,14 +296,14 @@ __global__ void __launch_bounds__(kThreads, 2) window_energies_kernel(HalfTerms 
 
 void window_energies(const HalfTerms& terms, bool maximum, double* energies, cudaStream_t stream) {
   const Layer& layer = terms.layer;
-  const int odds = kWarps * layer.group * kRowTiles * kColumnTiles * 32 * static_cast<int>(sizeof(float4));
-  constexpr int kTokens = kWarps * kWarpTokens;
+  const int odds = kBlockWarps * layer.group * kRowTiles * kColumnTiles * 32 * static_cast<int>(sizeof(float4));
+  constexpr int kTokens = kBlockWarps * kWarpTokens;
   const dim3 grid((layer.context + kTokens - 1) / kTokens, layer.kv_heads);
   for_half_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     if constexpr (Size <= kMostHalfSize) {
-      const int shared = 2 * MomentTile<Size>::kTileBytes + odds;
+      const int shared = 2 * (MomentTile<Size>::kTileBytes + 16 * kTermChunks) + odds;
       allow_shared_memory(window_energies_kernel<T, Size>, shared);
-      window_energies_kernel<T, Size><<<grid, kThreads, shared, stream>>>(terms, maximum, energies);
+      window_energies_kernel<T, Size><<<grid, kBlockThreads, shared, stream>>>(terms, maximum, energies);
     }
   });
   check_launch("energies of removal");

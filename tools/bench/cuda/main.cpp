@@ -189,6 +189,9 @@ void bench_far(Index tokens, int runs, bool reference) {
     cuda::far_energies_double(layer, 128, cuda::LogitSums::exact, exact, of_double, stream);
   };
   report(fmt::format("laprox-far {}", tokens), ms, reference ? energy_error(layer, energies, in_double, stream) : -1);
+  const OnlySm80 only;
+  report(fmt::format("laprox-far any {}", tokens),
+         median_wall_ms(runs, [&] { cuda::far_energies(layer, 128, energies.data(), scratch, stream); }));
 }
 
 /// The layer's arrays as a source of one layer, where they lie.
