@@ -95,6 +95,8 @@ void half_outputs(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream);
 /// half_moments.cu: Gram matrices from scratch.packed, moments, and the terms of rows and pairs.
 void half_moments(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream);
 /// window_energies.cu: energies [kv_heads, C] over the queries of terms.range: their sum, or the largest one.
+/// It needs window_shared_bytes of a block's shared memory.
+int window_shared_bytes(const Layer& layer);
 void window_energies(const HalfTerms& terms, bool maximum, double* energies, cudaStream_t stream);
 /// far_energies.cu: energies [kv_heads, C] over all queries that are `distance` or more behind an entry, which are
 /// those at the positions 0 .. N - 1; of each head alone. by_head: scratch [query_heads, C].

@@ -100,6 +100,8 @@ bool has_half_kernels(const Layer& layer) {
 
 bool removal_energies_half(const Layer& layer, QueryRange range, bool maximum, bool joint, double* energies,
                            HalfScratch& scratch, cudaStream_t stream) {
+  // Some devices have too little for large groups.
+  if (window_shared_bytes(layer) > device_limits().shared_bytes_per_block) return false;
   HalfTerms terms{.layer = layer, .range = range, .pairs = {layer.group, joint}};
   if (!form_terms(terms, scratch, stream)) return false;
   window_energies(terms, maximum, energies, stream);

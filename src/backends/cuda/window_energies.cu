@@ -294,14 +294,19 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 
 }  // namespace
 
+int window_shared_bytes(const Layer& layer) {
+  const int odds = kBlockWarps * layer.group * kRowTiles * kColumnTiles * 32 * static_cast<int>(sizeof(float4));
+  // Two tiles of moments, high and low parts of value_stride each, with their terms.
+  return 2 * (kRowBlockRows * 2 * layer.value_stride * static_cast<int>(sizeof(__half)) + 16 * kTermChunks) + odds;
+}
+
 void window_energies(const HalfTerms& terms, bool maximum, double* energies, cudaStream_t stream) {
   const Layer& layer = terms.layer;
-  const int odds = kBlockWarps * layer.group * kRowTiles * kColumnTiles * 32 * static_cast<int>(sizeof(float4));
+  const int shared = window_shared_bytes(layer);
   constexpr int kTokens = kBlockWarps * kWarpTokens;
   const dim3 grid((layer.context + kTokens - 1) / kTokens, layer.kv_heads);
   for_half_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     if constexpr (Size <= kMostHalfSize) {
-      const int shared = 2 * (MomentTile<Size>::kTileBytes + 16 * kTermChunks) + odds;
       allow_shared_memory(window_energies_kernel<T, Size>, shared);
       window_energies_kernel<T, Size><<<grid, kBlockThreads, shared, stream>>>(terms, maximum, energies);
     }
