@@ -1,407 +1,145 @@
 #include <algorithm>
+#include <vector>
 
-#include "backends/cuda/dispatch.cuh"
-#include "backends/cuda/double_product.cuh"
+#include "backends/cuda/half_removal.h"
 #include "backends/cuda/removal.h"
-#include "backends/cuda/rows.cuh"
 
 namespace laprox::cuda {
 
 namespace {
 
-// With c = a / (1 - a) and M_ab = W^a (W^b)^T, the energy of an entry at a query is
-// sum_ab c_a c_b (v M_ab v - 2 v M_ab o_b + o_a M_ab o_b). From the logits on everything is float64, in which that sum
-// may cancel by eight digits and still has eight; where one weight is nearly everything, c is large and o - v small,
-// and the sum is formed from the differences.
+/// The largest magnitude of a row's largest logit, times log2(e), for which tensor cores form weights: they cut sums
+/// off at 2^-23 of the logit, 1e-5 of a weight at such a logit. Some models' dumps have logits of 2.5e5.
+constexpr float kLargestLogit = 256;
+/// The least share of the values' mean square that must be variance. Where values are all nearly the same, the three
+/// terms of an energy cancel, and float32 has too few digits for that.
+constexpr float kLeastVariance = 0.1F;
+/// Bytes that the rests and moments of the KV heads that are worked on at once may take, as a rule.
+constexpr long long kBatchBytes = 1LL << 30;
 
-constexpr double kLargestWeight = 1 - 1e-6;
-/// Odds from which on the differences o - v are formed.
-constexpr double kSteep = 1000;
-constexpr int kRowsPerBlock = 8, kTokenThreads = 64;
-constexpr int kEnergyThreads = 128;
-/// Numbers that one scratch array of a block of tokens or queries may have, as a rule.
-constexpr long long kScratch = 1 << 22;
-constexpr int kMostTokens = 2048, kMostQueries = 256;
-/// Shares of the keys whose weighted values are summed side by side.
-constexpr int kSplits = 16;
-
-/// Pairs of heads of a group: all ordered ones where they are joint, else each head with itself.
-struct Pairs {
-  int group;
-  bool joint;
-  __host__ __device__ int count() const { return joint ? group * group : group; }
-  __host__ __device__ int first(int pair) const { return joint ? pair / group : pair; }
-  __host__ __device__ int second(int pair) const { return joint ? pair % group : pair; }
-};
-
-/// What the kernels of one KV head and one range of its queries share.
-struct Group {
-  Layer layer;
-  QueryRange range;
-  int kv_head, resident, rows;
-  int tokens;  ///< that one of the range's queries may see: [0, tokens)
-  Pairs pairs;
-  __device__ int row(int head, int query) const {
-    return (query / resident * layer.group + head) * resident + query % resident;
-  }
-};
-
-template <class T>
-struct Values {
-  const T* values;
-  int stride;
-  __device__ double operator()(int token, int c) const {
-    return to_double(values[static_cast<size_t>(token) * stride + c]);
-  }
-};
-
-template <class T>
-Values<T> values_of(const Layer& layer, int kv_head) {
-  return {static_cast<const T*>(layer.v) + static_cast<size_t>(kv_head) * layer.tokens * layer.value_stride,
-          layer.value_stride};
+/// Thread per row: raises `largest` to the magnitude of its maximum.
+__global__ void extremes_kernel(const RowSoftmax* softmax, int rows, unsigned* largest) {
+  const int row = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  // Bit patterns of magnitudes are ordered as the magnitudes, what is not a number last.
+  unsigned bits = row < rows ? __float_as_uint(fabsf(softmax[row].maximum)) : 0;
+  bits = __reduce_max_sync(~0U, bits);
+  if (threadIdx.x % 32 == 0) atomicMax(largest, bits);
 }
 
-/// Softmax of each row of a table of logits [T, rows], its sink included; 0 in padding rows. Block per kRowsPerBlock
-/// rows.
-__global__ void weights_kernel(Group g, const float* logits, double* weights) {
-  const int row = static_cast<int>(blockIdx.x) * kRowsPerBlock + static_cast<int>(threadIdx.x);
-  const int lane = static_cast<int>(threadIdx.y), tokens = g.tokens;
-  const int row_block = row / g.resident, query = row_block / g.layer.group * g.resident + row % g.resident;
-  const bool real = row < g.rows && query < g.range.count;
-  const int head = g.kv_head * g.layer.group + row_block % g.layer.group;
-  const double sink = real && g.layer.sinks ? g.layer.sinks[head] : -INFINITY;
-  __shared__ double shared[kTokenThreads][kRowsPerBlock];
-
-  double largest = sink;
-  for (int i = lane; real && i < tokens; i += kTokenThreads) {
-    largest = fmax(largest, static_cast<double>(logits[static_cast<size_t>(i) * g.rows + row]));
-  }
-  shared[lane][threadIdx.x] = largest;
-  __syncthreads();
-  for (int other = 0; other < kTokenThreads; ++other) largest = fmax(largest, shared[other][threadIdx.x]);
-  __syncthreads();
-  double total = 0;
-  for (int i = lane; real && i < tokens; i += kTokenThreads) {
-    total += exp(logits[static_cast<size_t>(i) * g.rows + row] - largest);
-  }
-  shared[lane][threadIdx.x] = total;
-  __syncthreads();
-  total = real ? exp(sink - largest) : 0;
-  for (int other = 0; other < kTokenThreads; ++other) total += shared[other][threadIdx.x];
-  for (int i = lane; row < g.rows && i < tokens; i += kTokenThreads) {
-    const size_t at = static_cast<size_t>(i) * g.rows + row;
-    weights[at] = real ? exp(logits[at] - largest) / total : 0;
-  }
+float largest_logit(const RowSoftmax* softmax, int rows, DeviceBuffer<float>& scratch, cudaStream_t stream) {
+  float* largest = scratch.at_least(1);
+  check(cudaMemsetAsync(largest, 0, sizeof(float), stream), "clearing device memory");
+  extremes_kernel<<<(rows + 255) / 256, 256, 0, stream>>>(softmax, rows, reinterpret_cast<unsigned*>(largest));
+  check_launch("the largest logit");
+  float host = 0;
+  download(&host, largest, 1, stream);
+  return host;
 }
 
-/// Sums kSplits parts of `size` numbers in their order.
-__global__ void sum_parts_kernel(size_t size, const double* parts, double* sums) {
-  const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at >= size) return;
-  double sum = 0;
-  for (int part = 0; part < kSplits; ++part) sum += parts[part * size + at];
-  sums[at] = sum;
+/// The KV heads [first, first + count) as a layer of their own.
+Layer some_heads(const Layer& layer, int first, int count) {
+  Layer part = layer;
+  part.kv_heads = count;
+  part.query_heads = count * layer.group;
+  const auto skip = [&](const void* rows, long long each) {
+    const long long bytes = layer.element == Element::float32 ? 4 : 2;
+    return static_cast<const void*>(static_cast<const std::byte*>(rows) + first * each * bytes);
+  };
+  const long long tokens = layer.tokens, group = layer.group;
+  part.q = skip(layer.q, group * layer.queries * layer.head_stride);
+  part.k = skip(layer.k, tokens * layer.head_stride);
+  part.v = skip(layer.v, tokens * layer.value_stride);
+  part.w_o = skip(layer.w_o, group * layer.value_size * layer.model_stride);
+  if (layer.sinks) part.sinks = layer.sinks + first * group;
+  return part;
 }
 
-/// Block (query, pair): M_ab o_b, and o_a M_ab o_b.
-__global__ void moments_kernel(Group g, const double* grams, const double* outputs, double* moments, double* squares) {
-  const int query = static_cast<int>(blockIdx.x), pair = static_cast<int>(blockIdx.y), size = g.layer.value_size;
-  const double* gram = grams + static_cast<size_t>(pair) * size * size;
-  const double* of_a = outputs + static_cast<size_t>(g.row(g.pairs.first(pair), query)) * size;
-  const double* of_b = outputs + static_cast<size_t>(g.row(g.pairs.second(pair), query)) * size;
-  const size_t at = static_cast<size_t>(pair) * g.range.count + query;
-  __shared__ double shared[kEnergyThreads];
-  double square = 0;
-  for (int c = static_cast<int>(threadIdx.x); c < size; c += kEnergyThreads) {
-    double sum = 0;
-    for (int k = 0; k < size; ++k) sum += gram[c * size + k] * of_b[k];
-    moments[at * size + c] = sum;
-    square += of_a[c] * sum;
-  }
-  shared[threadIdx.x] = square;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  double sum = 0;
-  for (double each : shared) sum += each;
-  squares[at] = sum;
-}
-
-/// One thread per token and pair: (v M_ab) v.
-template <class T>
-__global__ void forms_kernel(Group g, int first, int count, Values<T> values, const double* projected, double* forms) {
-  const int at = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x), pairs = g.pairs.count(),
-            size = g.layer.value_size;
-  if (at >= count * pairs) return;
-  double sum = 0;
-  for (int c = 0; c < size; ++c) sum += projected[static_cast<size_t>(at) * size + c] * values(first + at / pairs, c);
-  forms[static_cast<size_t>(first) * pairs + at] = sum;
-}
-
-/// The arrays that an energy is formed from, for the tokens [first, ..).
-template <class T>
-struct Terms {
-  int first;
-  Values<T> values;
-  const double *weights, *outputs, *grams, *forms, *squares, *linear;
-};
-
-__device__ inline double odds_of(double weight) {
-  const double a = fmin(weight, kLargestWeight);
-  return a / (1 - a);
-}
-
-/// sum_ab c_a c_b (o_a - v) M_ab (o_b - v).
-template <class T>
-__device__ double steep_energy(const Group& g, const Terms<T>& terms, int token, int query) {
-  const int size = g.layer.value_size;
-  const double* weights = terms.weights + static_cast<size_t>(token) * g.rows;
-  double energy = 0;
-  for (int pair = 0; pair < g.pairs.count(); ++pair) {
-    const int a = g.row(g.pairs.first(pair), query), b = g.row(g.pairs.second(pair), query);
-    const double odds = odds_of(weights[a]) * odds_of(weights[b]);
-    if (odds == 0) continue;
-    const double* gram = terms.grams + static_cast<size_t>(pair) * size * size;
-    double form = 0;
-    for (int c = 0; c < size; ++c) {
-      double sum = 0;
-      for (int k = 0; k < size; ++k) {
-        sum += gram[c * size + k] * (terms.outputs[static_cast<size_t>(b) * size + k] - terms.values(token, k));
-      }
-      form += sum * (terms.outputs[static_cast<size_t>(a) * size + c] - terms.values(token, c));
+/// The forms v W^a (W^b)^T v of all pairs, and the Gram matrices that half_moments reads.
+void form_values(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
+  const Layer& layer = terms.layer;
+  const int per_kv_head = terms.pairs.count();
+  std::vector<FormPair> pairs;
+  for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
+    for (int pair = 0; pair < per_kv_head; ++pair) {
+      const FormPair heads = terms.pairs[pair];
+      pairs.push_back({kv_head * layer.group + heads.a, kv_head * layer.group + heads.b});
     }
-    energy += odds * form;
   }
-  return energy;
+  FormPair* on_device = scratch.pairs.at_least(pairs.size());
+  upload(on_device, pairs.data(), pairs.size(), stream);
+  pack_forms(layer, on_device, static_cast<int>(pairs.size()), scratch.packed, stream);
+  float* forms = scratch.forms.at_least(pairs.size() * static_cast<size_t>(layer.context));
+  value_forms(layer, scratch.packed, per_kv_head, false, forms, stream);
+  terms.forms = forms;
 }
 
-template <class T>
-__device__ double energy_of(const Group& g, const Terms<T>& terms, int token, int query) {
-  const int pairs = g.pairs.count(), at = token - terms.first;
-  const double* weights = terms.weights + static_cast<size_t>(token) * g.rows;
-  double energy = 0, steepest = 0;
-  for (int pair = 0; pair < pairs; ++pair) {
-    const double of_a = odds_of(weights[g.row(g.pairs.first(pair), query)]);
-    const double of_b = odds_of(weights[g.row(g.pairs.second(pair), query)]);
-    const double form = terms.forms[static_cast<size_t>(token) * pairs + pair];
-    const double linear = terms.linear[(static_cast<size_t>(at) * pairs + pair) * g.range.count + query];
-    energy += of_a * of_b * (form + terms.squares[pair * g.range.count + query] - 2 * linear);
-    steepest = fmax(steepest, of_a);
+/// Everything that energies at the queries of `range` are formed from, on the tensor cores; false where float32 has too
+/// few digits for this layer.
+bool form_terms(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
+  const Layer& layer = terms.layer;
+  const RowLayout layout(layer, terms.range);
+  terms.rows = layout.rows();
+  terms.padded = terms.rows / layer.group;
+  row_softmax(layer, terms.range, scratch.partial, scratch.softmax, stream);
+  terms.softmax = scratch.softmax.data();
+  if (half_values(layer, terms, scratch, stream) < kLeastVariance) return false;
+  if (!(largest_logit(terms.softmax, layer.kv_heads * terms.rows, scratch.extremes, stream) <= kLargestLogit)) {
+    return false;
   }
-  return fmax(steepest > kSteep ? steep_energy(g, terms, token, query) : energy, 0.0);
+  form_values(terms, scratch, stream);
+  half_outputs(terms, scratch, stream);
+  half_moments(terms, scratch, stream);
+  return true;
 }
 
-/// Block per token: the sum or the maximum over those queries that are `distance` or more behind it. The sum is added
-/// to what stands there.
-template <class T>
-__global__ void energies_kernel(Group g, Terms<T> terms, int distance, bool maximum, double* energies) {
-  const int token = terms.first + static_cast<int>(blockIdx.x);
-  __shared__ double shared[kEnergyThreads];
-  double result = 0;
-  for (int query = static_cast<int>(threadIdx.x); query < g.range.count; query += kEnergyThreads) {
-    if (g.layer.positions[g.range.first + query] < token + distance) continue;
-    const double energy = energy_of(g, terms, token, query);
-    result = maximum ? fmax(result, energy) : result + energy;
-  }
-  shared[threadIdx.x] = result;
-  for (int half = kEnergyThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x >= half) continue;
-    const double other = shared[threadIdx.x + half];
-    shared[threadIdx.x] = maximum ? fmax(shared[threadIdx.x], other) : shared[threadIdx.x] + other;
-  }
-  if (threadIdx.x == 0) energies[token] = maximum ? shared[0] : energies[token] + shared[0];
+/// Whether there are kernels for the layer on the tensor cores.
+bool has_half_kernels(const Layer& layer) {
+  return layer.element != Element::float32 && layer.head_stride == layer.value_stride &&
+         layer.head_stride <= kMostHalfSize && layer.group <= 8;
 }
 
-// The factors of the products in float64.
-
-template <class T>
-struct Blocks {  ///< W^a of a pair's first or second head: row r of it at depth k
-  const T* w_o;
-  int stride, size, first_head;
-  Pairs pairs;
-  bool second;
-  __device__ double at(int pair, int r, int k) const {
-    const int head = first_head + (second ? pairs.second(pair) : pairs.first(pair));
-    return to_double(w_o[(static_cast<size_t>(head) * size + r) * stride + k]);
-  }
-};
-template <class T>
-struct LeftBlocks : Blocks<T> {
-  __device__ double operator()(int pair, int row, int k) const { return this->at(pair, row, k); }
-};
-template <class T>
-struct RightBlocks : Blocks<T> {
-  __device__ double operator()(int pair, int k, int column) const { return this->at(pair, column, k); }
-};
-
-struct TokenWeights {  ///< weights of a share of the tokens, transposed
-  const double* weights;
-  int rows, share, tokens;
-  __device__ double operator()(int split, int row, int k) const {
-    const int token = split * share + k;
-    return token < tokens ? weights[static_cast<size_t>(token) * rows + row] : 0;
-  }
-};
-template <class T>
-struct ShareValues {
-  Values<T> values;
-  int share, tokens;
-  __device__ double operator()(int split, int k, int c) const {
-    const int token = split * share + k;
-    return token < tokens ? values(token, c) : 0;
-  }
-};
-
-template <class T>
-struct BlockValues {
-  Values<T> values;
-  int first;
-  __device__ double operator()(int, int row, int k) const { return values(first + row, k); }
-};
-struct StackedGrams {  ///< column (pair, c) of v M_ab
-  const double* grams;
-  int size;
-  __device__ double operator()(int, int k, int column) const {
-    return grams[(static_cast<size_t>(column / size) * size + k) * size + column % size];
-  }
-};
-struct MomentColumns {
-  const double* moments;
-  int size;
-  __device__ double operator()(int, int k, int column) const { return moments[static_cast<size_t>(column) * size + k]; }
-};
-
-template <class T>
-void form_grams(const Group& g, RemovalScratch& scratch, cudaStream_t stream) {
-  const Layer& layer = g.layer;
-  const int pairs = g.pairs.count(), size = layer.value_size;
-  const Blocks<T> left{
-      static_cast<const T*>(layer.w_o), layer.model_stride, size, g.kv_head * layer.group, g.pairs, false};
-  Blocks<T> right = left;
-  right.second = true;
-  double_product(pairs, size, size, layer.model_size, LeftBlocks<T>{left}, RightBlocks<T>{right},
-                 scratch.grams.at_least(static_cast<size_t>(pairs) * size * size), stream);
+bool removal_energies_half(const Layer& layer, QueryRange range, bool maximum, bool joint, double* energies,
+                           HalfScratch& scratch, cudaStream_t stream) {
+  // Some devices have too little for large groups.
+  if (window_shared_bytes(layer) > device_limits().shared_bytes_per_block) return false;
+  HalfTerms terms{.layer = layer, .range = range, .pairs = {layer.group, joint}};
+  if (!form_terms(terms, scratch, stream)) return false;
+  window_energies(terms, maximum, energies, stream);
+  check(cudaStreamSynchronize(stream), "waiting for the device");
+  return true;
 }
 
-/// Weights, outputs and moments of the range's queries.
-template <class T>
-void form_queries(const Group& g, LogitSums sums, RemovalScratch& scratch, cudaStream_t stream) {
-  const Layer& layer = g.layer;
-  const int pairs = g.pairs.count(), size = layer.value_size, rows = g.rows;
-  const size_t table = static_cast<size_t>(layer.tokens) * rows, outputs = static_cast<size_t>(rows) * size;
-  logit_table(layer, g.range, g.kv_head, scratch.logits.at_least(table), stream, sums);
-  weights_kernel<<<(rows + kRowsPerBlock - 1) / kRowsPerBlock, dim3(kRowsPerBlock, kTokenThreads), 0, stream>>>(
-      g, scratch.logits.data(), scratch.weights.at_least(table));
-  check_launch("attention weights in float64");
-  const int share = (g.tokens + kSplits - 1) / kSplits;
-  double_product(kSplits, rows, size, share, TokenWeights{scratch.weights.data(), rows, share, g.tokens},
-                 ShareValues<T>{values_of<T>(layer, g.kv_head), share, g.tokens},
-                 scratch.parts.at_least(kSplits * outputs), stream);
-  sum_parts_kernel<<<static_cast<unsigned>((outputs + 255) / 256), 256, 0, stream>>>(outputs, scratch.parts.data(),
-                                                                                     scratch.outputs.at_least(outputs));
-  check_launch("head outputs in float64");
-  const size_t cells = static_cast<size_t>(pairs) * g.range.count;
-  moments_kernel<<<dim3(g.range.count, pairs), kEnergyThreads, 0, stream>>>(
-      g, scratch.grams.data(), scratch.outputs.data(), scratch.moments.at_least(cells * size),
-      scratch.squares.at_least(cells));
-  check_launch("moments of head outputs");
-}
-
-/// How many tokens are taken at a time, with `each` numbers of each in one scratch array.
-int tokens_at_once(long long each) { return static_cast<int>(std::clamp<long long>(kScratch / each, 32, kMostTokens)); }
-
-/// The forms [C, pairs] of the values of g's KV head, which no query changes.
-template <class T>
-void form_values(const Group& g, RemovalScratch& scratch, cudaStream_t stream) {
-  const int pairs = g.pairs.count(), size = g.layer.value_size, context = g.layer.context;
-  const int most = tokens_at_once(static_cast<long long>(pairs) * size);
-  const Values<T> values = values_of<T>(g.layer, g.kv_head);
-  double* forms = scratch.forms.at_least(static_cast<size_t>(context) * pairs);
-  for (int first = 0; first < context; first += most) {
-    const int count = std::min(most, context - first);
-    double_product(1, count, pairs * size, size, BlockValues<T>{values, first},
-                   StackedGrams{scratch.grams.data(), size},
-                   scratch.projected.at_least(static_cast<size_t>(most) * pairs * size), stream);
-    forms_kernel<<<(count * pairs + 127) / 128, 128, 0, stream>>>(g, first, count, values, scratch.projected.data(),
-                                                                  forms);
-    check_launch("forms of values in float64");
+/// Some KV heads at a time, so that what all queries have to be kept for fits.
+bool far_energies_half(const Layer& layer, int distance, double* energies, HalfScratch& scratch, cudaStream_t stream) {
+  const long long each = 8LL * layer.group * layer.queries * layer.value_stride;
+  const int at_once = static_cast<int>(std::clamp<long long>(kBatchBytes / each, 1, layer.kv_heads));
+  double* by_head = scratch.by_head.at_least(static_cast<size_t>(at_once) * layer.group * layer.context);
+  for (int first = 0; first < layer.kv_heads; first += at_once) {
+    HalfTerms terms{.layer = some_heads(layer, first, std::min(at_once, layer.kv_heads - first)),
+                    .range = {0, layer.queries},
+                    .pairs = {layer.group, false}};
+    if (!form_terms(terms, scratch, stream)) return false;
+    far_head_energies(terms, distance, by_head, energies + static_cast<size_t>(first) * layer.context, stream);
   }
-}
-
-/// The energies [C] of the entries of g's KV head that lie `distance` or more before one of the range's queries, block
-/// by block of tokens.
-template <class T>
-void form_energies(const Group& g, int distance, bool maximum, RemovalScratch& scratch, double* energies,
-                   cudaStream_t stream) {
-  const int pairs = g.pairs.count(), size = g.layer.value_size, columns = pairs * g.range.count;
-  const int most = tokens_at_once(columns), end = std::min(g.layer.context, g.tokens - distance);
-  const Values<T> values = values_of<T>(g.layer, g.kv_head);
-  for (int first = 0; first < end; first += most) {
-    const int count = std::min(most, end - first);
-    double_product(1, count, columns, size, BlockValues<T>{values, first}, MomentColumns{scratch.moments.data(), size},
-                   scratch.linear.at_least(static_cast<size_t>(most) * columns), stream);
-    const Terms<T> terms{first,
-                         values,
-                         scratch.weights.data(),
-                         scratch.outputs.data(),
-                         scratch.grams.data(),
-                         scratch.forms.data(),
-                         scratch.squares.data(),
-                         scratch.linear.data()};
-    energies_kernel<<<count, kEnergyThreads, 0, stream>>>(g, terms, distance, maximum, energies);
-    check_launch("energies of removal");
-  }
-}
-
-Group group_of(const Layer& layer, QueryRange range, int kv_head, int tokens, bool joint) {
-  const RowLayout rows(layer, range);
-  return {layer, range, kv_head, rows.resident, rows.rows(), tokens, {layer.group, joint}};
-}
-
-void clear(const Layer& layer, double* energies, cudaStream_t stream) {
-  const size_t size = static_cast<size_t>(layer.kv_heads) * layer.context;
-  check(cudaMemsetAsync(energies, 0, size * sizeof(double), stream), "clearing device memory");
+  check(cudaStreamSynchronize(stream), "waiting for the device");
+  return true;
 }
 
 }  // namespace
 
 void removal_energies(const Layer& layer, QueryRange range, bool maximum, bool joint, double* energies,
-                      cudaStream_t stream) {
-  RemovalScratch scratch;
-  clear(layer, energies, stream);
-  for_element(layer.element, [&]<class T>() {
-    for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
-      const Group g = group_of(layer, range, kv_head, layer.tokens, joint);
-      form_grams<T>(g, scratch, stream);
-      form_values<T>(g, scratch, stream);
-      form_queries<T>(g, LogitSums::exact, scratch, stream);
-      form_energies<T>(g, 0, maximum, scratch, energies + static_cast<size_t>(kv_head) * layer.context, stream);
-    }
-  });
-  check(cudaStreamSynchronize(stream), "waiting for the device");
+                      RemovalScratch& scratch, cudaStream_t stream) {
+  if (has_half_kernels(layer) && removal_energies_half(layer, range, maximum, joint, energies, scratch.half, stream)) {
+    return;
+  }
+  removal_energies_double(layer, range, maximum, joint, energies, scratch.in_double, stream);
 }
 
-void far_energies(const Layer& layer, int distance, double* energies, cudaStream_t stream) {
-  RemovalScratch scratch;
-  const LogitSums sums = layer.element == Element::float32 ? LogitSums::exact : LogitSums::fast;
-  clear(layer, energies, stream);
-  const long long fitting = 2 * kScratch / (static_cast<long long>(layer.tokens) * layer.group);
-  const int queries = static_cast<int>(std::clamp<long long>(fitting, 32, kMostQueries));
-  for_element(layer.element, [&]<class T>() {
-    for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
-      for (int first = 0; first < layer.queries; first += queries) {
-        const QueryRange range{first, std::min(queries, layer.queries - first)};
-        const Group g = group_of(layer, range, kv_head, range.first + range.count, false);
-        if (first == 0) {
-          form_grams<T>(g, scratch, stream);
-          form_values<T>(g, scratch, stream);
-        }
-        form_queries<T>(g, sums, scratch, stream);
-        form_energies<T>(g, distance, false, scratch, energies + static_cast<size_t>(kv_head) * layer.context, stream);
-      }
-    }
-  });
-  check(cudaStreamSynchronize(stream), "waiting for the device");
+void far_energies(const Layer& layer, int distance, double* energies, RemovalScratch& scratch, cudaStream_t stream) {
+  if (has_half_kernels(layer) && far_energies_half(layer, distance, energies, scratch.half, stream)) return;
+  // Half types of other sizes are not known to need exact logits, which take most of the time.
+  const bool fast = layer.element != Element::float32 && !has_half_kernels(layer);
+  far_energies_double(layer, distance, fast ? LogitSums::fast : LogitSums::exact, energies, scratch.in_double, stream);
 }
 
 }  // namespace laprox::cuda

@@ -170,7 +170,9 @@ Matrix Scoring::compute_value_products() {
 Matrix Scoring::compute_removal_energies(Index window, OverQueries over, bool joint) {
   const Layer& layer = on_device();
   DeviceBuffer<double> energies(elements(layer.kv_heads, layer.context));
-  cuda::removal_energies(layer, window_queries(window), over == OverQueries::maximum, joint, energies.data(), stream_);
+  RemovalScratch scratch;
+  cuda::removal_energies(layer, window_queries(window), over == OverQueries::maximum, joint, energies.data(), scratch,
+                         stream_);
   Matrix host(layer.kv_heads, layer.context);
   download(host.data(), energies.data(), energies.size(), stream_);
   return host;
@@ -180,7 +182,8 @@ Matrix Scoring::compute_far_energies(Index distance) {
   require(layer_.queries() == layer_.context_length, "far energies read every prompt query");
   const Layer& layer = on_device();
   DeviceBuffer<double> energies(elements(layer.kv_heads, layer.context));
-  cuda::far_energies(layer, static_cast<int>(distance), energies.data(), stream_);
+  RemovalScratch scratch;
+  cuda::far_energies(layer, static_cast<int>(distance), energies.data(), scratch, stream_);
   Matrix host(layer.kv_heads, layer.context);
   download(host.data(), energies.data(), energies.size(), stream_);
   return host;

@@ -42,6 +42,15 @@ __device__ inline uint4 load_pieces(unsigned row_address) {
   return pieces;
 }
 
+/// The same with each piece transposed: lane (g, t) gets the elements (2 t, g) and (2 t + 1, g) of each.
+__device__ inline uint4 load_transposed_pieces(unsigned row_address) {
+  uint4 pieces;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(pieces.x), "=r"(pieces.y), "=r"(pieces.z), "=r"(pieces.w)
+               : "r"(row_address));
+  return pieces;
+}
+
 namespace detail {
 
 __device__ inline void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1,
@@ -92,6 +101,11 @@ __device__ inline void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2,
 template <class T>
 __device__ inline void multiply_step(float (&c)[4], const uint4& left, const uint2& right) {
   detail::mma(c, left.x, left.y, left.z, left.w, right.x, right.y, T{});
+}
+
+template <class T>
+__device__ inline void multiply_step(float (&c)[4], const unsigned (&left)[4], unsigned right0, unsigned right1) {
+  detail::mma(c, left[0], left[1], left[2], left[3], right0, right1, T{});
 }
 
 /// c += top/bottom rows times column, over the elements of one chunk of each of the four t's: the rows g and g + 8 of

@@ -1,6 +1,7 @@
 // Times the CUDA kernels on one layer of llama-3.1-8b in bfloat16, data on the device, and checks every result against
 // the float64 reference where that takes no hours. Prints one line of JSON per case: name, milliseconds (median),
 // error.
+// usage: laprox_bench_cuda [laprox] [h2o] [laprox-r] [laprox-far] [sweep], all of them where none is named.
 
 #include <fmt/format.h>
 
@@ -8,6 +9,8 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "backends/cuda/laprox.h"
@@ -144,6 +147,18 @@ void bench_h2o(Index tokens, int runs, bool reference) {
   report(fmt::format("h2o any {}", tokens), median_ms(stream, both, runs));
 }
 
+/// The largest difference of energies on the device from those that float64 gives, relative to the largest of these.
+double energy_error(const cuda::Layer& layer, const cuda::DeviceBuffer<double>& energies,
+                    const std::function<void(double*, cuda::DoubleScratch&)>& in_double, cudaStream_t stream) {
+  cuda::DoubleScratch scratch;
+  cuda::DeviceBuffer<double> exact(energies.size());
+  in_double(exact.data(), scratch);
+  Matrix found(layer.kv_heads, layer.context), expected(layer.kv_heads, layer.context);
+  cuda::download(found.data(), energies.data(), energies.size(), stream);
+  cuda::download(expected.data(), exact.data(), exact.size(), stream);
+  return (found - expected).cwiseAbs().maxCoeff() / expected.maxCoeff();
+}
+
 /// What LaProx-R's scores are made of: the joint energies of removal at the window's queries.
 void bench_removal(Index tokens) {
   const bench::BenchLayer data = bench::make_layer(tokens, 32);
@@ -151,20 +166,33 @@ void bench_removal(Index tokens) {
   const cuda::DeviceLayer on_device(data.half, stream);
   const cuda::Layer& layer = on_device.view();
   cuda::DeviceBuffer<double> energies(static_cast<std::size_t>(layer.kv_heads) * static_cast<std::size_t>(tokens));
-  report(fmt::format("laprox-r {}", tokens), median_wall_ms(5, [&] {
-           cuda::removal_energies(layer, {0, 32}, true, true, energies.data(), stream);
-         }));
+  cuda::RemovalScratch scratch;
+  const double ms = median_wall_ms(20, [&] {
+    cuda::removal_energies(layer, {0, 32}, true, true, energies.data(), scratch, stream);
+  });
+  const auto in_double = [&](double* exact, cuda::DoubleScratch& of_double) {
+    cuda::removal_energies_double(layer, {0, 32}, true, true, exact, of_double, stream);
+  };
+  report(fmt::format("laprox-r {}", tokens), ms, energy_error(layer, energies, in_double, stream));
 }
 
-/// What LaProx-far adds: energies at all queries 128 or more behind an entry.
-void bench_far(Index tokens, int runs) {
+/// What LaProx-far adds: energies at all queries 128 or more behind an entry; with `reference`, checked against
+/// float64.
+void bench_far(Index tokens, int runs, bool reference) {
   const bench::BenchLayer data = bench::make_layer(tokens, tokens);
   const cuda::Stream stream;
   const cuda::DeviceLayer on_device(data.half, stream);
   const cuda::Layer& layer = on_device.view();
   cuda::DeviceBuffer<double> energies(static_cast<std::size_t>(layer.kv_heads) * static_cast<std::size_t>(tokens));
-  report(fmt::format("laprox-far {}", tokens),
-         median_wall_ms(runs, [&] { cuda::far_energies(layer, 128, energies.data(), stream); }));
+  cuda::RemovalScratch scratch;
+  const double ms = median_wall_ms(runs, [&] { cuda::far_energies(layer, 128, energies.data(), scratch, stream); });
+  const auto in_double = [&](double* exact, cuda::DoubleScratch& of_double) {
+    cuda::far_energies_double(layer, 128, cuda::LogitSums::exact, exact, of_double, stream);
+  };
+  report(fmt::format("laprox-far {}", tokens), ms, reference ? energy_error(layer, energies, in_double, stream) : -1);
+  const OnlySm80 only;
+  report(fmt::format("laprox-far any {}", tokens),
+         median_wall_ms(runs, [&] { cuda::far_energies(layer, 128, energies.data(), scratch, stream); }));
 }
 
 /// The layer's arrays as a source of one layer, where they lie.
@@ -229,20 +257,41 @@ void bench_sweep(Index tokens) {
   cudaFreeHost(pinned);
 }
 
+/// The cases by the names that the command line may give; all of them where it gives none.
+const std::vector<std::pair<std::string, std::function<void()>>> kCases = {
+    {"laprox",
+     [] {
+       bench_laprox(32768);
+       bench_laprox(131072);
+     }},
+    {"h2o",
+     [] {
+       bench_h2o(8192, 100, true);
+       bench_h2o(131072, 3, false);
+     }},
+    {"laprox-r",
+     [] {
+       bench_removal(32768);
+       bench_removal(131072);
+     }},
+    {"laprox-far",
+     [] {
+       bench_far(8192, 10, true);
+       bench_far(32768, 3, true);
+       bench_far(131072, 1, false);
+     }},
+    {"sweep", [] { bench_sweep(131072); }},
+};
+
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   try {
+    const std::vector<std::string> wanted(argv + 1, argv + argc);
     fmt::print("{{\"device\": \"{}\"}}\n", cuda::describe_device(0));
-    bench_laprox(32768);
-    bench_laprox(131072);
-    bench_h2o(8192, 100, true);
-    bench_h2o(131072, 3, false);
-    bench_removal(32768);
-    bench_removal(131072);
-    bench_far(8192, 3);
-    bench_far(32768, 1);
-    bench_sweep(131072);
+    for (const auto& [name, bench] : kCases) {
+      if (wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end()) bench();
+    }
   } catch (const Error& error) {
     fmt::print(stderr, "{}\n", error.what());
     return 4;

@@ -47,6 +47,7 @@ def main():
         ("laprox-r 131072", "LaProx-R energies, T = 131072", "removal"),
         ("laprox-far 8192", "LaProx-far energies, T = 8192", "far"),
         ("laprox-far 32768", "LaProx-far energies, T = 32768", "far"),
+        ("laprox-far 131072", "LaProx-far energies, T = 131072", "far"),
     ):
         if name not in ours:
             continue

@@ -1,0 +1,161 @@
+#include "backends/cuda/dispatch.cuh"
+#include "backends/cuda/half_products.cuh"
+#include "backends/cuda/half_removal.h"
+#include "backends/cuda/stream_sm90.cuh"
+
+namespace laprox::cuda {
+
+namespace {
+
+constexpr int kGroupKeys = 64;  ///< of a warpgroup, 16 per warp
+constexpr int kKeyGroups = 3;   ///< warpgroups per block: what registers allow
+constexpr int kBlockKeys = kKeyGroups * kGroupKeys;
+constexpr int kQueries = 128;  ///< streamed at a time
+
+/// Shape of a stream (see stream.cuh) of queries, behind which their moments and terms stand in the tile.
+template <class T, int Size>
+struct FarTiles : HalfTiles<T, Size, kQueries> {
+  static constexpr int kBlockThreads = 128 * kKeyGroups;
+  struct Moments : HalfTiles<__half, 2 * Size, kQueries> {
+    static constexpr int kBlockThreads = 128 * kKeyGroups;
+  };
+  static constexpr int kMomentChunks = HalfTiles<T, Size, kQueries>::kTileBytes / 16;
+  static constexpr int kRowChunks = kMomentChunks + Moments::kTileBytes / 16;
+  static constexpr int kPairChunks = kRowChunks + kQueries * static_cast<int>(sizeof(RowTerms)) / 16;
+  static constexpr int kTileBytes = 16 * kPairChunks + kQueries * static_cast<int>(sizeof(PairTerms));
+  static constexpr int kStages = 2;
+  static constexpr int kSharedBytes = kStages * kTileBytes;
+  static_assert(kTileBytes % 1024 == 0, "panels are exchanged within 1024 bytes");
+};
+
+/// Starts a warpgroup's products with 64 queries, the `part`-th of a tile: its keys with the queries, and its values
+/// with the moments.
+template <class S, class T, int Size>
+__device__ inline void start_all(float (&c)[8][4], float (&linear)[8][4], const LeftRows<T, Size>& keys,
+                                 const LeftRows<__half, Size>& values, const uint4* tile, int part) {
+  const RightFactor queries = RightFactor::panels(tile + part * 64 * 8);
+  const RightFactor moments = RightFactor::panels(tile + S::kMomentChunks + part * 64 * 8);
+  constexpr int kLowPanel = Size / 64;
+  start_wgmma();
+#pragma unroll
+  for (int s = 0; s < Size / 16; ++s)
+    wgmma<T>(c, keys.steps[s], queries + (s / 4 * S::kPanelChunks + s % 4 * 2), s > 0);
+#pragma unroll
+  for (int s = 0; s < Size / 16; ++s) {
+    const int at = s / 4 * S::Moments::kPanelChunks + s % 4 * 2;
+    wgmma<__half>(linear, values.steps[s], moments + (at + kLowPanel * S::Moments::kPanelChunks), s > 0);
+    wgmma<__half>(linear, values.steps[s], moments + at, true);
+  }
+  commit_wgmma();
+}
+
+/// As in far_energies.cu: block (head, group of keys) keeps keys and values and streams the queries that are far behind
+/// them. A lane has the keys g and g + 8 of its warp's 16.
+template <class T, int Size>
+__global__ void __launch_bounds__(FarTiles<T, Size>::kBlockThreads, 1)
+    far_energies_kernel(HalfTerms terms, int distance, double* by_head) {
+  using S = FarTiles<T, Size>;
+  extern __shared__ __align__(1024) uint4 shared[];
+  const Layer& layer = terms.layer;
+  const int head = static_cast<int>(blockIdx.x), kv_head = head / layer.group;
+  // Earlier keys are seen by more queries: they begin first.
+  const int block_key = static_cast<int>(blockIdx.y) * kBlockKeys, warp = static_cast<int>(threadIdx.x) / 32;
+  const int group_key = block_key + warp / 4 * kGroupKeys, warp_key = group_key + warp % 4 * 16,
+            key = warp_key + lane_row();
+  const int window = layer.sliding_window > 0 ? layer.sliding_window : layer.queries;
+  const long long last_query =
+      min(static_cast<long long>(layer.queries), static_cast<long long>(block_key) + kBlockKeys - 1 + window);
+  const int first = static_cast<int>((static_cast<long long>(block_key) + distance) / kQueries);
+  const int last = max(first, static_cast<int>((last_query + kQueries - 1) / kQueries));
+
+  LeftRows<T, Size> keys;
+  LeftRows<__half, Size> values;
+  const size_t first_row = static_cast<size_t>(kv_head) * layer.tokens + min(warp_key, layer.context);
+  keys.load(static_cast<const T*>(layer.k) + first_row * Size, layer.context - warp_key);
+  values.load(terms.values + first_row * Size, layer.context - warp_key);
+  float forms[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    forms[half] = terms.forms[static_cast<size_t>(head) * layer.context + min(key + 8 * half, layer.context - 1)];
+  }
+  const T* queries = static_cast<const T*>(layer.q) + static_cast<size_t>(head) * layer.queries * Size;
+  const size_t of_head = static_cast<size_t>(head) * terms.padded;
+  const LogitForm form(layer);
+  double sums[2] = {};
+
+  const auto add = [&](float(&c)[8][4], const float(&linear)[8][4], int first_query, const RowTerms* of_rows,
+                       const PairTerms* of_pairs) {
+    form.apply_cap(c);
+    const bool all = first_query >= group_key + kGroupKeys - 1 + distance &&
+                     first_query + 63 < min(group_key + window, layer.queries);
+    float of_part[2] = {};  // short chains of sums keep their digits
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float4 pairs = reinterpret_cast<const float4*>(of_pairs)[4 * j + lane_column()];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int place = 8 * j + 2 * lane_column() + e, query = first_query + place;
+        const RowTerms row = of_rows[place];
+        const float scale = e ? pairs.z : pairs.x, square = e ? pairs.w : pairs.y;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int at = key + 8 * half;
+          const float weight = fast_exp2(__fmaf_rn(c[j][2 * half + e], form.factor, -row.maximum)) * row.inverse_sum;
+          const float odds = __fdividef(weight, 1 - weight);
+          float energy = odds * odds * fmaxf(__fmaf_rn(-scale, linear[j][2 * half + e], forms[half] + square), 0);
+          if (at == row.token) energy = row.energy;
+          if (!all && (query >= layer.queries || query < at + distance || !sees(layer, query, at))) energy = 0;
+          of_part[half] += energy;
+        }
+      }
+    }
+    sums[0] += of_part[0];
+    sums[1] += of_part[1];
+  };
+  stream_tiles<S>(
+      queries, layer.queries, first, last, shared,
+      [&](int tile, const uint4* chunks) {
+        const RowTerms* of_rows = reinterpret_cast<const RowTerms*>(chunks + S::kRowChunks);
+        const PairTerms* of_pairs = reinterpret_cast<const PairTerms*>(chunks + S::kPairChunks);
+#pragma unroll 1
+        for (int part = 0; part < kQueries / 64; ++part) {
+          float c[8][4], linear[8][4];
+          start_all<S>(c, linear, keys, values, chunks, part);
+          wait_wgmma(c);
+          wait_wgmma(linear);
+          add(c, linear, tile * kQueries + 64 * part, of_rows + 64 * part, of_pairs + 64 * part);
+        }
+      },
+      [&](int tile, uint4* chunks) {
+        const int start = tile * kQueries, real = max(terms.padded - start, 0);
+        start_tile<typename S::Moments>(chunks + S::kMomentChunks, terms.moments + of_head * 2 * Size, terms.padded,
+                                        tile);
+        start_terms(chunks + S::kRowChunks, terms.row_terms + of_head + start, kQueries, real);
+        start_terms(chunks + S::kPairChunks, terms.pair_terms + of_head + start, kQueries, real);
+      });
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    double sum = sums[half];
+    sum += __shfl_xor_sync(~0U, sum, 1);
+    sum += __shfl_xor_sync(~0U, sum, 2);
+    const int at = key + 8 * half;
+    if (lane_column() == 0 && at < layer.context) by_head[static_cast<size_t>(head) * layer.context + at] = sum;
+  }
+}
+
+}  // namespace
+
+void far_head_energies_sm90(const HalfTerms& terms, int distance, double* by_head, cudaStream_t stream) {
+  const Layer& layer = terms.layer;
+  for_half_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
+    if constexpr (Size <= kMostHalfSize) {
+      using S = FarTiles<T, Size>;
+      allow_shared_memory(far_energies_kernel<T, Size>, S::kSharedBytes);
+      const dim3 grid(layer.query_heads, (layer.context + kBlockKeys - 1) / kBlockKeys);
+      far_energies_kernel<T, Size><<<grid, S::kBlockThreads, S::kSharedBytes, stream>>>(terms, distance, by_head);
+    }
+  });
+  check_launch("energies of removal at distant queries");
+}
+
+}  // namespace laprox::cuda

@@ -1,0 +1,239 @@
+#include <algorithm>
+
+#include "backends/cuda/dispatch.cuh"
+#include "backends/cuda/half_products.cuh"
+#include "backends/cuda/half_removal.h"
+
+namespace laprox::cuda {
+
+namespace {
+
+/// Weights enter float16 times this power of two, so that small ones keep their digits.
+constexpr float kWeightScale = 0x1p15F;
+
+/// Tiles of keys, behind which the values of the same tokens stand in the tile.
+template <class T, int Size>
+struct KeyValueTiles : HalfRows<T, Size> {
+  static constexpr int kTileBytes = 2 * HalfRows<T, Size>::kTileBytes;
+  static constexpr int kStages = 2;
+  static constexpr int kSharedBytes = kStages * kTileBytes;
+  static constexpr int kResidentBlocks = Size <= 64 ? 3 : 2;
+  static constexpr int kRowBlocks = kWarps / 2;  ///< per block
+};
+
+/// Logits of a warp's 16 queries with the 64 keys of a tile: c[j] has those of the keys 8 j + ..
+template <class Shape, class T, int Size>
+__device__ inline void tile_products(float (&c)[8][4], const LeftRows<T, Size>& queries, const uint4* keys) {
+#pragma unroll
+  for (auto& tile : c) tile[0] = tile[1] = tile[2] = tile[3] = 0;
+  unsigned address[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) address[j] = right_address<Shape>(keys, 16 * j, 0);
+#pragma unroll
+  for (int s = 0; s < Size / 16; ++s) {
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      const uint4 right = load_pieces(address[j / 2] ^ (32 * s));
+      multiply_step<T>(c[j], queries.steps[s], right.x, right.y);
+      multiply_step<T>(c[j + 1], queries.steps[s], right.z, right.w);
+    }
+  }
+}
+
+/// Weights of one tile as left factors of two parts: [k][..] for the keys 16 k + ..
+struct TileWeights {
+  unsigned high[4][4], low[4][4];
+
+  __device__ void split(int j, int half, float x, float y) {
+    const __half2 rounded = __floats2half2_rn(x, y);
+    const __half2 rest = __floats2half2_rn(x - __low2float(rounded), y - __high2float(rounded));
+    high[j / 2][j % 2 * 2 + half] = *reinterpret_cast<const unsigned*>(&rounded);
+    low[j / 2][j % 2 * 2 + half] = *reinterpret_cast<const unsigned*>(&rest);
+  }
+};
+
+/// Adds the values of a tile, weighted, to a warp's outputs. Each tile's sum begins at 0: tensor cores cut sums off
+/// instead of rounding them, and adding it to the rest is rounded.
+template <class Shape, int Size>
+__device__ inline void add_values(float (&outputs)[Size / 8][4], const TileWeights& weights, const uint4* values) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  // As in right_address, but for rows of the depth: the first eight rows of both chunks, then the second eight.
+  const unsigned address = shared_address(values + Shape::place(lane / 8 % 2 * 8 + lane % 8, lane / 16));
+#pragma unroll
+  for (int j = 0; j < Size / 8; j += 2) {
+    float sums[2][4] = {};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const uint4 right = load_transposed_pieces((address ^ (16 * j)) + 16 * k * Shape::kRow * 16);
+      multiply_step<__half>(sums[0], weights.low[k], right.x, right.y);
+      multiply_step<__half>(sums[1], weights.low[k], right.z, right.w);
+      multiply_step<__half>(sums[0], weights.high[k], right.x, right.y);
+      multiply_step<__half>(sums[1], weights.high[k], right.z, right.w);
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) outputs[j + n][e] += sums[n][e];
+    }
+  }
+}
+
+/// As flash attention forms outputs, from softmaxes that are known: block (split * kv_heads + kv_head, group of row
+/// blocks) keeps its warps' query rows and streams its share of the keys and values that they see. The dominant entry
+/// of a row is left out and noted. parts: [splits, kv_heads, rows, Size]; remainders: [splits, kv_heads, rows].
+template <class T, int Size>
+__global__ void __launch_bounds__(kThreads, KeyValueTiles<T, Size>::kResidentBlocks)
+    rests_kernel(HalfTerms terms, int row_blocks, int splits, float* parts, float* remainders) {
+  using S = KeyValueTiles<T, Size>;
+  using V = HalfRows<__half, Size>;
+  extern __shared__ __align__(1024) uint4 shared[];
+  const Layer& layer = terms.layer;
+  const int kv_head = static_cast<int>(blockIdx.x) % layer.kv_heads,
+            split = static_cast<int>(blockIdx.x) / layer.kv_heads;
+  // Later queries see more keys: they begin first.
+  const int first_block = static_cast<int>(gridDim.y - 1 - blockIdx.y) * S::kRowBlocks;
+  const int row_block = first_block + static_cast<int>(threadIdx.x) / 64;
+  const bool idle = row_block >= row_blocks;
+  const RowBlock rows(layer, terms.range, kv_head, idle ? first_block : row_block, kRowBlockRows);
+  const RowBlock low(layer, terms.range, kv_head, first_block, kRowBlockRows);
+  const RowBlock high(layer, terms.range, kv_head, min(first_block + S::kRowBlocks, row_blocks) - 1, kRowBlockRows);
+  const int begin = low.first_key / kTile, tiles = (high.last_key + kTile - 1) / kTile - begin;
+  const int first = begin + static_cast<int>(static_cast<long long>(tiles) * split / splits);
+  const int last = begin + static_cast<int>(static_cast<long long>(tiles) * (split + 1) / splits);
+
+  const T* keys = static_cast<const T*>(layer.k) + static_cast<size_t>(kv_head) * layer.tokens * Size;
+  const __half* values = terms.values + static_cast<size_t>(kv_head) * layer.tokens * Size;
+  LeftRows<T, Size> queries;
+  queries.load_queries(
+      static_cast<const T*>(layer.q) + (static_cast<size_t>(rows.head) * layer.queries + rows.first) * Size,
+      idle ? 0 : rows.count());
+  const size_t first_row = static_cast<size_t>(kv_head) * terms.rows + min(row_block, row_blocks - 1) * kRowBlockRows +
+                           first_warp_row() + lane_row();
+  float maximum[2], factor[2], remainder[2] = {}, outputs[Size / 8][4] = {};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const RowSoftmax of_row = terms.softmax[first_row + 8 * half];
+    maximum[half] = of_row.maximum;
+    factor[half] = of_row.inverse_sum * kWeightScale;
+  }
+  const LogitForm form(layer);
+  stream_tiles<S>(
+      keys, layer.tokens, first, last, shared,
+      [&](int tile, const uint4* chunks) {
+        if (idle) return;
+        float c[8][4];
+        tile_products<S>(c, queries, chunks);
+        finish_products(c, layer, rows, tile * kTile, form);
+        TileWeights weights;
+        float of_tile[2] = {};
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float largest = 0;
+#pragma unroll
+          for (int j = 0; j < 8; ++j) {
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              float& x = c[j][2 * half + e];
+              x = fast_exp2(__fmaf_rn(x, form.factor, -maximum[half])) * factor[half];
+              largest = fmaxf(largest, x);
+            }
+          }
+          if (largest > kDominant * kWeightScale) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                float& x = c[j][2 * half + e];
+                if (x <= kDominant * kWeightScale) continue;
+                terms.dominants[first_row + 8 * half] = {tile * kTile + 8 * j + 2 * lane_column() + e,
+                                                         x / kWeightScale};
+                x = 0;
+              }
+            }
+          }
+#pragma unroll
+          for (int j = 0; j < 8; ++j) {
+            of_tile[half] += c[j][2 * half] + c[j][2 * half + 1];
+            weights.split(j, half, c[j][2 * half], c[j][2 * half + 1]);
+          }
+          remainder[half] += of_tile[half];
+        }
+        add_values<V, Size>(outputs, weights, chunks + HalfRows<T, Size>::kTileBytes / 16);
+      },
+      [&](int tile, uint4* chunks) {
+        start_tile<V>(chunks + HalfRows<T, Size>::kTileBytes / 16, values, layer.tokens, tile);
+      });
+  if (idle) return;
+
+  const size_t row = static_cast<size_t>(split) * layer.kv_heads * terms.rows + first_row;
+  const float scale = terms.value_scales[kv_head] / kWeightScale;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int j = 0; j < Size / 8; ++j) {
+      *reinterpret_cast<float2*>(parts + (row + 8 * half) * Size + 8 * j + 2 * lane_column()) =
+          make_float2(outputs[j][2 * half] * scale, outputs[j][2 * half + 1] * scale);
+    }
+    float sum = remainder[half];
+    sum += __shfl_xor_sync(~0U, sum, 1);
+    sum += __shfl_xor_sync(~0U, sum, 2);
+    if (lane_column() == 0) remainders[row + 8 * half] = sum / kWeightScale;
+  }
+}
+
+/// Thread per row and component: adds the splits' parts in order.
+__global__ void sum_rests_kernel(const float* parts, int splits, size_t size, float* rests) {
+  const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at >= size) return;
+  float sum = 0;
+  for (int split = 0; split < splits; ++split) sum += parts[split * size + at];
+  rests[at] = sum;
+}
+
+/// Thread per row: adds the splits' remainders in order, and the weight of the head's sink.
+__global__ void sum_remainders_kernel(HalfTerms terms, const float* parts, int splits) {
+  const int row = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x), total = terms.layer.kv_heads * terms.rows;
+  if (row >= total) return;
+  const RowSoftmax of_row = terms.softmax[row];
+  float sum = 0;
+  if (terms.layer.sinks) {
+    const int head = row / terms.rows * terms.layer.group + row % terms.rows / kRowBlockRows % terms.layer.group;
+    sum = fast_exp2(__fmaf_rn(terms.layer.sinks[head], kLog2E, -of_row.maximum)) * of_row.inverse_sum;
+  }
+  for (int split = 0; split < splits; ++split) sum += parts[static_cast<size_t>(split) * total + row];
+  terms.remainders[row] = sum;
+}
+
+}  // namespace
+
+void half_outputs(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
+  const Layer& layer = terms.layer;
+  const RowLayout layout(layer, terms.range);
+  const size_t rows = static_cast<size_t>(layer.kv_heads) * terms.rows, size = rows * layer.value_stride;
+  terms.dominants = scratch.dominants.at_least(rows);
+  terms.rests = scratch.rests.at_least(size);
+  terms.remainders = scratch.remainders.at_least(rows);
+  check(cudaMemsetAsync(terms.dominants, 0xff, rows * sizeof(Dominant), stream), "clearing device memory");
+  int splits = 1;
+  for_half_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
+    if constexpr (Size <= kMostHalfSize) {
+      using S = KeyValueTiles<T, Size>;
+      const int groups = (layout.row_blocks + S::kRowBlocks - 1) / S::kRowBlocks;
+      splits = shares_of<S>((layer.tokens + kTile - 1) / kTile, layer.kv_heads * groups);
+      float* parts = splits == 1 ? terms.rests : scratch.parts.at_least(splits * size);
+      allow_shared_memory(rests_kernel<T, Size>, S::kSharedBytes);
+      rests_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), kThreads, S::kSharedBytes, stream>>>(
+          terms, layout.row_blocks, splits, parts, scratch.remainder_parts.at_least(splits * rows));
+    }
+  });
+  check_launch("outputs without dominant entries");
+  if (splits > 1) {
+    sum_rests_kernel<<<static_cast<unsigned>((size + 255) / 256), 256, 0, stream>>>(scratch.parts.data(), splits, size,
+                                                                                    terms.rests);
+  }
+  sum_remainders_kernel<<<static_cast<unsigned>((rows + 127) / 128), 128, 0, stream>>>(
+      terms, scratch.remainder_parts.data(), splits);
+  check_launch("finishing outputs");
+}
+
+}  // namespace laprox::cuda
