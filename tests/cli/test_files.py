@@ -15,16 +15,9 @@ import dumps
 import h5py
 import numpy as np
 import pytest
+from refusals import refused
 
 POLICY = ("--policy", "recent,snapkv:window=4", "--budget", "12")
-
-
-def refused(done, *words):
-    """Exit code 3 was checked by the caller: one short message that names what is wrong, and nothing of HDF5's own."""
-    assert done.stdout == "" and "HDF5-DIAG" not in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
-    for word in words:
-        assert word in done.stderr, done.stderr
 
 
 @pytest.fixture()
@@ -271,82 +264,6 @@ def test_a_negative_mask_is_refused(laprox, small, tmp_path):
     assert results
 
 
-@pytest.fixture()
-def report(laprox, dump, tmp_path):
-    path = tmp_path / "report.h5"
-    laprox("sweep", dump, *POLICY, "-o", path, "--quiet")
-    return path
-
-
-@pytest.mark.parametrize(
-    "name", ["model_relative_error", "relative_error", "kept_count", "budget_tokens", "policy", "dump_sha256", "layer"]
-)
-@pytest.mark.parametrize("fault", ["missing", "scalar", "text"])
-def test_reports_with_parts_missing_or_of_another_kind_are_refused(laprox, report, name, fault):
-    with h5py.File(report, "r+") as file:
-        del file[name]
-        if fault == "scalar":
-            file[name] = 1.0
-        if fault == "text":
-            file[name] = "text"
-    for form in ("table", "csv", "json"):
-        refused(laprox("report", report, "--format", form, expect=3), str(report))
-
-
-@pytest.mark.parametrize("trusted", [(), ("--trusted",)], ids=["rehearsed", "trusted"])
-def test_a_report_whose_dimension_list_is_no_list_is_refused(laprox, report, trusted):
-    """HDF5 reads this attribute without a look at its type."""
-    with h5py.File(report, "r+") as file:
-        del file["relative_error"].attrs["DIMENSION_LIST"]
-        file["relative_error"].attrs["DIMENSION_LIST"] = 7
-    refused(laprox(*trusted, "report", report, expect=3), str(report))
-
-
-def test_indices_of_a_report_point_at_its_policies(laprox, report):
-    with h5py.File(report, "r+") as file:
-        file["identical_to"][...] = 2**60
-    assert "/identical_to: expected -1 to" in laprox("report", report, expect=3).stderr
-
-
-def test_a_damaged_class_of_a_scale_is_freed_once(laprox, report):
-    """HDF5 1.10 frees it twice where it is asked for the scale's name."""
-    table = laprox("report", report).stdout
-    with h5py.File(report, "r+") as file:
-        file["layer"].attrs.create("CLASS", np.bytes_("DIMENRION_SCALE"), dtype="S16")
-    assert laprox("report", report).stdout == table
-
-
-def counts_as_floats(file):
-    counts = file["kept_count"]
-    dimensions, values = [scale[0].name for scale in counts.dims], counts[()]
-    del file["kept_count"]
-    file["kept_count"] = values * 1e300
-    for dimension, name in zip(file["kept_count"].dims, dimensions):
-        dimension.attach_scale(file[name])
-
-
-def negative_budget(file):
-    file["budget_tokens"][...] = -7
-
-
-def cell_without_a_number(file):
-    file["model_relative_error"][0, 0, 0] = np.nan
-
-
-def layer_without_a_number(file):
-    file["retained_mass"][0, 1, 0, 1] = np.nan
-
-
-@pytest.mark.parametrize(
-    "change, word",
-    [(counts_as_floats, "integers"), (negative_budget, "-7"), (cell_without_a_number, "nan"), (layer_without_a_number, "nan")],
-)
-def test_numbers_of_a_report_are_checked(laprox, report, change, word):
-    with h5py.File(report, "r+") as file:
-        change(file)
-    refused(laprox("report", report, expect=3), str(report), word)
-
-
 def test_an_output_never_replaces_an_input(laprox, dump, small, tmp_path):
     before = dump.read_bytes()
     soft, hard = tmp_path / "soft.h5", tmp_path / "hard.h5"
@@ -414,62 +331,3 @@ def test_a_signal_leaves_no_half_file(laprox, tmp_path, number):
 
 def test_trusted_files_are_opened_at_once(laprox, bundled):
     assert laprox("--trusted", "inspect", bundled, "--no-check").stdout == laprox("inspect", bundled, "--no-check").stdout
-
-
-def shares_a_cache(path, sources):
-    """Makes layers read others' caches; returns a copy in which each has a cache of its own, with the same contents."""
-    own = path.with_name("own.h5")
-    with h5py.File(path, "r+") as file:
-        for layer, source in sources.items():
-            for name in ("k", "v"):
-                del file[f"layers/{layer}/{name}"]
-                file[f"layers/{layer}/{name}"] = file[f"layers/{source}/{name}"][()]
-    shutil.copyfile(path, own)
-    with h5py.File(path, "r+") as file:
-        for layer, source in sources.items():
-            file[f"layers/{layer}"].attrs["kv_source"] = source
-    return own
-
-
-PINS = {
-    "snapkv:window=8": (0, 8),
-    "laprox+layer:window=8": (0, 8),
-    "laprox-r+global:window=8,normalize=false": (4, 8),
-    "knorm+global": (0, 0),
-}
-
-
-@pytest.mark.parametrize("policy", PINS)
-def test_layers_that_share_a_cache_keep_one_set(laprox, tmp_path, policy):
-    """Its readers score an entry by the mean; budgets and pairs count the cache once."""
-    path = dumps.write_dump(tmp_path / "shared.h5", context=60, tokens=66, heads=[(4, 2), (6, 2), (4, 2), (2, 2)], seed=5)
-    own = shares_a_cache(path, {2: 0, 3: 1})
-    assert "cache of layer 1" in laprox("inspect", path).stdout
-    laprox("sweep", path, "--policy", policy, "--budget", "20", "--save-kept", "-o", tmp_path / "report.h5")
-    laprox("score", own, "--policy", policy, "--backend", "cpu", "-o", tmp_path / "scores.h5")
-    with h5py.File(tmp_path / "report.h5") as file:
-        counts, starts, tokens = file["kept_count"][0, 0, 0], file["kept/start"][0, 0, 0], file["kept/tokens"][()]
-        assert file["kept_pairs"][0, 0, 0] == 2 * 2 * 20 == counts[:2].sum()
-        kept = [[tokens[s : s + n] for s, n in zip(*heads)] for heads in zip(starts, counts)]
-        assert file["model_relative_error"][0, 0, 0] > 0
-    with h5py.File(tmp_path / "scores.h5") as file:
-        scores = [file[f"layers/{i}/scores"][()] for i in range(4)]
-    first, last = PINS[policy]
-    for layer, cache in enumerate((0, 1, 0, 1)):
-        for head in range(2):
-            np.testing.assert_array_equal(kept[layer][head], kept[cache][head])
-            joint = (scores[cache][head] + scores[cache + 2][head]) / 2
-            joint[:first] = joint[60 - last :] = np.inf
-            best = np.argsort(-joint, kind="stable")[: len(kept[cache][head])]
-            np.testing.assert_array_equal(np.sort(best), kept[cache][head])
-
-
-def test_what_a_shared_cache_cannot_have_is_refused(laprox, tmp_path):
-    path = dumps.write_dump(tmp_path / "shared.h5", context=60, tokens=66, heads=[(4, 2), (4, 2)], seed=5)
-    shares_a_cache(path, {1: 0})
-    sweep = ("sweep", path, "--budget", "40", "--policy")
-    assert "places in an order" in laprox(*sweep, "criticalkv:window=8", expect=2).stderr
-    assert "have one each" in laprox("verify", path, "--backend", "cpu", "--policy", "knorm", expect=2).stderr
-    with h5py.File(path, "r+") as file:
-        file["layers/1"].attrs["kv_source"] = 1
-    refused(laprox("inspect", path, expect=3), "attribute kv_source", "a layer before this one")
