@@ -51,7 +51,7 @@ std::string hdf5_words() {
   return words;
 }
 
-H5::H5File open(const std::filesystem::path& path, const std::string& kind) {
+H5::H5File open_file(const std::filesystem::path& path, const std::string& kind) {
   H5::Exception::dontPrint();
   rehearse(path, kind);
   try {
@@ -128,7 +128,7 @@ std::string describe_type(const H5::DataType& type) {
 std::string describe(const std::vector<Index>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
 Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, const std::string& kind)
-    : path_(path.string()), state_(state_of(path, kind)), file_(open(path, kind)) {
+    : path_(path.string()), state_(state_of(path, kind)), file_(open_file(path, kind)) {
   H5O_info_t info;
   if (H5Oget_info2(file_.getId(), &info, H5O_INFO_BASIC) >= 0) file_number_ = info.fileno;
 }
