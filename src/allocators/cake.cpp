@@ -18,7 +18,7 @@ void hand_out(std::vector<Index>& tokens, Index amount, Index sign, const Chosen
   }
   const Index count = static_cast<Index>(open.size());
   for (Index n = 0; n < count; ++n) {
-    tokens[open[static_cast<std::size_t>(n)]] += sign * (amount / count + (n < amount % count ? 1 : 0));
+    tokens[open[n]] += sign * (amount / count + (n < amount % count ? 1 : 0));
   }
 }
 

@@ -26,11 +26,11 @@ class Pyramid : public Allocator {
     std::vector<Index> tokens;
     // Layers l and L-1-l have twice the share together. Rounding one half up and the other half down keeps that.
     for (Index l = 0; l < layers; ++l) {
-      const double x = line[static_cast<std::size_t>(l)];
+      const double x = line[l];
       tokens.push_back(2 * l < layers ? static_cast<Index>(std::floor(x + 0.5 + 1e-9))
-                                      : 2 * share - tokens[static_cast<std::size_t>(layers - 1 - l)]);
+                                      : 2 * share - tokens[layers - 1 - l]);
     }
-    if (layers % 2 == 1) tokens[static_cast<std::size_t>(layers / 2)] = share;
+    if (layers % 2 == 1) tokens[layers / 2] = share;
     return uniform_within_layers(tokens, contest);
   }
 

@@ -45,7 +45,7 @@ class LayerStream {
     if (next_ == reads_.size()) return;
     pending_ = std::async(std::launch::async, [this, read = reads_[next_++]] {
       if (check_all_) read.dump->check_other_queries(read.layer, read.rows);
-      const LayerSummary& summary = read.dump->info().layers[static_cast<std::size_t>(read.layer)];
+      const LayerSummary& summary = read.dump->info().layers[read.layer];
       return read.dump->read_layer(read.layer, read.rows, tensor_type(backend_, summary));
     });
   }

@@ -46,13 +46,10 @@ QueryBlock copy_queries_at(const LayerTensors& layer, const std::vector<Index>& 
   QueryBlock block{Tensor(layer.q.type(), {g.query_heads, count, g.head_size}), positions};
   const Index size = g.head_size * size_of(layer.q.type());
   for (Index n = 0; n < count; ++n) {
-    const auto found = std::lower_bound(layer.query_positions.begin(), layer.query_positions.end(),
-                                        positions[static_cast<std::size_t>(n)]);
-    require(found != layer.query_positions.end() && *found == positions[static_cast<std::size_t>(n)],
-            "queries that the layer holds");
+    const auto found = std::lower_bound(layer.query_positions.begin(), layer.query_positions.end(), positions[n]);
+    require(found != layer.query_positions.end() && *found == positions[n], "queries that the layer holds");
     const Index row = found - layer.query_positions.begin();
-    if (!layer.residual_norms.empty())
-      block.residual_norms.push_back(layer.residual_norms[static_cast<std::size_t>(row)]);
+    if (!layer.residual_norms.empty()) block.residual_norms.push_back(layer.residual_norms[row]);
     for (Index head = 0; head < g.query_heads; ++head) {
       std::memcpy(block.q.raw() + (head * count + n) * size, layer.q.raw() + (head * layer.queries() + row) * size,
                   static_cast<std::size_t>(size));

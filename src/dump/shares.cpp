@@ -27,7 +27,7 @@ std::vector<Piece> pieces_of(const DumpInfo& dump, std::size_t index) {
   for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
     const Index source = dump.layers[layer].kv_source;
     if (source < 0) pieces.push_back({index, {}});
-    piece_of[layer] = source < 0 ? pieces.size() - 1 : piece_of[static_cast<std::size_t>(source)];
+    piece_of[layer] = source < 0 ? pieces.size() - 1 : piece_of[source];
     pieces[piece_of[layer]].layers.push_back(layer);
     pieces[piece_of[layer]].size += stored_numbers(dump, dump.layers[layer]);
   }

@@ -124,7 +124,7 @@ void CandidateReader::check_dataset(Index layer, const std::string& name, const 
     reader_.refuse(object(layer, name), "one of " + join(kDatasets, ", "), "'" + name + "'",
                    fmt::format("did you mean '{}'?", nearest(name, kDatasets)));
   }
-  const LayerGeometry& g = dump.layers[static_cast<std::size_t>(layer)].geometry;
+  const LayerGeometry& g = dump.layers[layer].geometry;
   const Index context = dump.context_length;
   std::vector<Index> expected{g.query_heads, context};
   std::string meaning = "[query_heads, C]";
@@ -234,7 +234,7 @@ std::vector<std::uint8_t> CandidateReader::mask_of_list(std::span<const std::int
       reader_.refuse(name, fmt::format("tokens from 0 to {} and nothing but -1 behind the last", context_ - 1),
                      fmt::format("{} at KV head {}", token, head));
     }
-    std::uint8_t& kept = mask[static_cast<std::size_t>(token)];
+    std::uint8_t& kept = mask[token];
     if (kept == 1)
       reader_.refuse(name, "each kept token once", fmt::format("token {} twice at KV head {}", token, head));
     kept = 1;

@@ -243,7 +243,7 @@ std::vector<double> Hdf5Reader::reals(const std::string& name) const {
   read_raw(stored, name, raw.data());
   convert(raw.data(), stored.type, values.data(), count);
   if (const auto bad = first_non_finite(values.data(), count)) {
-    refuse(name, "finite values", fmt::format("{} at element {}", values[static_cast<std::size_t>(*bad)], *bad));
+    refuse(name, "finite values", fmt::format("{} at element {}", values[*bad], *bad));
   }
   return values;
 }

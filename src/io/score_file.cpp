@@ -71,7 +71,7 @@ void write_kept(H5::Group& group, const Selection& selection, std::size_t layer,
   for (std::size_t b = 0; b < selection.counts.size(); ++b) {
     for (std::size_t head = 0; head < heads; ++head, row += context) {
       const Ranking& ranking = selection.rankings(b)[layer][head];
-      for (Index n = 0; n < selection.counts[b][layer][head]; ++n) row[ranking[static_cast<std::size_t>(n)]] = 1;
+      for (Index n = 0; n < selection.counts[b][layer][head]; ++n) row[ranking[n]] = 1;
     }
   }
   write_array(group, "kept", H5::PredType::NATIVE_UINT8,

@@ -110,8 +110,8 @@ std::shared_ptr<const Scorer> stored_masks(const io::CandidateReader& file, cons
     for (std::size_t b = 0; b < kept.size(); ++b) {
       Matrix& mask = masks[b].emplace_back(static_cast<Index>(kept[b].size()), dump.context_length);
       for (Index head = 0; head < mask.rows(); ++head) {
-        const auto& tokens = kept[b][static_cast<std::size_t>(head)];
-        for (Index token = 0; token < mask.cols(); ++token) mask(head, token) = tokens[static_cast<std::size_t>(token)];
+        const auto& tokens = kept[b][head];
+        for (Index token = 0; token < mask.cols(); ++token) mask(head, token) = tokens[token];
       }
       totals[b] += mask.sum();
       if (!contains(layers, layer)) mask = Matrix();

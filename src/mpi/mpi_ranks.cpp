@@ -79,7 +79,7 @@ class MpiRanks : public Ranks {
     }
     result[0] = bytes;
     for (int rank = 1; rank < size_; ++rank) {
-      std::string& theirs = result[static_cast<std::size_t>(rank)];
+      std::string& theirs = result[rank];
       for_each_piece(theirs.size(), [&](std::size_t first, int count) {
         MPI_Recv(theirs.data() + first, count, MPI_BYTE, rank, kFound, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
       });
@@ -146,7 +146,7 @@ class MpiRanks : public Ranks {
     std::vector<Frame> frames(static_cast<std::size_t>(size_));
     MPI_Allgather(&mine, sizeof(Frame), MPI_BYTE, frames.data(), sizeof(Frame), MPI_BYTE, MPI_COMM_WORLD);
     for (int rank = 0; rank < size_; ++rank) {
-      const std::int64_t size = frames[static_cast<std::size_t>(rank)].size;
+      const std::int64_t size = frames[rank].size;
       if (size >= 0 || size == Frame::kLearntOfFailure) continue;
       if (!failure_) failure_ = Failure{rank, static_cast<int>(-size)};
       // Its word to this rank is taken, whether or not look_out saw it.

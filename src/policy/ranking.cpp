@@ -14,15 +14,13 @@ Ranking rank_by_score(std::span<const double> scores, const Pins& pins) {
   const auto unpinned = std::stable_partition(order.begin(), order.end(),
                                               [&](std::int32_t token) { return pins.contains(token, context); });
   // The partition leaves tokens ascending, so a stable sort breaks ties by token.
-  std::stable_sort(unpinned, order.end(), [&](std::int32_t a, std::int32_t b) {
-    return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
-  });
+  std::stable_sort(unpinned, order.end(), [&](std::int32_t a, std::int32_t b) { return scores[a] > scores[b]; });
   return order;
 }
 
 std::vector<std::int32_t> worst_by_score(std::span<const double> scores, const Pins& pins, Index count) {
   const Index context = static_cast<Index>(scores.size()), evicted = context - count;
-  const auto score = [&](std::int32_t token) { return scores[static_cast<std::size_t>(token)]; };
+  const auto score = [&](std::int32_t token) { return scores[token]; };
   const auto worse = [&](std::int32_t a, std::int32_t b) {
     return score(a) < score(b) || (score(a) == score(b) && a > b);
   };

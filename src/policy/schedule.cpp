@@ -69,7 +69,7 @@ Lifetimes lifetimes_after_prompt(const std::vector<std::int32_t>& held, Index co
   const auto never = static_cast<std::int32_t>(tokens);
   Lifetimes gone(static_cast<std::size_t>(tokens), never);
   std::fill_n(gone.begin(), context, static_cast<std::int32_t>(context));
-  for (const std::int32_t token : held) gone[static_cast<std::size_t>(token)] = never;
+  for (const std::int32_t token : held) gone[token] = never;
   return gone;
 }
 

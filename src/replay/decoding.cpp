@@ -34,7 +34,7 @@ void evict(std::vector<std::int32_t>& held, std::span<const std::int32_t> places
   std::size_t next = 0, left = 0;
   for (std::size_t place = 0; place < held.size(); ++place) {
     if (next < places.size() && static_cast<std::size_t>(places[next]) == place) {
-      gone[static_cast<std::size_t>(held[place])] = static_cast<std::int32_t>(seen);
+      gone[held[place]] = static_cast<std::int32_t>(seen);
       ++next;
     } else {
       held[left++] = held[place];
@@ -171,20 +171,20 @@ void CacheCensus::add(const Lifetimes& gone, std::uint64_t place) {
   std::uint64_t print = place;
   std::vector<Index> change(static_cast<std::size_t>(tokens - context_) + 1, 0);
   for (Index token = 0; token < tokens; ++token) {
-    const Index begin = std::max(token, context_), end = std::min<Index>(gone[static_cast<std::size_t>(token)], tokens);
+    const Index begin = std::max(token, context_), end = std::min<Index>(gone[token], tokens);
     const std::uint64_t mixed = (print ^ static_cast<std::uint64_t>(end)) * 0x9e3779b97f4a7c15ULL;
     print = mixed ^ (mixed >> 29);
     if (end <= begin) continue;
-    ++change[static_cast<std::size_t>(begin - context_)];
-    --change[static_cast<std::size_t>(end - context_)];
+    ++change[begin - context_];
+    --change[end - context_];
     if (end == tokens) continue;
     ++evictions_;
-    cuts_[static_cast<std::size_t>(end - context_)] = 1;
+    cuts_[end - context_] = 1;
   }
   print_ += print;  // a sum, which does not depend on the order
   Index held = 0;
   for (Index step = 0; step < tokens - context_; ++step) {
-    held += change[static_cast<std::size_t>(step)];
+    held += change[step];
     peak_ = std::max(peak_, held);
     entries_ += held;
   }

@@ -63,7 +63,7 @@ std::string DumpReplay::found_here() {
   judgement_->write(share_.layers, writer);
   for (const PolicyResult& policy : result_.policies) {
     for (const Cell& cell : policy.cells) {
-      for (const Index layer : share_.layers) writer.put(cell.unseen[static_cast<std::size_t>(layer)]);
+      for (const Index layer : share_.layers) writer.put(cell.unseen[layer]);
     }
   }
   if (options_.save_kept) {
@@ -80,7 +80,7 @@ void DumpReplay::take(std::string_view bytes, const std::vector<Index>& layers) 
   judgement_->read(layers, reader);
   for (PolicyResult& policy : result_.policies) {
     for (Cell& cell : policy.cells) {
-      for (const Index layer : layers) reader.get(cell.unseen[static_cast<std::size_t>(layer)]);
+      for (const Index layer : layers) reader.get(cell.unseen[layer]);
     }
   }
   if (options_.save_kept) each_kept(layers, [&](Ranking& ranking, std::size_t) { reader.get(ranking); });

@@ -42,8 +42,8 @@ class HeldLayer::Kernels : public ScoringKernels {
     const auto heads = static_cast<Index>(layer_.tokens_.size()), per_head = whole.rows() / heads;
     Matrix held(whole.rows(), static_cast<Index>(layer_.tokens_[0].size()));
     for (Index row = 0; row < held.rows(); ++row) {
-      const auto& tokens = layer_.tokens_[static_cast<std::size_t>(row / per_head)];
-      for (Index n = 0; n < held.cols(); ++n) held(row, n) = whole(row, tokens[static_cast<std::size_t>(n)]);
+      const auto& tokens = layer_.tokens_[row / per_head];
+      for (Index n = 0; n < held.cols(); ++n) held(row, n) = whole(row, tokens[n]);
     }
     return held;
   }

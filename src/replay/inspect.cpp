@@ -72,7 +72,7 @@ struct CheckOfLayer {
 LayerCheck check_layer(const LayerTensors& layer, const DumpInfo& info, const std::optional<Matrix>& output,
                        const Backend& backend) {
   LayerCheck check;
-  check.tolerance = self_check_tolerance(info.layers[static_cast<std::size_t>(layer.layer)]);
+  check.tolerance = self_check_tolerance(info.layers[layer.layer]);
   if (output && layer.queries() > 0) {
     const ExactOutput exact = backend.layer_errors(layer, {}, SoftmaxMode::renormalized).exact;
     check.output_error = relative_difference(at_output_positions(exact.output, layer, info.output_positions), *output);
@@ -108,7 +108,7 @@ std::vector<std::vector<LayerCheck>> check_dumps(const std::vector<const LayerSo
   std::vector<std::vector<LayerCheck>> checks;
   for (const DumpInfo* info : infos) checks.emplace_back(info->layers.size());
   for (const CheckOfLayer& each : joined_over_ranks(ranks, mine)) {
-    checks[each.dump][static_cast<std::size_t>(each.layer)] = each.check;
+    checks[each.dump][each.layer] = each.check;
   }
   return checks;
 }

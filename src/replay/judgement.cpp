@@ -222,7 +222,7 @@ void Judgement::judge_layer(LayerTensors& layer, const LayerKeeps& kept) {
   for (std::size_t keep = 0; keep < kept.keeps.size(); ++keep) {
     for (std::size_t i = 0; i < kept.cells[keep].size(); ++i) {
       const auto [p, b] = kept.cells[keep][i];
-      policies_[p].cells[b].layers[static_cast<std::size_t>(layer.layer)] =
+      policies_[p].cells[b].layers[layer.layer] =
           layer_metrics(judged.exact, judged.errors[keep][i], options_.mode, layer.residual_norms, options_.segments);
     }
   }

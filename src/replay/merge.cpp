@@ -67,7 +67,7 @@ void copy_arrays(const Report& part, const Places& places, Report& whole) {
     for_each_entry(from.dimensions, part, whole, places, [&](std::size_t source, std::size_t target) {
       double value = from.values[source];
       if (name == "identical_to" && value >= 0) {
-        const std::size_t place = places.policies[static_cast<std::size_t>(value)];
+        const std::size_t place = places.policies[value];
         value = place == kNowhere ? -1 : static_cast<double>(place);
       }
       to.values[target] = value;

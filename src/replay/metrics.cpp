@@ -72,7 +72,7 @@ LayerMetrics layer_metrics(const ExactNorms& exact, const OutputError& error, So
   for (Index s = 0; s < segments; ++s) {
     PooledError& segment = metrics.segments.emplace_back();
     for (Index t = segment_begin(s, segments, queries); t < segment_begin(s + 1, segments, queries); ++t) {
-      segment += {error.query_error[static_cast<std::size_t>(t)], exact.query[static_cast<std::size_t>(t)]};
+      segment += {error.query_error[t], exact.query[t]};
     }
   }
   metrics.relative_error = metrics.pooled.relative_error();

@@ -159,7 +159,7 @@ class ReportBuilder {
       const Index begin = segment_begin(s, options_.segments, rows.count());
       if (begin == segment_begin(s + 1, options_.segments, rows.count())) continue;  // no query is left for it
       put("segment_start", {d, static_cast<std::size_t>(s)},
-          static_cast<double>(info.query_positions[static_cast<std::size_t>(rows.first + begin)]));
+          static_cast<double>(info.query_positions[rows.first + begin]));
     }
   }
 

@@ -71,7 +71,7 @@ void Scoring::add_layer(LayerTensors layer) {
   const auto kernels = backend_.scoring(layer);
   add_to_selectors(LayerView(layer), *kernels, false);
   for (std::size_t p = 0; p < selectors_.size(); ++p) {
-    if (sums_attention(p)) attention_[p][static_cast<std::size_t>(layer.layer)] = kernels->column_sums();
+    if (sums_attention(p)) attention_[p][layer.layer] = kernels->column_sums();
   }
   if (!oracles_) return;
   set_queries(layer, std::move(judged));

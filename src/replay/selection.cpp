@@ -198,7 +198,7 @@ void Selector::rank_cache(std::size_t order, std::size_t cache, const Matrix& sc
     const auto at = static_cast<std::size_t>(head);
     rankings[at] = policy_.scorer->rank(std::span(&scores(head, 0), static_cast<std::size_t>(context)));
     if (policy_.scorer->traits().ranks_by_score) {
-      const auto score = [&](Index n) { return scores(head, rankings[at][static_cast<std::size_t>(n)]); };
+      const auto score = [&](Index n) { return scores(head, rankings[at][n]); };
       for (Index first = pinned, last = pinned; first < context; first = last) {
         while (last < context && score(last) == score(first)) ++last;
         if (last - first > 1) ties[at].push_back({first, last});
@@ -206,7 +206,7 @@ void Selector::rank_cache(std::size_t order, std::size_t cache, const Matrix& sc
     }
     if (policy_.allocator->traits().ignores_scores) return;
     for (Index n = 0; n < context; ++n) {
-      const double score = scores(head, rankings[at][static_cast<std::size_t>(n)]);
+      const double score = scores(head, rankings[at][n]);
       if (n < pinned)
         pinned_sums[at] += score;
       else
@@ -359,7 +359,7 @@ std::uint64_t fingerprint(const Selection& selection, std::size_t budget) {
     for (std::size_t head = 0; !elsewhere && head < selection.counts[budget][layer].size(); ++head, ++place) {
       const Ranking& ranking = selection.rankings(budget)[layer][head];
       for (Index n = 0; n < selection.counts[budget][layer][head]; ++n) {
-        std::uint64_t x = (place << 32 | static_cast<std::uint32_t>(ranking[static_cast<std::size_t>(n)])) + 1;
+        std::uint64_t x = (place << 32 | static_cast<std::uint32_t>(ranking[n])) + 1;
         x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
         x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
         print += x ^ (x >> 31);

@@ -54,7 +54,7 @@ Index pairs_beyond(Index n) {
   if (n <= kLargestExact) {
     const std::vector<double> below = exact_distribution(n);
     Index cut = 0;
-    while (cut < pairs && below[static_cast<std::size_t>(cut)] <= kSignificance / 2) ++cut;
+    while (cut < pairs && below[cut] <= kSignificance / 2) ++cut;
     return cut;  // P(W <= cut - 1) <= 2.5 %
   }
   constexpr double kNormalQuantile = 1.959963984540054;
@@ -97,7 +97,7 @@ SignedRanks signed_rank_test(std::span<const double> all) {
   const double n = static_cast<double>(result.count), most = n * (n + 1) / 2;
   if (result.count <= kLargestExact && tie_term == 0) {
     const double smaller = std::min(result.positive, most - result.positive);
-    result.p = std::min(1.0, 2 * exact_distribution(result.count)[static_cast<std::size_t>(smaller)]);
+    result.p = std::min(1.0, 2 * exact_distribution(result.count)[smaller]);
   } else {
     const double z = (result.positive - most / 2) / std::sqrt(variance_of(n, tie_term));
     result.p = std::erfc(std::abs(z) / std::sqrt(2.0));

@@ -9,20 +9,20 @@ namespace laprox {
 std::vector<Index> unseen_tokens(const DumpInfo& dump, const SweepOptions& options) {
   // Decoding goes on at context_length whether or not that query is stored; judging on the window begins earlier.
   const DumpInfo::Rows judging = judging_rows(dump, options);
-  const Index judge = dump.query_positions[static_cast<std::size_t>(judging.first)];
+  const Index judge = dump.query_positions[judging.first];
   const Index first = std::min(judge, dump.context_length);
   std::vector<Index> unseen;
   for (const LayerSummary& layer : dump.layers) {
     const Index own = layer.attention.first_visible(first);
     unseen.push_back(own);
     if (layer.kv_source >= 0) {
-      Index& cache = unseen[static_cast<std::size_t>(layer.kv_source)];
+      Index& cache = unseen[layer.kv_source];
       cache = std::min(cache, own);
     }
   }
   for (std::size_t n = 0; n < unseen.size(); ++n) {
     const Index source = dump.layers[n].kv_source;
-    if (source >= 0) unseen[n] = unseen[static_cast<std::size_t>(source)];
+    if (source >= 0) unseen[n] = unseen[source];
   }
   return unseen;
 }

@@ -29,7 +29,7 @@ class Cake : public WindowScorer {
     std::vector<double> entropies(static_cast<std::size_t>(layer.geometry().query_heads));
     kernels.visit_heads(window(), [&](Index head, const HeadAttention& attention) {
       const auto a = attention.weights.leftCols(prefix).array();
-      entropies[static_cast<std::size_t>(head)] = -(a * (a + 1e-10).log()).sum();
+      entropies[head] = -(a * (a + 1e-10).log()).sum();
     });
     double entropy = 0;
     for (double each : entropies) entropy += each;

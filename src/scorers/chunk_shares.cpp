@@ -19,7 +19,7 @@ Matrix ChunkShares::places(const Matrix& scores) const {
       const Ranking best = rank_by_score({&scores(head, first), static_cast<std::size_t>(size)}, {});
       for (Index n = 0; n < size; ++n) {
         const double share = n == 0 ? 0 : static_cast<double>(n + 1) / static_cast<double>(size);
-        places(head, first + best[static_cast<std::size_t>(n)]) = 1 - share;
+        places(head, first + best[n]) = 1 - share;
       }
     }
   }

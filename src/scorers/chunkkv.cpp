@@ -31,7 +31,7 @@ class ChunkKV : public SnapKVScorer {
     const Index chunks = (context + chunk_ - 1) / chunk_, chosen = std::max<Index>(1, chunks * tokens / context);
     Index kept = 0;
     for (Index n = 0; n < chosen; ++n) {
-      const Index first = ranking[static_cast<std::size_t>(kept)] / chunk_ * chunk_;
+      const Index first = ranking[kept] / chunk_ * chunk_;
       kept += std::min(chunk_, context - first);
     }
     return kept;

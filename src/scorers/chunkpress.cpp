@@ -75,7 +75,7 @@ class ChunkPress : public Scorer {
     Matrix received(static_cast<Index>(queries.size()), prefix);
     for (Index h = 0; h < received.rows(); ++h) {
       const Index head = kv_head * layer.geometry().group() + h;
-      received.row(h) = window_mean(layer, head, queries[static_cast<std::size_t>(h)], keys, first, size);
+      received.row(h) = window_mean(layer, head, queries[h], keys, first, size);
     }
     Matrix scores = reduce_groups(received, received.rows(), group_);
     pool_prefix(scores, prefix, pool_, kernel_);
@@ -96,7 +96,7 @@ class ChunkPress : public Scorer {
       Eigen::ArrayXd logits = form.scale * (keys.middleRows(seen, count) * queries.row(token).transpose()).array();
       if (form.softcap > 0) logits = form.softcap * (logits / form.softcap).tanh();
       const bool sink = !form.sinks.empty();
-      const double learned = sink ? form.sinks[static_cast<std::size_t>(head)] : 0;
+      const double learned = sink ? form.sinks[head] : 0;
       const double most = sink ? std::max(logits.maxCoeff(), learned) : logits.maxCoeff();
       const Eigen::ArrayXd weights = (logits - most).exp();
       const double whole = weights.sum() + (sink ? std::exp(learned - most) : 0);

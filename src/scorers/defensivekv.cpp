@@ -28,9 +28,9 @@ class DefensiveKV : public WindowScorer {
       const Index cap = std::max<Index>(0, prefix * tokens / context - kept_window);
       Matrix& marked = scores.emplace_back(base);
       for (Index head = 0; head < base.rows(); ++head) {
-        const Ranking& first = dominant[static_cast<std::size_t>(head)];
+        const Ranking& first = dominant[head];
         const Index count = std::min(cap, static_cast<Index>(first.size()));
-        for (Index n = 0; n < count; ++n) marked(head, first[static_cast<std::size_t>(n)]) = most;
+        for (Index n = 0; n < count; ++n) marked(head, first[n]) = most;
       }
     }
     return scores;

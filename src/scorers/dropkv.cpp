@@ -32,7 +32,7 @@ class DropKV : public WindowScorer {
   static std::optional<double> sink_of(const LayerView& layer, Index head) {
     const auto& sinks = layer.attention().sinks;
     if (sinks.empty()) return std::nullopt;
-    return sinks[static_cast<std::size_t>(head)];
+    return sinks[head];
   }
 
   /// sum_t (p / (1 - p + epsilon))^2 ||o_t - v_i||^2 of every token.

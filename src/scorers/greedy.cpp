@@ -19,10 +19,10 @@ class Elimination {
       : layer_(layer), geometry_(layer.geometry()), threads_(kernels.threads()), heads_(heads()), left_(kv_heads()) {
     for (Index g = 0; g < geometry_.kv_heads; ++g) {
       values_.push_back(layer.values(g));
-      for (Index i = 0; i < layer.context_length(); ++i) left_[static_cast<std::size_t>(g)].push_back(i);
+      for (Index i = 0; i < layer.context_length(); ++i) left_[g].push_back(i);
     }
     kernels.visit_heads(layer.queries(), [&](Index h, const HeadAttention& attention) {
-      Head& head = heads_[static_cast<std::size_t>(h)];
+      Head& head = heads_[h];
       const Matrix& v = values_[static_cast<std::size_t>(h / geometry_.group())];
       head.weights = attention.weights;
       head.exact = attention.outputs;
@@ -52,9 +52,9 @@ class Elimination {
     std::partial_sort(entries.begin(), middle, entries.end());
     std::vector<bool> touched(left_.size());
     for (auto entry = entries.begin(); entry != middle; ++entry) {
-      auto& tokens = left_[static_cast<std::size_t>(entry->head)];
+      auto& tokens = left_[entry->head];
       tokens.erase(std::lower_bound(tokens.begin(), tokens.end(), entry->token));
-      touched[static_cast<std::size_t>(entry->head)] = true;
+      touched[entry->head] = true;
       gone(entry->head, entry->token);
     }
     for (std::size_t g = 0; g < touched.size(); ++g) {
@@ -98,7 +98,7 @@ class Elimination {
 
   Group make_group(Index g) const {
     Group group;
-    const Matrix& values = values_[static_cast<std::size_t>(g)];
+    const Matrix& values = values_[g];
     const auto block = [&](Index a) -> const Matrix& {
       return heads_[static_cast<std::size_t>(g * geometry_.group() + a)].output_block;
     };
@@ -113,12 +113,12 @@ class Elimination {
 
   /// Recomputes a group's outputs from what is left, so that no rounding piles up.
   void refresh(Index g) {
-    const auto& tokens = left_[static_cast<std::size_t>(g)];
-    Group& group = groups_[static_cast<std::size_t>(g)];
-    const Matrix& values = group.left_values = values_[static_cast<std::size_t>(g)](tokens, Eigen::all);
+    const auto& tokens = left_[g];
+    Group& group = groups_[g];
+    const Matrix& values = group.left_values = values_[g](tokens, Eigen::all);
     for (Pair& pair : group.pairs) pair.left_squares = pair.squares(tokens);
     for (Index h = g * geometry_.group(); h < (g + 1) * geometry_.group(); ++h) {
-      Head& head = heads_[static_cast<std::size_t>(h)];
+      Head& head = heads_[h];
       head.kept = head.weights(Eigen::all, tokens);
       head.mass = head.rest_mass + head.kept.rowwise().sum().array();
       const Eigen::ArrayXd scale = (head.mass > kLeastMass).select(1 / head.mass.max(kLeastMass), 0.0);
@@ -133,9 +133,9 @@ class Elimination {
     std::vector<std::vector<Entry>> found(left_.size());
     parallel_for(threads_, geometry_.kv_heads, [&](Index g) {
       const Eigen::VectorXd cost = group_costs(g, error);
-      const auto& tokens = left_[static_cast<std::size_t>(g)];
+      const auto& tokens = left_[g];
       for (std::size_t n = 0; n < tokens.size(); ++n) {
-        found[static_cast<std::size_t>(g)].push_back({cost[static_cast<Index>(n)], g, tokens[n]});
+        found[g].push_back({cost[static_cast<Index>(n)], g, tokens[n]});
       }
     });
     std::vector<Entry> all;
@@ -148,7 +148,7 @@ class Elimination {
   /// W_a||^2, summed over queries. With M_ab = W_a W_b^T all that is products of v_i with E W_a^T and o_a M_ab, which
   /// are stacked into one, and v_i M_ab v_i, which never changes.
   Eigen::VectorXd group_costs(Index g, const Matrix& error) const {
-    const Group& group = groups_[static_cast<std::size_t>(g)];
+    const Group& group = groups_[g];
     const Index queries = error.rows(), size = geometry_.group();
     Matrix stack(queries * (size + static_cast<Index>(group.pairs.size())), geometry_.value_size);
     Matrix constants(queries, stack.rows() / queries);
@@ -158,13 +158,13 @@ class Elimination {
       constants.col(block++) = constant;
     };
     for (Index a = 0; a < size; ++a) {
-      const Head& head = heads_[static_cast<std::size_t>(g * size + a)];
+      const Head& head = heads_[g * size + a];
       const Matrix pull = 2 * error * head.output_block.transpose();
       add(-pull, pull.cwiseProduct(head.output).rowwise().sum());
     }
     for (const Pair& pair : group.pairs) {
-      const Matrix& first = heads_[static_cast<std::size_t>(g * size + pair.a)].output;
-      const Matrix& second = heads_[static_cast<std::size_t>(g * size + pair.b)].output;
+      const Matrix& first = heads_[g * size + pair.a].output;
+      const Matrix& second = heads_[g * size + pair.b].output;
       const Matrix moved = first * pair.gram;
       add(-moved - second * pair.gram.transpose(), moved.cwiseProduct(second).rowwise().sum());
     }
@@ -173,7 +173,7 @@ class Elimination {
     Matrix moves(size, cost.size());
     for (Index t = 0; t < queries; ++t) {
       for (Index a = 0; a < size; ++a) {
-        const Head& head = heads_[static_cast<std::size_t>(g * size + a)];
+        const Head& head = heads_[g * size + a];
         const auto kept = head.kept.row(t).array();
         moves.row(a) = kept / (head.mass[t] - kept).max(kLeastMass);
         cost.array() += moves.row(a).array() * (products.row(a * queries + t).array() + constants(t, a));

@@ -48,11 +48,11 @@ class H2O : public Scorer {
       const Index recent = budget - heavy(budget);
       std::int32_t next = static_cast<std::int32_t>(context - recent);
       const bool grew = recent > budget - 1 - heavy(budget - 1);
-      if (!grew || kept[static_cast<std::size_t>(next)]) {
-        while (kept[static_cast<std::size_t>(*best)]) ++best;
+      if (!grew || kept[next]) {
+        while (kept[*best]) ++best;
         next = *best;
       }
-      kept[static_cast<std::size_t>(next)] = true;
+      kept[next] = true;
       order.push_back(next);
     }
     return order;

@@ -48,8 +48,7 @@ class KeyDiff : public Scorer {
       for (Index i = first; i < std::min(keys.rows(), first + block_); ++i) held.push_back(i);
       const Ranking order = rank_by_score(dissimilarity(keys, held), {});
       std::vector<Index> best;
-      for (Index n = 0; n < size; ++n)
-        best.push_back(held[static_cast<std::size_t>(order[static_cast<std::size_t>(n)])]);
+      for (Index n = 0; n < size; ++n) best.push_back(held[order[n]]);
       std::sort(best.begin(), best.end());
       held = std::move(best);
     }

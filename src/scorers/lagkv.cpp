@@ -59,7 +59,7 @@ class LagKV : public Scorer {
     const Ranking ascending = rank_by_score({negated.data(), static_cast<std::size_t>(lag_)}, {});
     Eigen::VectorXd ranks(lag_);
     for (Index n = 0; n < lag_; ++n) {
-      ranks[ascending[static_cast<std::size_t>(n)]] = static_cast<double>(n) / static_cast<double>(lag_);
+      ranks[ascending[n]] = static_cast<double>(n) / static_cast<double>(lag_);
     }
     return ranks;
   }

@@ -8,7 +8,7 @@ Rotation rotation_at(Index position, const std::vector<double>& inv_freq) {
   const Index pairs = static_cast<Index>(inv_freq.size());
   Rotation rotation{Eigen::VectorXd(pairs), Eigen::VectorXd(pairs)};
   for (Index j = 0; j < pairs; ++j) {
-    const double angle = static_cast<double>(position) * inv_freq[static_cast<std::size_t>(j)];
+    const double angle = static_cast<double>(position) * inv_freq[j];
     rotation.cos[j] = std::cos(angle);
     rotation.sin[j] = std::sin(angle);
   }
@@ -36,7 +36,7 @@ void rotate_rows(Matrix& rows, const Rotation& rotation) {
 
 Matrix before_rope(Matrix rows, std::span<const Index> positions, const std::vector<double>& inv_freq) {
   for (Index n = 0; n < rows.rows(); ++n) {
-    Rotation back = rotation_at(positions[static_cast<std::size_t>(n)], inv_freq);
+    Rotation back = rotation_at(positions[n], inv_freq);
     back.sin = -back.sin;
     Matrix row = rows.row(n);
     rotate_rows(row, back);

@@ -35,10 +35,10 @@ struct Contenders {
 std::vector<Index> fill(const Contenders& heads, Index first, Index count, Index context) {
   std::vector<Index> kept(heads.by_base.begin(), heads.by_base.begin() + first);
   std::vector<bool> taken(static_cast<std::size_t>(context));
-  for (Index token : kept) taken[static_cast<std::size_t>(token)] = true;
+  for (Index token : kept) taken[token] = true;
   for (Index token : heads.by_critical) {
     if (static_cast<Index>(kept.size()) == count) break;
-    if (!taken[static_cast<std::size_t>(token)]) kept.push_back(token);
+    if (!taken[token]) kept.push_back(token);
   }
   return kept;
 }
@@ -78,11 +78,11 @@ Matrix TwoStages::places(const CriticalScores& scores, const Pins& pins) const {
     // before; else the best one still out by the second stage's score.
     for (Index budget = 1; budget <= contenders; ++budget) {
       Index token = heads.by_base[static_cast<std::size_t>(std::max<Index>(first(budget), 1) - 1)];
-      if (first(budget) == first(budget - 1) || taken[static_cast<std::size_t>(token)]) {
-        while (taken[static_cast<std::size_t>(heads.by_critical[next_critical])]) ++next_critical;
+      if (first(budget) == first(budget - 1) || taken[token]) {
+        while (taken[heads.by_critical[next_critical]]) ++next_critical;
         token = heads.by_critical[next_critical];
       }
-      taken[static_cast<std::size_t>(token)] = true;
+      taken[token] = true;
       places(head, token) = static_cast<double>(contenders + 1 - budget);
     }
   }
@@ -95,7 +95,7 @@ std::vector<Matrix> TwoStages::marks(const CriticalScores& scores, const Pins& p
   std::vector<Contenders> contenders(static_cast<std::size_t>(heads), Contenders(pins, context));
   std::vector<std::vector<double>> sorted;
   for (Index head = 0; head < heads; ++head) {
-    Contenders& own = contenders[static_cast<std::size_t>(head)];
+    Contenders& own = contenders[head];
     own.rank(scores, head);
     for (auto& list = sorted.emplace_back(); Index token : own.by_base) list.push_back(scores.base(head, token));
   }

@@ -153,8 +153,7 @@ class LayerMaker {
     const Index size = options_.geometry.head_size;
     std::vector<float> all(static_cast<std::size_t>((kFirstTopic + kTopics) * size));
     for (Index which = 0; which < kFirstTopic + kTopics; ++which) {
-      for (Index c = 0; c < size; ++c)
-        all[static_cast<std::size_t>(which * size + c)] = direction(stream, kv_head, which, c);
+      for (Index c = 0; c < size; ++c) all[which * size + c] = direction(stream, kv_head, which, c);
     }
     return all;
   }
@@ -167,7 +166,7 @@ class LayerMaker {
   }
 
   static void add(float* row, const std::vector<float>& all, Index which, float strength, Index size) {
-    for (Index c = 0; c < size; ++c) row[c] += strength * all[static_cast<std::size_t>(which * size + c)];
+    for (Index c = 0; c < size; ++c) row[c] += strength * all[which * size + c];
   }
 
   void fill_keys_and_values(LayerTensors& layer, const Stream& stream, Index head) const {
@@ -207,7 +206,7 @@ class LayerMaker {
                 local = unit * static_cast<float>(6.0 * kind.uniform(3));
     const Stream noise = stream.child(kQueryNoise).child(static_cast<std::uint64_t>(head));
     for (Index row = 0; row < layer.queries(); ++row) {
-      const Index t = positions_[static_cast<std::size_t>(row)];
+      const Index t = positions_[row];
       float* q = layer.q.data<float>() + (head * layer.queries() + row) * g.head_size;
       for (Index c = 0; c < g.head_size; ++c)
         q[c] = 0.8F * noise.normal(static_cast<std::uint64_t>(t * g.head_size + c));

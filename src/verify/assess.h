@@ -24,9 +24,7 @@ struct Values {
   Eigen::RowVectorXd assessed(const Matrix& of, Index row) const {
     return of.row(row).segment(first, (last < 0 ? of.cols() : last) - first);
   }
-  Index place_of(Index row) const {
-    return positions.empty() ? row / rows_per_head : positions[static_cast<std::size_t>(row)];
-  }
+  Index place_of(Index row) const { return positions.empty() ? row / rows_per_head : positions[row]; }
 };
 
 /// Assesses one layer's values and adds what it finds to `check`, which keeps the worst of each part.

@@ -162,8 +162,7 @@ class BackendVerifier {
 
   void score_layer_of(Index layer, DumpInfo::Rows rows, bool judged) {
     Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows, ElementType::float64), judged);
-    const LayerTensors tensors =
-        dump_.read_layer(layer, rows, tensor_type(backend_, info_.layers[static_cast<std::size_t>(layer)]));
+    const LayerTensors tensors = dump_.read_layer(layer, rows, tensor_type(backend_, info_.layers[layer]));
     const LayerView view = judged ? LayerView::of_judged(tensors) : LayerView(tensors);
     const auto kernels = backend_.scoring(tensors);
     for (std::size_t i = 0; !judged && i < primitives_.size(); ++i) {
@@ -176,8 +175,7 @@ class BackendVerifier {
   }
 
   void assess_layer_output(Index layer) {
-    const LayerTensors tensors =
-        dump_.read_layer(layer, output_, tensor_type(backend_, info_.layers[static_cast<std::size_t>(layer)]));
+    const LayerTensors tensors = dump_.read_layer(layer, output_, tensor_type(backend_, info_.layers[layer]));
     const Matrix found = backend_.layer_errors(tensors, {}, SoftmaxMode::renormalized).exact.output;
     assess_output(*reference_, dump_.read_layer(layer, output_, ElementType::float64), found, precision_,
                   output_check_);

@@ -39,7 +39,7 @@ KeptMasks masks_of(const Selection& selection, Index context_length) {
         auto& mask = heads.emplace_back(static_cast<std::size_t>(context_length), std::uint8_t{0});
         const Ranking& ranking = selection.rankings(b)[layer][head];
         for (Index n = 0; n < selection.counts[b][layer][head]; ++n) {
-          mask[static_cast<std::size_t>(ranking[static_cast<std::size_t>(n)])] = 1;
+          mask[ranking[n]] = 1;
         }
       }
     }
@@ -143,7 +143,7 @@ KeptAssessor::Head KeptAssessor::head_of(std::size_t budget, const Selection& se
   double error = 0, size = 0;
   Index beside = 0;
   for (Index rank = std::max<Index>(0, head.count - kNear); rank < std::min(context_, head.count + kNear); ++rank) {
-    const std::int32_t token = head.ranking[static_cast<std::size_t>(rank)];
+    const std::int32_t token = head.ranking[rank];
     if (pins.contains(token, context_)) continue;
     error = std::max(error, plain_error(head, token));
     if (rank < head.count - 1 || rank > head.count) continue;
@@ -176,7 +176,7 @@ double KeptAssessor::tolerance(double plain_error, double size) const {
 /// The tokens that the policy would keep if every score were off by the tolerance in the found set's favour.
 void KeptAssessor::assess_tokens(const Head& head, KeptCheck& check) const {
   const auto context = static_cast<std::size_t>(context_);
-  const auto scores = expected_[static_cast<std::size_t>(head.layer)].scores[head.order].row(head.kv_head);
+  const auto scores = expected_[head.layer].scores[head.order].row(head.kv_head);
   const bool places = policy_.scorer->traits().scores_are_places;
   std::vector<double> favourable(context);
   std::vector<std::uint8_t> expected(context, 0), allowed(context, 0);
@@ -189,9 +189,9 @@ void KeptAssessor::assess_tokens(const Head& head, KeptCheck& check) const {
     favourable[i] = head.found[i] ? score + shift : score - shift;
   }
   const Ranking ranking = policy_.scorer->rank(favourable);
-  for (Index n = 0; n < head.count; ++n) allowed[static_cast<std::size_t>(ranking[static_cast<std::size_t>(n)])] = 1;
+  for (Index n = 0; n < head.count; ++n) allowed[ranking[n]] = 1;
   for (Index n = 0; n < head.count; ++n) {
-    expected[static_cast<std::size_t>(head.ranking[static_cast<std::size_t>(n)])] = 1;
+    expected[head.ranking[n]] = 1;
   }
   const Pins pins = policy_.scorer->traits().pins;
   for (std::size_t i = 0; i < context; ++i) {
@@ -245,11 +245,11 @@ HeadCounts KeptAssessor::favourable_counts(std::size_t budget, const std::vector
   std::vector<LayerScores> moved = expected_;
   for (const Head& head : heads) {
     if (head.count == head.expected) continue;
-    auto scores = moved[static_cast<std::size_t>(head.layer)].scores[head.order].row(head.kv_head);
+    auto scores = moved[head.layer].scores[head.order].row(head.kv_head);
     const double shift = head.count > head.expected ? head.tolerance : -head.tolerance;
     const auto [least, most] = std::minmax(head.count, head.expected);
     for (Index rank = std::max<Index>(0, least - kNear); rank < std::min(context_, most + kNear); ++rank) {
-      scores[head.ranking[static_cast<std::size_t>(rank)]] += shift;
+      scores[head.ranking[rank]] += shift;
     }
   }
   return select(moved).counts[budget];

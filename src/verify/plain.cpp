@@ -184,8 +184,7 @@ class PlainScoring : public ScoringKernels {
       std::vector<Array> heads;
       for (Index a = 0; a < group; ++a) heads.push_back(rows_of(kv_head * group + a));
       for (Index pair = 0; pair < group * group; ++pair) {
-        const auto &a = heads[static_cast<std::size_t>(pair / group)],
-                   &b = heads[static_cast<std::size_t>(pair % group)];
+        const auto &a = heads[pair / group], &b = heads[pair % group];
         Array product = (a * b).rowwise().sum().transpose();
         arithmetic_.round(product);
         products.row(kv_head * group * group + pair) = product.matrix().template cast<double>();

@@ -128,11 +128,11 @@ class Arithmetic {
 
   template <class In, class Out>
   void softmax_row(Index head, Index row, In logits, Out weights) const {
-    const Index position = layer_.query_positions[static_cast<std::size_t>(row)];
+    const Index position = layer_.query_positions[row];
     const Index first = layer_.attention.first_visible(position), count = position + 1 - first;
     const auto& sinks = layer_.attention.sinks;
     const bool has_sink = !sinks.empty();
-    const T sink = has_sink ? static_cast<T>(sinks[static_cast<std::size_t>(head)]) : T{0};
+    const T sink = has_sink ? static_cast<T>(sinks[head]) : T{0};
     const auto visible = logits.segment(first, count);
     const T largest = has_sink ? std::max(sink, visible.maxCoeff()) : visible.maxCoeff();
     if (!std::isfinite(largest) || visible.hasNaN()) {

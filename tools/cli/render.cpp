@@ -79,7 +79,7 @@ nlohmann::ordered_json json_number(double value) {
 /// The first earlier policy that keeps exactly the same entries, or nothing.
 std::string twin(const Report& report, std::size_t d, std::size_t p, std::size_t b) {
   const double index = report.arrays.contains("identical_to") ? report.at("identical_to", {d, p, b}) : -1;
-  return index < 0 ? "" : report.policies[static_cast<std::size_t>(index)];
+  return index < 0 ? "" : report.policies[index];
 }
 
 /// RFC 4180: quoted where it must be.

@@ -59,11 +59,10 @@ void print_selection(const DumpReader& dump, const SweepOptions& options, const 
   for (std::size_t p = 0; p < selections.size(); ++p) {
     for (std::size_t b = 0; b < options.budgets.size(); ++b) {
       const HeadCounts& counts = selections[p].counts[b];
-      note(fmt::format("{}: {} at {}: {} pairs; kept per KV head{}", dump.info().path.string(),
-                       options.policies[p].label, options.budgets[b].text, total(counts, dump.info()),
-                       twins[p][b] < 0 ? ""
-                                       : fmt::format(" (exactly what {} keeps)",
-                                                     options.policies[static_cast<std::size_t>(twins[p][b])].label)));
+      note(fmt::format(
+          "{}: {} at {}: {} pairs; kept per KV head{}", dump.info().path.string(), options.policies[p].label,
+          options.budgets[b].text, total(counts, dump.info()),
+          twins[p][b] < 0 ? "" : fmt::format(" (exactly what {} keeps)", options.policies[twins[p][b]].label)));
       for (std::size_t layer = 0; layer < counts.size(); ++layer) {
         std::string heads;
         for (Index count : counts[layer]) heads += fmt::format(" {:6}", count);
@@ -173,7 +172,7 @@ void check_dump_request(const DumpInfo& dump, const SweepOptions& options, const
   check_request(dump, options);
   DumpInfo mine = dump;
   mine.layers.clear();
-  for (const Index layer : layers_of(dump, ranks)) mine.layers.push_back(dump.layers[static_cast<std::size_t>(layer)]);
+  for (const Index layer : layers_of(dump, ranks)) mine.layers.push_back(dump.layers[layer]);
   check_memory(mine, options, backend);
 }
 

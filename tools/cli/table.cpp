@@ -92,8 +92,8 @@ class Table {
         on_budget = on_budget && cell.on_budget;
         if (cell.tied) tied_budgets.push_back(report_.budgets[b]);
         if (cell.twin < 0) continue;
-        twins.push_back(fmt::format("{} at {} is {}", report_.policies[p], report_.budgets[b],
-                                    report_.policies[static_cast<std::size_t>(cell.twin)]));
+        twins.push_back(
+            fmt::format("{} at {} is {}", report_.policies[p], report_.budgets[b], report_.policies[cell.twin]));
       }
       if (!tied_budgets.empty()) {
         const bool everywhere = tied_budgets.size() > 1 && tied_budgets.size() == report_.budgets.size();

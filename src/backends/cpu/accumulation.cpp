@@ -45,12 +45,12 @@ class Cache {
         start_(start),
         kv_head_(kv_head),
         group_(layer.geometry.group()),
-        tokens_(start.held[static_cast<std::size_t>(kv_head)]),
+        tokens_(start.held[kv_head]),
         sums_(static_cast<std::size_t>(group_)),
         gone_(lifetimes_after_prompt(tokens_, layer.context_length, layer.tokens)) {
     for (const std::int32_t token : tokens_) {
       for (Index a = 0; a < group_; ++a) {
-        sums_[static_cast<std::size_t>(a)].push_back(start.sums(kv_head * group_ + a, token));
+        sums_[a].push_back(start.sums(kv_head * group_ + a, token));
       }
     }
   }
@@ -115,27 +115,27 @@ class Cache {
     std::fill(row + seen, row + width, kUnseen);
     const auto [total, top] = exponentiate(row, width);
     const auto& sinks = layer_.attention.sinks;
-    const double sink = sinks.empty() ? 0 : std::exp(sinks[static_cast<std::size_t>(kv_head_ * group_ + a)] - top);
+    const double sink = sinks.empty() ? 0 : std::exp(sinks[kv_head_ * group_ + a] - top);
     const double factor = 1 / (total + sink);
-    double* sums = sums_[static_cast<std::size_t>(a)].data();
+    double* sums = sums_[a].data();
     for (Index slot = 0; slot < seen; ++slot) sums[slot] += factor * row[slot];
   }
 
   void cut(Index step, Index steps, Index seen_slots, Index seen_tokens) {
     std::vector<std::int32_t> entries;
     for (Index slot = 0; slot < seen_slots; ++slot) {
-      if (holds_[static_cast<std::size_t>(slot)]) entries.push_back(static_cast<std::int32_t>(slot));
+      if (holds_[slot]) entries.push_back(static_cast<std::int32_t>(slot));
     }
     Matrix sums(group_, static_cast<Index>(entries.size()));
     for (Index a = 0; a < group_; ++a) {
       for (Index n = 0; n < sums.cols(); ++n) {
-        sums(a, n) = sums_[static_cast<std::size_t>(a)][static_cast<std::size_t>(entries[static_cast<std::size_t>(n)])];
+        sums(a, n) = sums_[a][entries[n]];
       }
     }
     for (const std::int32_t evicted : start_.evict(sums, seen_tokens)) {
-      const Index slot = entries[static_cast<std::size_t>(evicted)];
-      holds_[static_cast<std::size_t>(slot)] = false;
-      gone_[static_cast<std::size_t>(tokens_[static_cast<std::size_t>(slot)])] = static_cast<std::int32_t>(seen_tokens);
+      const Index slot = entries[evicted];
+      holds_[slot] = false;
+      gone_[tokens_[slot]] = static_cast<std::int32_t>(seen_tokens);
       for (Index later = step + 1; later < steps; ++later) {
         for (Index a = 0; a < group_; ++a) logits(later, a)[slot] = kUnseen;
       }
@@ -145,9 +145,9 @@ class Cache {
   void close_holes() {
     Index next = 0;
     for (Index slot = 0; slot < slots(); ++slot) {
-      if (!holds_[static_cast<std::size_t>(slot)]) continue;
-      tokens_[static_cast<std::size_t>(next)] = tokens_[static_cast<std::size_t>(slot)];
-      for (auto& sums : sums_) sums[static_cast<std::size_t>(next)] = sums[static_cast<std::size_t>(slot)];
+      if (!holds_[slot]) continue;
+      tokens_[next] = tokens_[slot];
+      for (auto& sums : sums_) sums[next] = sums[slot];
       ++next;
     }
     tokens_.resize(static_cast<std::size_t>(next));
@@ -169,9 +169,8 @@ class Cache {
 
 std::vector<Lifetimes> accumulate(const LayerTensors& layer, const Accumulation& start, int threads) {
   std::vector<Lifetimes> lifetimes(static_cast<std::size_t>(layer.geometry.kv_heads));
-  parallel_for(threads, layer.geometry.kv_heads, [&](Index kv_head) {
-    lifetimes[static_cast<std::size_t>(kv_head)] = Cache(layer, start, kv_head).run();
-  });
+  parallel_for(threads, layer.geometry.kv_heads,
+               [&](Index kv_head) { lifetimes[kv_head] = Cache(layer, start, kv_head).run(); });
   return lifetimes;
 }
 

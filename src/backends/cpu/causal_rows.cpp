@@ -47,7 +47,7 @@ void CausalRows::exponentials(Index at, Index position) {
   Lanes maxima = broadcast(hidden);
   for (Index i = 0; i < stride_; i += kLanes) maxima = max(maxima, load(row + i));
   const auto& sinks = layer_.attention.sinks;
-  const float sink = sinks.empty() ? hidden : static_cast<float>(sinks[static_cast<std::size_t>(head_)]);
+  const float sink = sinks.empty() ? hidden : static_cast<float>(sinks[head_]);
   largest_[at] = std::max(maximum(maxima), sink);
   Lanes total{};
   for (Index i = 0; i < stride_; i += kLanes) {

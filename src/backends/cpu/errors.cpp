@@ -92,17 +92,15 @@ class HeadOutputs {
       const DeltaTarget target{first + cell * cell_stride, kept_.data() + offset + (cell - 1) * cell_stride,
                                cell_stride, width_};
       if (!keep.lifetimes.empty()) {
-        const std::span positions(&layer_.query_positions[static_cast<std::size_t>(first_query)],
-                                  static_cast<std::size_t>(queries));
-        walk_decoding(table, positions, keep.lifetimes[static_cast<std::size_t>(kv_head)], sinks, mode_, target,
-                      &evicted_mass_(task, cell));
+        const std::span positions(&layer_.query_positions[first_query], static_cast<std::size_t>(queries));
+        walk_decoding(table, positions, keep.lifetimes[kv_head], sinks, mode_, target, &evicted_mass_(task, cell));
         ++cell;
         continue;
       }
       std::vector<Index> counts;
-      for (const auto& of_budget : keep.counts) counts.push_back(of_budget[static_cast<std::size_t>(kv_head)]);
-      walk(table, layer_.context_length, layer_.tokens, keep.rankings[static_cast<std::size_t>(kv_head)], counts, sinks,
-           mode_, target, &evicted_mass_(task, cell));
+      for (const auto& of_budget : keep.counts) counts.push_back(of_budget[kv_head]);
+      walk(table, layer_.context_length, layer_.tokens, keep.rankings[kv_head], counts, sinks, mode_, target,
+           &evicted_mass_(task, cell));
       cell += static_cast<Index>(counts.size());
     }
   }
@@ -115,7 +113,7 @@ class HeadOutputs {
     for (Index head = 0; head < table.rows.heads(); ++head) {
       for (Index query = 0; query < table.rows.queries(); ++query) {
         const Index row = head * table.rows.head_stride() + query;
-        const double sink = sinks.empty() ? 0 : std::exp(sinks[static_cast<std::size_t>(head)] - sums.maximum[row]);
+        const double sink = sinks.empty() ? 0 : std::exp(sinks[head] - sums.maximum[row]);
         const float factor = static_cast<float>(1 / (sums.sum[row] + sink));
         for (Index c = 0; c < table.value_size; ++c) {
           first[query * width_ + head * table.value_size + c] =
@@ -168,8 +166,8 @@ class CancelledRows {
     }
     const KeptSums sums = project_kept(layer_, x, queries, exact, threads);
     for (std::size_t n = 0; n < rows_.size(); ++n) {
-      rows_[n].error->kept_square[static_cast<std::size_t>(rows_[n].query)] = sums.squares[n];
-      rows_[n].error->kept_product[static_cast<std::size_t>(rows_[n].query)] = sums.products[n];
+      rows_[n].error->kept_square[rows_[n].query] = sums.squares[n];
+      rows_[n].error->kept_product[rows_[n].query] = sums.products[n];
     }
   }
 

@@ -116,7 +116,7 @@ class GroupPass {
     if (open.empty()) return energies;
     const Differences differences(layer_, first_head_ + a, distance_, values_, forms, softmax);
     parallel_for(threads_, static_cast<Index>(open.size()), [&](Index n) {
-      const Index key = open[static_cast<std::size_t>(n)];
+      const Index key = open[n];
       energies[key] = differences.energy(key);
     });
     return energies;

@@ -14,7 +14,7 @@ ValuePanels::ValuePanels(const LayerTensors& layer, Index kv_head, int threads)
   for (Index block = 0; block < blocks; ++block) rows.emplace_back(kKeyBlock, size);
   parallel_for(threads, blocks, [&](Index block) {
     const Index first = block * kKeyBlock, last = std::min(context, first + kKeyBlock);
-    Panels& target = rows[static_cast<std::size_t>(block)];
+    Panels& target = rows[block];
     Buffer<float> values(kKeyBlock * size);
     centred.rows(first, last, values.data());
     std::fill(values.data() + (last - first) * size, values.data() + values.size(), 0.0F);

@@ -22,7 +22,7 @@ GroupNorm::GroupNorm(const LayerTensors& layer, Index kv_head, const std::vector
   for (Index a = 0; a < group_; ++a) {
     for (Index b = 0; b < group_; ++b) {
       if (a != b && !joint) continue;
-      gram_.block(a * size_, b * size_, size_, size_) = grams[static_cast<std::size_t>(a * group_ + b)].cast<double>();
+      gram_.block(a * size_, b * size_, size_, size_) = grams[a * group_ + b].cast<double>();
     }
   }
 }

@@ -27,7 +27,7 @@ GroupRemoval::GroupRemoval(const LayerTensors& layer, Index kv_head, Index first
       values_(layer, kv_head),
       attention_(layer, kv_head, first_query, queries, values_, threads),
       dominants_(static_cast<std::size_t>(attention_.stride()), nullptr) {
-  for (const Dominant& each : attention_.dominants()) dominants_[static_cast<std::size_t>(each.row)] = &each;
+  for (const Dominant& each : attention_.dominants()) dominants_[each.row] = &each;
   form_pairs(layer, kv_head, joint, threads);
   find_known();
 }
@@ -38,12 +38,12 @@ void GroupRemoval::form_pairs(const LayerTensors& layer, Index kv_head, bool joi
   }
   std::vector<FloatMatrix> grams(static_cast<std::size_t>(group_ * group_));
   parallel_for(threads, static_cast<Index>(pairs_.size()), [&](Index p) {
-    const auto [a, b] = pairs_[static_cast<std::size_t>(p)];
-    FloatMatrix& found = grams[static_cast<std::size_t>(a * group_ + b)];
+    const auto [a, b] = pairs_[p];
+    FloatMatrix& found = grams[a * group_ + b];
     found = gram(layer, kv_head * group_ + a, kv_head * group_ + b);
-    if (a != b) grams[static_cast<std::size_t>(b * group_ + a)] = found.transpose();
+    if (a != b) grams[b * group_ + a] = found.transpose();
   });
-  for (const auto& [a, b] : pairs_) forms_.emplace_back(grams[static_cast<std::size_t>(a * group_ + b)]);
+  for (const auto& [a, b] : pairs_) forms_.emplace_back(grams[a * group_ + b]);
   norm_.emplace_back(layer, kv_head, grams, joint);
   form_moments(grams);
 }
@@ -57,7 +57,7 @@ void GroupRemoval::form_moments(const std::vector<FloatMatrix>& grams) {
   roots_ = Buffer<float>(group_ * stride);
   for (std::size_t p = 0; p < pairs_.size(); ++p) {
     const auto [a, b] = pairs_[p];
-    const Matrix gram = grams[static_cast<std::size_t>(a * group_ + b)].cast<double>();
+    const Matrix gram = grams[a * group_ + b].cast<double>();
     const auto of_a = attention_.outputs().middleRows(a * stride, stride);
     const auto of_b = attention_.outputs().middleRows(b * stride, stride);
     const Matrix from_b = of_b * gram.transpose();
@@ -94,8 +94,8 @@ void GroupRemoval::energies(Index first, Index last, double* out) const {
   values_.rows(first, last, x.data());
   Matrix forms(pairs, count);
   for (Index p = 0; p < pairs; ++p) {
-    forms_[static_cast<std::size_t>(p)].evaluate(x.data(), count, &forms(p, 0));
-    if (pairs_[static_cast<std::size_t>(p)].a != pairs_[static_cast<std::size_t>(p)].b) forms.row(p) *= 2;
+    forms_[p].evaluate(x.data(), count, &forms(p, 0));
+    if (pairs_[p].a != pairs_[p].b) forms.row(p) *= 2;
   }
   const Index linear_stride = padded(moments_.columns());
   multiply(count, size, {x.data(), size, 1}, moments_, 0, moments_.count(), linear.data(), linear_stride);
@@ -179,7 +179,7 @@ void GroupRemoval::write_moved(Index token, Index query, const float* odds, Matr
   const Index size = values_.size();
   for (Index a = 0; a < group_; ++a) {
     const Index at = a * attention_.head_stride() + query;
-    const Dominant* dominant = dominants_[static_cast<std::size_t>(at)];
+    const Dominant* dominant = dominants_[at];
     auto target = moved.row(row).segment(a * size, size);
     if (dominant && dominant->token == token) {
       target = dominant->moved;

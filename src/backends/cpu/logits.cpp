@@ -23,16 +23,15 @@ QueryRows::QueryRows(const LayerTensors& layer, Index first_head, Index heads, I
   for (Index r = 0; r < stride_; ++r) {
     const Index query = first_query + r % head_stride;
     const bool real = r < heads * head_stride && query <= last_query;
-    positions_[r] =
-        static_cast<std::int32_t>(layer.query_positions[static_cast<std::size_t>(real ? query : last_query)]);
+    positions_[r] = static_cast<std::int32_t>(layer.query_positions[real ? query : last_query]);
     if (real) {
       const float* q = layer.q.data<float>() + ((first_head + r / head_stride) * layer.queries() + query) * size;
       std::copy_n(q, size, rows.data() + r * size);
     }
   }
   for (Index p = 0; p < q_.count(); ++p) q_.set_panel_transposed(p, rows.data(), size, scale);
-  first_position_ = layer.query_positions[static_cast<std::size_t>(first_query)];
-  last_position_ = layer.query_positions[static_cast<std::size_t>(last_query)];
+  first_position_ = layer.query_positions[first_query];
+  last_position_ = layer.query_positions[last_query];
 }
 
 void QueryRows::logits(Index first, Index last, float* out) const {

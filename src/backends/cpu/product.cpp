@@ -74,8 +74,7 @@ void multiply(Index rows, Index depth, LeftFactor a, const Panels& b, Index firs
       for (Index row = block; row < block_end; row += kTile) {
         const Index count = std::min(kTile, block_end - row);
         const LeftFactor from{a.data + row * a.row_stride, a.row_stride, a.depth_stride};
-        kTiles[static_cast<std::size_t>(count - 1)](depth, from, b.panel(p), c + row * c_stride + (p - first) * kPanel,
-                                                    c_stride, accumulate);
+        kTiles[count - 1](depth, from, b.panel(p), c + row * c_stride + (p - first) * kPanel, c_stride, accumulate);
       }
     }
   }

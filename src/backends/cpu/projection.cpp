@@ -42,8 +42,7 @@ Projected project(const LayerTensors& layer, const float* head_outputs, Index ce
       for (Index c = 0; c < columns; ++c) {
         const double value = y[row * kColumns + c];
         if (row < queries) {
-          projected.exact(query, first + c) =
-              value + (layer.bias.empty() ? 0.0 : layer.bias[static_cast<std::size_t>(first + c)]);
+          projected.exact(query, first + c) = value + (layer.bias.empty() ? 0.0 : layer.bias[first + c]);
         }
         square += value * value;
         product += value * projected.exact(query, first + c);
@@ -71,10 +70,10 @@ KeptSums project_kept(const LayerTensors& layer, const Buffer<float>& x, const s
     for (Index row = 0; row < rows; ++row) {
       double square = 0, product = 0;
       for (Index c = 0; c < columns; ++c) {
-        const double bias = layer.bias.empty() ? 0.0 : layer.bias[static_cast<std::size_t>(first + c)];
+        const double bias = layer.bias.empty() ? 0.0 : layer.bias[first + c];
         const double value = y[row * kColumns + c] + bias;
         square += value * value;
-        product += value * exact(queries[static_cast<std::size_t>(row)], first + c);
+        product += value * exact(queries[row], first + c);
       }
       squares(task, row) = square;
       products(task, row) = product;

@@ -29,7 +29,7 @@ QuadraticForm::QuadraticForm(const FloatMatrix& gram) : triangle_(gram.rows(), g
   for (Index i = 0; i < gram.rows(); ++i) {
     std::vector<float> row(static_cast<std::size_t>(gram.cols()), 0.0F);
     for (Index j = i; j < gram.cols(); ++j) {
-      row[static_cast<std::size_t>(j)] = i == j ? gram(i, i) : gram(i, j) + gram(j, i);
+      row[j] = i == j ? gram(i, i) : gram(i, j) + gram(j, i);
     }
     triangle_.set_row(i, row.data());
   }

@@ -158,7 +158,7 @@ void write_deltas(const LogitTable& table, const std::vector<PartialSoftmax>& su
                   DeltaTarget target, double* evicted_mass) {
   RowDeltas deltas(cuts, padded(table.value_size));
   for (Index head = 0; head < table.rows.heads(); ++head) {
-    const double* sink = sinks.empty() ? nullptr : &sinks[static_cast<std::size_t>(head)];
+    const double* sink = sinks.empty() ? nullptr : &sinks[head];
     for (Index query = 0; query < table.rows.queries(); ++query) {
       deltas.form(sums, head * table.rows.head_stride() + query, sink, mode);
       for (std::size_t cell = 0; cell < cut_of_cell.size(); ++cell) {
@@ -191,7 +191,7 @@ class LeavingTokens {
       std::copy_n(table.values + token * table.value_size, table.value_size, values_.data() + row * table.value_size);
       for (Index head = 0; head < table.rows.heads(); ++head) {
         for (Index query = 0; query < table.rows.queries(); ++query) {
-          const bool there = positions[static_cast<std::size_t>(query)] < lifetimes[static_cast<std::size_t>(token)];
+          const bool there = positions[query] < lifetimes[token];
           const Index r = head * table.rows.head_stride() + query;
           (there ? kept_ : evicted_)[row * table.rows.stride() + r] = table.logits[token * table.rows.stride() + r];
         }
@@ -267,7 +267,7 @@ void walk_decoding(const LogitTable& table, std::span<const Index> positions, co
                    std::span<const double> sinks, SoftmaxMode mode, DeltaTarget target, double* evicted_mass) {
   std::vector<std::int32_t> kept, evicted, leaving;
   for (Index token = 0; token <= positions.back(); ++token) {
-    const std::int32_t end = lifetimes[static_cast<std::size_t>(token)];
+    const std::int32_t end = lifetimes[token];
     auto& tokens = end > positions.back() ? kept : end <= positions.front() ? evicted : leaving;
     tokens.push_back(static_cast<std::int32_t>(token));
   }

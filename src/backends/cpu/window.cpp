@@ -26,8 +26,7 @@ class RowSoftmax {
     const auto& sinks = layer.attention.sinks;
     for (Index r = 0; r < rows.stride(); ++r) {
       const Index head = first_head + std::min(r / rows.head_stride(), rows.heads() - 1);
-      maximum_[r] = sinks.empty() ? -std::numeric_limits<float>::infinity()
-                                  : static_cast<float>(sinks[static_cast<std::size_t>(head)]);
+      maximum_[r] = sinks.empty() ? -std::numeric_limits<float>::infinity() : static_cast<float>(sinks[head]);
       sum_[r] = sinks.empty() ? 0.0F : 1.0F;
     }
   }
@@ -81,7 +80,7 @@ void visit_columns(const LayerTensors& layer, Index first_query, Index queries, 
   const Index head_stride = (queries + kLanes - 1) / kLanes * kLanes;
   const QueryRows rows(layer, first_head, heads, first_query, queries, head_stride);
   const Index stride = rows.stride();
-  const Index tokens = layer.query_positions[static_cast<std::size_t>(first_query + queries - 1)] + 1;
+  const Index tokens = layer.query_positions[first_query + queries - 1] + 1;
 
   float* logits = scratch.at_least(tokens * stride);
   RowSoftmax softmax(layer, rows, first_head);

@@ -62,7 +62,7 @@ WindowAttention::WindowAttention(const LayerTensors& layer, Index kv_head, Index
                                  const CentredValues& values, int threads)
     : rows_(layer, kv_head * layer.geometry.group(), layer.geometry.group(), first_query, queries,
             (queries + kLanes - 1) / kLanes * kLanes),
-      tokens_(layer.query_positions[static_cast<std::size_t>(first_query + queries - 1)] + 1),
+      tokens_(layer.query_positions[first_query + queries - 1] + 1),
       context_(layer.context_length),
       exponentials_(std::max(tokens_, context_) * rows_.stride()),
       totals_(rows_.stride()),
@@ -82,7 +82,7 @@ WindowAttention::WindowAttention(const LayerTensors& layer, Index kv_head, Index
       for (Index c = 0; c < values.size(); ++c) of_values[c] += part[c];
     }
     const Index head = kv_head * layer.geometry.group() + row / head_stride();
-    const double sink = sinks.empty() ? kHidden : sinks[static_cast<std::size_t>(head)];
+    const double sink = sinks.empty() ? kHidden : sinks[head];
     finish_row(row, sink, largest.top[row], largest.maximum[row], sum, of_values, values);
   }
 }

@@ -23,9 +23,9 @@ struct Cache {
 
 Cache after_prompt(const LayerTensors& layer, const Accumulation& start, Index kv_head) {
   const auto tokens = static_cast<std::size_t>(layer.tokens), context = static_cast<std::size_t>(layer.context_length);
-  const auto& held = start.held[static_cast<std::size_t>(kv_head)];
+  const auto& held = start.held[kv_head];
   Cache cache{std::vector<bool>(tokens, false), {}, lifetimes_after_prompt(held, layer.context_length, layer.tokens)};
-  for (const std::int32_t token : held) cache.holds[static_cast<std::size_t>(token)] = true;
+  for (const std::int32_t token : held) cache.holds[token] = true;
   for (Index a = 0; a < layer.geometry.group(); ++a) {
     auto& sums = cache.sums.emplace_back(tokens, 0.0);
     for (std::size_t i = 0; i < context; ++i) {
@@ -40,12 +40,11 @@ void cut(Cache& cache, const Accumulation& start, Index seen) {
   Matrix sums(static_cast<Index>(cache.sums.size()), static_cast<Index>(entries.size()));
   for (Index a = 0; a < sums.rows(); ++a) {
     for (Index n = 0; n < sums.cols(); ++n) {
-      sums(a, n) =
-          cache.sums[static_cast<std::size_t>(a)][static_cast<std::size_t>(entries[static_cast<std::size_t>(n)])];
+      sums(a, n) = cache.sums[a][entries[n]];
     }
   }
   for (const std::int32_t evicted : start.evict(sums, seen)) {
-    const auto token = static_cast<std::size_t>(entries[static_cast<std::size_t>(evicted)]);
+    const auto token = static_cast<std::size_t>(entries[evicted]);
     cache.holds[token] = false;
     cache.gone[token] = static_cast<std::int32_t>(seen);
   }
@@ -60,11 +59,11 @@ std::vector<Lifetimes> accumulate(const LayerTensors& layer, const Accumulation&
     Cache cache = after_prompt(layer, start, kv_head);
     for (Index step = 0; step < steps; ++step) {
       const Index position = layer.context_length + step;
-      cache.holds[static_cast<std::size_t>(position)] = true;
+      cache.holds[position] = true;
       for (Index a = 0; a < layer.geometry.group(); ++a) {
         const std::vector<double> weights =
             attention_row(layer, kv_head * layer.geometry.group() + a, first_row + step, cache.holds);
-        auto& sums = cache.sums[static_cast<std::size_t>(a)];
+        auto& sums = cache.sums[a];
         for (std::size_t i = 0; i < weights.size(); ++i) sums[i] += weights[i];
       }
       if (start.schedule.cuts_after(step)) cut(cache, start, position + 1);

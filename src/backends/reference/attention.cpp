@@ -16,23 +16,23 @@ double logit(const LayerTensors& layer, Index head, Index row, Index token) {
 }
 
 std::vector<double> attention_row(const LayerTensors& layer, Index head, Index row, const std::vector<bool>& visible) {
-  const Index position = layer.query_positions[static_cast<std::size_t>(row)];
+  const Index position = layer.query_positions[row];
   const Index first = layer.attention.first_visible(position);
   std::vector<double> weights(static_cast<std::size_t>(layer.tokens), 0.0);
 
   double maximum = -std::numeric_limits<double>::infinity();
   for (Index i = first; i <= position; ++i) {
-    if (!visible[static_cast<std::size_t>(i)]) continue;
-    weights[static_cast<std::size_t>(i)] = logit(layer, head, row, i);
-    maximum = std::max(maximum, weights[static_cast<std::size_t>(i)]);
+    if (!visible[i]) continue;
+    weights[i] = logit(layer, head, row, i);
+    maximum = std::max(maximum, weights[i]);
   }
   const auto& sinks = layer.attention.sinks;
-  if (!sinks.empty()) maximum = std::max(maximum, sinks[static_cast<std::size_t>(head)]);
+  if (!sinks.empty()) maximum = std::max(maximum, sinks[head]);
 
-  double denominator = sinks.empty() ? 0 : std::exp(sinks[static_cast<std::size_t>(head)] - maximum);
+  double denominator = sinks.empty() ? 0 : std::exp(sinks[head] - maximum);
   for (Index i = first; i <= position; ++i) {
-    if (!visible[static_cast<std::size_t>(i)]) continue;
-    double& weight = weights[static_cast<std::size_t>(i)];
+    if (!visible[i]) continue;
+    double& weight = weights[i];
     weight = std::exp(weight - maximum);
     denominator += weight;
   }
@@ -48,7 +48,7 @@ std::vector<double> project(const LayerTensors& layer, Index head, const double*
   std::vector<double> out(static_cast<std::size_t>(layer.geometry.model_size), 0.0);
   for (Index c = 0; c < value_size; ++c) {
     for (Index column = 0; column < layer.geometry.model_size; ++column) {
-      out[static_cast<std::size_t>(column)] += head_vector[c] * w_o(head * value_size + c, column);
+      out[column] += head_vector[c] * w_o(head * value_size + c, column);
     }
   }
   return out;

@@ -11,8 +11,8 @@ namespace {
 /// Which keys of one KV head are in the cache: the first `count` context tokens of its ranking, and all decoded ones.
 std::vector<bool> kept_keys(const LayerTensors& layer, const Ranking& ranking, Index count) {
   std::vector<bool> kept(static_cast<std::size_t>(layer.tokens), false);
-  for (Index i = layer.context_length; i < layer.tokens; ++i) kept[static_cast<std::size_t>(i)] = true;
-  for (Index n = 0; n < count; ++n) kept[static_cast<std::size_t>(ranking[static_cast<std::size_t>(n)])] = true;
+  for (Index i = layer.context_length; i < layer.tokens; ++i) kept[i] = true;
+  for (Index n = 0; n < count; ++n) kept[ranking[n]] = true;
   return kept;
 }
 
@@ -40,8 +40,8 @@ LayerReplay::Heads LayerReplay::heads(const Caches& kept) const {
     Matrix weights(layer_.queries(), layer_.tokens);
     for (Index t = 0; t < layer_.queries(); ++t) {
       const auto& of_head = kept[static_cast<std::size_t>(head / layer_.geometry.group())];
-      const auto row = attention_row(layer_, head, t, of_head[static_cast<std::size_t>(t)]);
-      for (Index i = 0; i < layer_.tokens; ++i) weights(t, i) = row[static_cast<std::size_t>(i)];
+      const auto row = attention_row(layer_, head, t, of_head[t]);
+      for (Index i = 0; i < layer_.tokens; ++i) weights(t, i) = row[i];
     }
     heads.outputs.push_back(weighted_values(head, weights));
     heads.weights.push_back(std::move(weights));
@@ -66,13 +66,13 @@ Matrix LayerReplay::weighted_values(Index head, const Matrix& weights) const {
 void LayerReplay::drop_evicted(Heads& exact, const Caches& kept) const {
   for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
     const auto& kept_of_head = kept[static_cast<std::size_t>(head / layer_.geometry.group())];
-    Matrix& weights = exact.weights[static_cast<std::size_t>(head)];
+    Matrix& weights = exact.weights[head];
     for (Index t = 0; t < layer_.queries(); ++t) {
       for (Index i = 0; i < layer_.tokens; ++i) {
-        if (!kept_of_head[static_cast<std::size_t>(t)][static_cast<std::size_t>(i)]) weights(t, i) = 0;
+        if (!kept_of_head[t][i]) weights(t, i) = 0;
       }
     }
-    exact.outputs[static_cast<std::size_t>(head)] = weighted_values(head, weights);
+    exact.outputs[head] = weighted_values(head, weights);
   }
 }
 
@@ -81,8 +81,8 @@ Matrix LayerReplay::layer_output(const Heads& heads) const {
   Matrix output = Matrix::Zero(layer_.queries(), layer_.geometry.model_size);
   for (Index t = 0; t < layer_.queries(); ++t) {
     for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
-      const std::vector<double> term = project(layer_, head, &heads.outputs[static_cast<std::size_t>(head)](t, 0));
-      for (Index c = 0; c < output.cols(); ++c) output(t, c) += term[static_cast<std::size_t>(c)];
+      const std::vector<double> term = project(layer_, head, &heads.outputs[head](t, 0));
+      for (Index c = 0; c < output.cols(); ++c) output(t, c) += term[c];
     }
     for (std::size_t c = 0; c < layer_.bias.size(); ++c) output(t, static_cast<Index>(c)) += layer_.bias[c];
   }
@@ -132,7 +132,7 @@ OutputError LayerReplay::compare(const Heads& kept_heads, const Caches& kept) co
     const auto& kept_of_head = kept[static_cast<std::size_t>(head / layer_.geometry.group())];
     for (Index i = 0; i < layer_.tokens; ++i) {
       for (std::size_t t = 0; t < kept_of_head.size(); ++t) {
-        if (!kept_of_head[t][static_cast<std::size_t>(i)]) {
+        if (!kept_of_head[t][i]) {
           evicted_mass += exact_heads_.weights[at](static_cast<Index>(t), i);
         }
       }
@@ -149,10 +149,10 @@ double LayerReplay::bound(const Caches& kept) const {
     const Index kv_head = head / layer_.geometry.group();
     const auto v = layer_.v.matrix<double>(kv_head);
     for (Index i = 0; i < layer_.context_length; ++i) {
-      if (kept[static_cast<std::size_t>(kv_head)][0][static_cast<std::size_t>(i)]) continue;
+      if (kept[kv_head][0][i]) continue;
       double square = 0;
       for (double x : project(layer_, head, v.row(i).data())) square += x * x;
-      sum += exact_heads_.weights[static_cast<std::size_t>(head)].col(i).norm() * std::sqrt(square);
+      sum += exact_heads_.weights[head].col(i).norm() * std::sqrt(square);
     }
   }
   return sum;

@@ -29,9 +29,9 @@ void visit_removals(const LayerTensors& layer, Index head, Index row, const Matr
   const std::vector<bool> all(static_cast<std::size_t>(layer.tokens), true);
   const std::vector<double> weights = attention_row(layer, head, row, all);
   Eigen::RowVectorXd output = Eigen::RowVectorXd::Zero(values.cols());
-  for (Index i = 0; i < layer.tokens; ++i) output += weights[static_cast<std::size_t>(i)] * values.row(i);
+  for (Index i = 0; i < layer.tokens; ++i) output += weights[i] * values.row(i);
   for (Index i = 0; i < layer.context_length; ++i) {
-    const double weight = std::min(weights[static_cast<std::size_t>(i)], kLargestWeight);
+    const double weight = std::min(weights[i], kLargestWeight);
     if (weight > 0) visit(i, weight / (1 - weight) * (output - values.row(i)));
   }
 }
@@ -48,11 +48,10 @@ Matrix removal_energies(const LayerTensors& layer, Index queries, OverQueries ov
       Matrix moved = Matrix::Zero(context, layer.geometry.model_size);
       Eigen::VectorXd separate = Eigen::VectorXd::Zero(context);
       for (Index a = 0; a < group; ++a) {
-        visit_removals(layer, kv_head * group + a, row, values[static_cast<std::size_t>(a)],
-                       [&](Index i, const Eigen::RowVectorXd& change) {
-                         moved.row(i) += change;
-                         separate[i] += change.squaredNorm();
-                       });
+        visit_removals(layer, kv_head * group + a, row, values[a], [&](Index i, const Eigen::RowVectorXd& change) {
+          moved.row(i) += change;
+          separate[i] += change.squaredNorm();
+        });
       }
       for (Index i = 0; i < context; ++i) {
         const double energy = joint ? moved.row(i).squaredNorm() : separate[i];

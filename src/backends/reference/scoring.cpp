@@ -16,7 +16,7 @@ Matrix Scoring::attention(Index head, Index queries) const {
   Matrix weights(queries, layer_.context_length);
   for (Index t = 0; t < queries; ++t) {
     const std::vector<double> row = attention_row(layer_, head, layer_.queries() - queries + t, all);
-    for (Index i = 0; i < layer_.context_length; ++i) weights(t, i) = row[static_cast<std::size_t>(i)];
+    for (Index i = 0; i < layer_.context_length; ++i) weights(t, i) = row[i];
   }
   return weights;
 }
@@ -53,8 +53,7 @@ Matrix Scoring::compute_window_products(Index window) {
       for (Index b = 0; b < group; ++b) {
         for (Index t = 0; t < queries; ++t) {
           for (Index i = 0; i < layer_.context_length; ++i) {
-            products((kv_head * group + a) * group + b, i) +=
-                heads[static_cast<std::size_t>(a)](t, i) * heads[static_cast<std::size_t>(b)](t, i);
+            products((kv_head * group + a) * group + b, i) += heads[a](t, i) * heads[b](t, i);
           }
         }
       }
@@ -70,7 +69,7 @@ Matrix Scoring::compute_column_sums() {
   for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
     for (Index t = 0; t < layer_.context_length; ++t) {
       const std::vector<double> row = attention_row(layer_, head, t, all);
-      for (Index i = 0; i <= t; ++i) sums(head, i) += row[static_cast<std::size_t>(i)];
+      for (Index i = 0; i <= t; ++i) sums(head, i) += row[i];
     }
   }
   return sums;
@@ -85,10 +84,10 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
                             Matrix::Zero(queries, layer_.geometry.value_size)};
     for (Index t = 0; t < queries; ++t) {
       const Index row = layer_.queries() - queries + t;
-      const Index position = layer_.query_positions[static_cast<std::size_t>(row)];
+      const Index position = layer_.query_positions[row];
       const std::vector<double> weights = attention_row(layer_, head, row, all);
       for (Index i = layer_.attention.first_visible(position); i <= position; ++i) {
-        const double weight = weights[static_cast<std::size_t>(i)];
+        const double weight = weights[i];
         attention.outputs.row(t) += weight * v.row(i);
         if (i >= context) continue;
         attention.weights(t, i) = weight;
@@ -135,7 +134,7 @@ Matrix Scoring::compute_value_products() {
         for (Index b = 0; b < group; ++b) {
           double& product = products((kv_head * group + a) * group + b, i);
           for (std::size_t c = 0; c < terms[0].size(); ++c) {
-            product += terms[static_cast<std::size_t>(a)][c] * terms[static_cast<std::size_t>(b)][c];
+            product += terms[a][c] * terms[b][c];
           }
         }
       }
