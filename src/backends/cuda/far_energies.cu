@@ -1,6 +1,5 @@
 #include "backends/cuda/dispatch.cuh"
-#include "backends/cuda/half_products.cuh"
-#include "backends/cuda/half_removal.h"
+#include "backends/cuda/far_energies.cuh"
 
 namespace laprox::cuda {
 
@@ -9,16 +8,8 @@ namespace {
 constexpr int kKeyTiles = 2, kWarpKeys = 16 * kKeyTiles;  ///< keys of a warp
 constexpr int kBlockKeys = kWarps * kWarpKeys;
 
-/// Tiles of queries, behind which their moments and terms stand in the tile.
 template <class T, int Size>
-struct FarTiles : HalfRows<T, Size> {
-  using Moments = HalfRows<__half, 2 * Size>;
-  static constexpr int kMomentChunks = HalfRows<T, Size>::kTileBytes / 16;
-  static constexpr int kRowChunks = kMomentChunks + Moments::kTileBytes / 16;
-  static constexpr int kPairChunks = kRowChunks + kTile * static_cast<int>(sizeof(RowTerms)) / 16;
-  static constexpr int kTileBytes = 16 * kPairChunks + kTile * static_cast<int>(sizeof(PairTerms));
-  static constexpr int kStages = 2;
-  static constexpr int kSharedBytes = kStages * kTileBytes;
+struct FarTiles : FarShape<HalfRows<T, Size>, HalfRows<__half, 2 * Size>> {
   static constexpr int kResidentBlocks = 2;
 };
 
@@ -35,10 +26,7 @@ __global__ void __launch_bounds__(kThreads, FarTiles<T, Size>::kResidentBlocks)
   const int block_key = static_cast<int>(blockIdx.y) * kBlockKeys;
   const int key = block_key + static_cast<int>(threadIdx.x) / 32 * kWarpKeys, count = layer.context - key;
   const int window = layer.sliding_window > 0 ? layer.sliding_window : layer.queries;
-  const long long last_query =
-      min(static_cast<long long>(layer.queries), static_cast<long long>(block_key) + kBlockKeys - 1 + window);
-  const int first = static_cast<int>((static_cast<long long>(block_key) + distance) / kTile);
-  const int last = max(first, static_cast<int>((last_query + kTile - 1) / kTile));
+  const FarTileRange tiles(layer, block_key, kBlockKeys, window, distance, kTile);
 
   LeftRows<T, Size> keys[kKeyTiles];
   LeftRows<__half, Size> values[kKeyTiles];
@@ -92,11 +80,8 @@ __global__ void __launch_bounds__(kThreads, FarTiles<T, Size>::kResidentBlocks)
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const int at = key + 16 * i + 8 * half + lane_row();
-            const float weight =
-                fast_exp2(__fmaf_rn(c[i][n][2 * half + e], form.factor, -row.maximum)) * row.inverse_sum;
-            const float odds = __fdividef(weight, 1 - weight);
-            const float difference = __fmaf_rn(-pair.scale, linear[i][n][2 * half + e], forms[i][half] + pair.square);
-            float energy = odds * odds * fmaxf(difference, 0);
+            float energy = far_energy(c[i][n][2 * half + e], form.factor, row, linear[i][n][2 * half + e], pair.scale,
+                                      forms[i][half], pair.square);
             if (at == row.token) energy = row.energy;
             if (!all && (query >= layer.queries || query < at + distance || !sees(layer, query, at))) energy = 0;
             of_tile[i][half] += energy;
@@ -106,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, FarTiles<T, Size>::kResidentBlocks)
     }
   };
   stream_tiles<S>(
-      queries, layer.queries, first, last, shared,
+      queries, layer.queries, tiles.first, tiles.last, shared,
       [&](int tile, const uint4* chunks) {
         if (count <= 0) return;
         float of_tile[kKeyTiles][2] = {};  // short chains of sums keep their digits
@@ -118,13 +103,7 @@ __global__ void __launch_bounds__(kThreads, FarTiles<T, Size>::kResidentBlocks)
           sums[i][1] += of_tile[i][1];
         }
       },
-      [&](int tile, uint4* chunks) {
-        const int start = tile * kTile, real = max(terms.padded - start, 0);
-        start_tile<typename S::Moments>(chunks + S::kMomentChunks, terms.moments + of_head * 2 * Size, terms.padded,
-                                        tile);
-        start_terms(chunks + S::kRowChunks, terms.row_terms + of_head + start, kTile, real);
-        start_terms(chunks + S::kPairChunks, terms.pair_terms + of_head + start, kTile, real);
-      });
+      [&](int tile, uint4* chunks) { start_far_terms<S, Size>(chunks, terms, of_head, tile); });
 #pragma unroll
   for (int i = 0; i < kKeyTiles; ++i) {
 #pragma unroll

@@ -1,6 +1,5 @@
 #include "backends/cuda/dispatch.cuh"
-#include "backends/cuda/half_products.cuh"
-#include "backends/cuda/half_removal.h"
+#include "backends/cuda/far_energies.cuh"
 #include "backends/cuda/stream_sm90.cuh"
 
 namespace laprox::cuda {
@@ -12,20 +11,13 @@ constexpr int kKeyGroups = 3;   ///< warpgroups per block: what registers allow
 constexpr int kBlockKeys = kKeyGroups * kGroupKeys;
 constexpr int kQueries = 128;  ///< streamed at a time
 
-/// Shape of a stream (see stream.cuh) of queries, behind which their moments and terms stand in the tile.
-template <class T, int Size>
-struct FarTiles : HalfTiles<T, Size, kQueries> {
+template <class T, int Row>
+struct FarRows : HalfTiles<T, Row, kQueries> {
   static constexpr int kBlockThreads = 128 * kKeyGroups;
-  struct Moments : HalfTiles<__half, 2 * Size, kQueries> {
-    static constexpr int kBlockThreads = 128 * kKeyGroups;
-  };
-  static constexpr int kMomentChunks = HalfTiles<T, Size, kQueries>::kTileBytes / 16;
-  static constexpr int kRowChunks = kMomentChunks + Moments::kTileBytes / 16;
-  static constexpr int kPairChunks = kRowChunks + kQueries * static_cast<int>(sizeof(RowTerms)) / 16;
-  static constexpr int kTileBytes = 16 * kPairChunks + kQueries * static_cast<int>(sizeof(PairTerms));
-  static constexpr int kStages = 2;
-  static constexpr int kSharedBytes = kStages * kTileBytes;
-  static_assert(kTileBytes % 1024 == 0, "panels are exchanged within 1024 bytes");
+};
+template <class T, int Size>
+struct FarTiles : FarShape<FarRows<T, Size>, FarRows<__half, 2 * Size>> {
+  static_assert(FarTiles::kTileBytes % 1024 == 0, "panels are exchanged within 1024 bytes");
 };
 
 /// Starts a warpgroup's products with 64 queries, the `part`-th of a tile: its keys with the queries, and its values
@@ -63,10 +55,7 @@ __global__ void __launch_bounds__(FarTiles<T, Size>::kBlockThreads, 1)
   const int group_key = block_key + warp / 4 * kGroupKeys, warp_key = group_key + warp % 4 * 16,
             key = warp_key + lane_row();
   const int window = layer.sliding_window > 0 ? layer.sliding_window : layer.queries;
-  const long long last_query =
-      min(static_cast<long long>(layer.queries), static_cast<long long>(block_key) + kBlockKeys - 1 + window);
-  const int first = static_cast<int>((static_cast<long long>(block_key) + distance) / kQueries);
-  const int last = max(first, static_cast<int>((last_query + kQueries - 1) / kQueries));
+  const FarTileRange tiles(layer, block_key, kBlockKeys, window, distance, kQueries);
 
   LeftRows<T, Size> keys;
   LeftRows<__half, Size> values;
@@ -100,9 +89,8 @@ __global__ void __launch_bounds__(FarTiles<T, Size>::kBlockThreads, 1)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int at = key + 8 * half;
-          const float weight = fast_exp2(__fmaf_rn(c[j][2 * half + e], form.factor, -row.maximum)) * row.inverse_sum;
-          const float odds = __fdividef(weight, 1 - weight);
-          float energy = odds * odds * fmaxf(__fmaf_rn(-scale, linear[j][2 * half + e], forms[half] + square), 0);
+          float energy =
+              far_energy(c[j][2 * half + e], form.factor, row, linear[j][2 * half + e], scale, forms[half], square);
           if (at == row.token) energy = row.energy;
           if (!all && (query >= layer.queries || query < at + distance || !sees(layer, query, at))) energy = 0;
           of_part[half] += energy;
@@ -113,7 +101,7 @@ __global__ void __launch_bounds__(FarTiles<T, Size>::kBlockThreads, 1)
     sums[1] += of_part[1];
   };
   stream_tiles<S>(
-      queries, layer.queries, first, last, shared,
+      queries, layer.queries, tiles.first, tiles.last, shared,
       [&](int tile, const uint4* chunks) {
         const RowTerms* of_rows = reinterpret_cast<const RowTerms*>(chunks + S::kRowChunks);
         const PairTerms* of_pairs = reinterpret_cast<const PairTerms*>(chunks + S::kPairChunks);
@@ -126,13 +114,7 @@ __global__ void __launch_bounds__(FarTiles<T, Size>::kBlockThreads, 1)
           add(c, linear, tile * kQueries + 64 * part, of_rows + 64 * part, of_pairs + 64 * part);
         }
       },
-      [&](int tile, uint4* chunks) {
-        const int start = tile * kQueries, real = max(terms.padded - start, 0);
-        start_tile<typename S::Moments>(chunks + S::kMomentChunks, terms.moments + of_head * 2 * Size, terms.padded,
-                                        tile);
-        start_terms(chunks + S::kRowChunks, terms.row_terms + of_head + start, kQueries, real);
-        start_terms(chunks + S::kPairChunks, terms.pair_terms + of_head + start, kQueries, real);
-      });
+      [&](int tile, uint4* chunks) { start_far_terms<S, Size>(chunks, terms, of_head, tile); });
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     double sum = sums[half];
