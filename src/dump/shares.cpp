@@ -53,6 +53,14 @@ std::vector<std::vector<Index>> share_layers(const std::vector<const DumpInfo*>&
   return rank_of;
 }
 
+std::vector<Index> layers_of(const std::vector<Index>& rank_of, Index rank) {
+  std::vector<Index> layers;
+  for (std::size_t layer = 0; layer < rank_of.size(); ++layer) {
+    if (rank_of[layer] == rank) layers.push_back(static_cast<Index>(layer));
+  }
+  return layers;
+}
+
 std::vector<std::size_t> group_dumps(const std::vector<const DumpInfo*>& dumps, Index ranks) {
   if (ranks == 1) return std::vector<std::size_t>(dumps.size(), 1);
   const auto wanted = 4 * static_cast<std::size_t>(ranks);

@@ -90,11 +90,7 @@ void DumpReplay::take(std::string_view bytes, const std::vector<Index>& layers) 
 void DumpReplay::gather() {
   const std::vector<std::string> found = share_.ranks.gather(share_.ranks.is_first() ? "" : found_here());
   for (std::size_t rank = 1; rank < found.size(); ++rank) {
-    std::vector<Index> layers;
-    for (std::size_t layer = 0; layer < rank_of_.size(); ++layer) {
-      if (rank_of_[layer] == static_cast<Index>(rank)) layers.push_back(static_cast<Index>(layer));
-    }
-    take(found[rank], layers);
+    take(found[rank], layers_of(rank_of_, static_cast<Index>(rank)));
   }
 }
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "laprox/ranks.h"
+#include "laprox/shares.h"
 
 namespace laprox {
 
@@ -12,13 +13,7 @@ struct Share {
   std::vector<Index> layers;  ///< those that it holds, ascending
 
   /// The layers of a dump that this rank holds, `rank_of` being each one's rank.
-  static Share of(Ranks& ranks, const std::vector<Index>& rank_of) {
-    Share share{ranks, {}};
-    for (std::size_t layer = 0; layer < rank_of.size(); ++layer) {
-      if (rank_of[layer] == ranks.rank()) share.layers.push_back(static_cast<Index>(layer));
-    }
-    return share;
-  }
+  static Share of(Ranks& ranks, const std::vector<Index>& rank_of) { return {ranks, layers_of(rank_of, ranks.rank())}; }
 };
 
 }  // namespace laprox

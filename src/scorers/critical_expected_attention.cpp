@@ -14,8 +14,8 @@ class CriticalExpectedAttention : public ExpectedAttentionScorer {
         stages_(TwoStages::of(options, published(options))) {}
 
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
-    const Matrix base = traits().pins.first > 0 ? expected_scores(layer, kernels) : padded_scores(layer, kernels);
-    return stages_.places(stages_.scores(base, layer.geometry().group(), kernels), traits().pins);
+    return stages_.places(stages_.scores(base_scores(layer, kernels), layer.geometry().group(), kernels),
+                          traits().pins);
   }
 
  private:
@@ -28,7 +28,7 @@ class CriticalExpectedAttention : public ExpectedAttentionScorer {
 
 ScorerInfo critical_expected_attention_info() {
   std::vector<OptionSpec> options = ExpectedAttentionScorer::options(false);
-  for (OptionSpec& option : TwoStages::options()) options.push_back(std::move(option));
+  TwoStages::add_options(options, false);
   options.push_back(
       OptionSpec::choice("variant", "hard-sinks", {"hard-sinks", "kvpress-0.5.5"}, "how the sinks are protected"));
   return {

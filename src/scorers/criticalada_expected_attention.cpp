@@ -16,8 +16,7 @@ class CriticalAdaExpectedAttention : public ExpectedAttentionScorer {
 
   std::vector<Matrix> score_each(std::span<const Index> budgets, const LayerView& layer,
                                  ScoringKernels& kernels) const override {
-    const Matrix base = traits().pins.first > 0 ? expected_scores(layer, kernels) : padded_scores(layer, kernels);
-    const CriticalScores scores = stages_.scores(base, layer.geometry().group(), kernels);
+    const CriticalScores scores = stages_.scores(base_scores(layer, kernels), layer.geometry().group(), kernels);
     return stages_.marks(scores, traits().pins, budgets, safeguard_);
   }
 
@@ -30,8 +29,7 @@ class CriticalAdaExpectedAttention : public ExpectedAttentionScorer {
 
 ScorerInfo criticalada_expected_attention_info() {
   std::vector<OptionSpec> options = ExpectedAttentionScorer::options(false);
-  options.push_back(OptionSpec::real("safeguard", 0.2, 0, 1, "share of an equal budget that every head is sure of"));
-  for (OptionSpec& option : TwoStages::options()) options.push_back(std::move(option));
+  TwoStages::add_options(options, true);
   options.push_back(OptionSpec::boolean("hard-sinks", false, "take the sinks out of both stages and keep them"));
   return {
       .name = "criticalada-expected-attention",

@@ -16,8 +16,7 @@ class CriticalAdaKV : public SnapKVScorer {
 
   std::vector<Matrix> score_each(std::span<const Index> budgets, const LayerView& layer,
                                  ScoringKernels& kernels) const override {
-    const Matrix base = pins_window() ? snapkv_scores(layer, kernels) : padded_scores(layer, kernels);
-    const CriticalScores scores = stages_.scores(base, layer.geometry().group(), kernels);
+    const CriticalScores scores = stages_.scores(base_scores(layer, kernels), layer.geometry().group(), kernels);
     return stages_.marks(scores, traits().pins, budgets, safeguard_);
   }
 
@@ -30,8 +29,7 @@ class CriticalAdaKV : public SnapKVScorer {
 
 ScorerInfo criticaladakv_info() {
   std::vector<OptionSpec> options = SnapKVScorer::options("max", 7);
-  options.push_back(OptionSpec::real("safeguard", 0.2, 0, 1, "share of an equal budget that every head is sure of"));
-  for (OptionSpec& option : TwoStages::options()) options.push_back(std::move(option));
+  TwoStages::add_options(options, true);
   options.push_back(OptionSpec::boolean("hard-window", false, "take the window out of both stages and keep it"));
   options.push_back(OptionSpec::choice("variant", "kvpress", {"kvpress", "kvpress-0.5.5"}, "whose safeguard"));
   return {

@@ -14,8 +14,8 @@ class CriticalKV : public SnapKVScorer {
         stages_(TwoStages::of(options, options.text("variant") == "kvpress-0.5.5")) {}
 
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
-    const Matrix base = pins_window() ? snapkv_scores(layer, kernels) : padded_scores(layer, kernels);
-    return stages_.places(stages_.scores(base, layer.geometry().group(), kernels), traits().pins);
+    return stages_.places(stages_.scores(base_scores(layer, kernels), layer.geometry().group(), kernels),
+                          traits().pins);
   }
 
  private:
@@ -26,7 +26,7 @@ class CriticalKV : public SnapKVScorer {
 
 ScorerInfo criticalkv_info() {
   std::vector<OptionSpec> options = SnapKVScorer::options("max", 7);
-  for (OptionSpec& option : TwoStages::options()) options.push_back(std::move(option));
+  TwoStages::add_options(options, false);
   options.push_back(OptionSpec::choice("variant", "hard-window", {"hard-window", "kvpress", "kvpress-0.5.5"},
                                        "how the window is protected"));
   return {

@@ -45,6 +45,10 @@ Matrix ExpectedAttentionScorer::padded_scores(const LayerView& layer, ScoringKer
   return scores;
 }
 
+Matrix ExpectedAttentionScorer::base_scores(const LayerView& layer, ScoringKernels& kernels) const {
+  return traits().pins.first > 0 ? expected_scores(layer, kernels) : padded_scores(layer, kernels);
+}
+
 /// softmax_i(E exp(scale <q, k_i>)) for q normal with the queries' mean and covariance, moved to the coming positions.
 Eigen::VectorXd ExpectedAttentionScorer::expected(const LayerView& layer, Index head, const Rotation& future) const {
   const Matrix queries = plain_queries(layer, head);

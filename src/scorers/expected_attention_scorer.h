@@ -20,6 +20,8 @@ class ExpectedAttentionScorer : public FutureQueryScorer {
   Matrix expected_scores(const LayerView& layer, ScoringKernels& kernels) const;
   /// The same with the sinks at the largest score of the layer plus one, as kvpress protects them.
   Matrix padded_scores(const LayerView& layer, ScoringKernels& kernels) const;
+  /// The second where the sinks compete, else the first.
+  Matrix base_scores(const LayerView& layer, ScoringKernels& kernels) const;
 
  private:
   Eigen::VectorXd expected(const LayerView& layer, Index head, const Rotation& future) const;

@@ -33,4 +33,8 @@ Matrix SnapKVScorer::padded_scores(const LayerView& layer, ScoringKernels& kerne
   return scores;
 }
 
+Matrix SnapKVScorer::base_scores(const LayerView& layer, ScoringKernels& kernels) const {
+  return pins_window() ? snapkv_scores(layer, kernels) : padded_scores(layer, kernels);
+}
+
 }  // namespace laprox

@@ -22,6 +22,8 @@ class SnapKVScorer : public WindowScorer {
   Matrix snapkv_scores(const LayerView& layer, ScoringKernels& kernels) const;
   /// The same with the window's tokens at the largest score of the layer plus one, as kvpress protects them.
   Matrix padded_scores(const LayerView& layer, ScoringKernels& kernels) const;
+  /// The second where the window competes, else the first.
+  Matrix base_scores(const LayerView& layer, ScoringKernels& kernels) const;
 
  private:
   bool pool_first_;

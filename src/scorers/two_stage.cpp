@@ -45,9 +45,12 @@ std::vector<Index> fill(const Contenders& heads, Index first, Index count, Index
 
 }  // namespace
 
-std::vector<OptionSpec> TwoStages::options() {
-  return {OptionSpec::real("first-stage", 0.5, 0, 1, "share of the tokens that the first stage picks"),
-          OptionSpec::real("epsilon", 1e-4, 0, 1, "added to the attention in the second stage")};
+void TwoStages::add_options(std::vector<OptionSpec>& options, bool safeguard) {
+  if (safeguard) {
+    options.push_back(OptionSpec::real("safeguard", 0.2, 0, 1, "share of an equal budget that every head is sure of"));
+  }
+  options.push_back(OptionSpec::real("first-stage", 0.5, 0, 1, "share of the tokens that the first stage picks"));
+  options.push_back(OptionSpec::real("epsilon", 1e-4, 0, 1, "added to the attention in the second stage"));
 }
 
 TwoStages TwoStages::of(const Options& options, bool at_least_one) {

@@ -21,8 +21,8 @@ struct TwoStages {
   double share = 0.5;         ///< of the budget, which the first stage fills
   bool at_least_one = false;  ///< kvpress 0.5.5: a share above 0 is worth a token
 
-  /// The options epsilon and first-stage.
-  static std::vector<OptionSpec> options();
+  /// Appends the options first-stage and epsilon; before them safeguard, where it is wanted (see marks).
+  static void add_options(std::vector<OptionSpec>& options, bool safeguard);
   static TwoStages of(const Options& options, bool at_least_one);
 
   /// The tokens that the first stage picks of `count`.

@@ -73,13 +73,8 @@ void print_selection(const DumpReader& dump, const SweepOptions& options, const 
 }
 
 /// The layers of a dump that this rank works on, where it is swept alone.
-std::vector<Index> layers_of(const DumpInfo& dump, const Ranks& ranks) {
-  const std::vector<Index> rank_of = share_layers({&dump}, ranks.size())[0];
-  std::vector<Index> layers;
-  for (std::size_t layer = 0; layer < rank_of.size(); ++layer) {
-    if (rank_of[layer] == ranks.rank()) layers.push_back(static_cast<Index>(layer));
-  }
-  return layers;
+std::vector<Index> own_layers(const DumpInfo& dump, const Ranks& ranks) {
+  return layers_of(share_layers({&dump}, ranks.size())[0], ranks.rank());
 }
 
 /// Policies whose scores lie in files, which belong to one dump.
@@ -89,7 +84,7 @@ void add_scores(SweepOptions& options, const SweepArguments& arguments, const Du
                                  arguments.dumps.size()));
   }
   for (const std::string& text : arguments.scores) {
-    Policy policy = read_score_policy(text, dump, options.budgets, layers_of(dump.info(), ranks));
+    Policy policy = read_score_policy(text, dump, options.budgets, own_layers(dump.info(), ranks));
     for (const Policy& other : options.policies) {
       if (other.label == policy.label) {
         throw UsageError(fmt::format("--scores: the policy '{}' is given twice; rename the file", policy.label));
@@ -172,7 +167,7 @@ void check_dump_request(const DumpInfo& dump, const SweepOptions& options, const
   check_request(dump, options);
   DumpInfo mine = dump;
   mine.layers.clear();
-  for (const Index layer : layers_of(dump, ranks)) mine.layers.push_back(dump.layers[layer]);
+  for (const Index layer : own_layers(dump, ranks)) mine.layers.push_back(dump.layers[layer]);
   check_memory(mine, options, backend);
 }
 
