@@ -64,3 +64,9 @@ def small(tmp_path_factory):
     path = dumps.write_dump(tmp_path_factory.mktemp("small") / "dump.h5", context=120, tokens=130, heads=[(4, 2), (4, 2)], seed=11)
     dump = oracle.read_dump(path)
     return path, dump, kernels.run(dump, "float32")
+
+
+@pytest.fixture()
+def dump(tmp_path):
+    """A dump of one's own, to be damaged."""
+    return dumps.write_dump(tmp_path / "dump.h5", context=40, tokens=44, heads=[(4, 2), (2, 2)], seed=3)

@@ -11,18 +11,12 @@ import subprocess
 import time
 import zlib
 
-import dumps
 import h5py
 import numpy as np
 import pytest
 from refusals import refused
 
 POLICY = ("--policy", "recent,snapkv:window=4", "--budget", "12")
-
-
-@pytest.fixture()
-def dump(tmp_path):
-    return dumps.write_dump(tmp_path / "dump.h5", context=40, tokens=44, heads=[(4, 2), (2, 2)], seed=3)
 
 
 def replace(path, name, **options):

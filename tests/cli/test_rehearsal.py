@@ -4,15 +4,9 @@ import re
 import struct
 import subprocess
 
-import dumps
 import pytest
 
 GIBIBYTE = 1 << 30
-
-
-@pytest.fixture()
-def dump(tmp_path):
-    return dumps.write_dump(tmp_path / "dump.h5", context=40, tokens=44, heads=[(4, 2), (2, 2)], seed=3)
 
 
 def endless_free_list(path):

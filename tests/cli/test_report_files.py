@@ -1,23 +1,15 @@
 """Reports that are damaged, incomplete or not what they seem are refused in one line."""
 
-import dumps
 import h5py
 import numpy as np
 import pytest
 from refusals import refused
 
-POLICY = ("--policy", "recent,snapkv:window=4", "--budget", "12")
-
-
-@pytest.fixture()
-def dump(tmp_path):
-    return dumps.write_dump(tmp_path / "dump.h5", context=40, tokens=44, heads=[(4, 2), (2, 2)], seed=3)
-
 
 @pytest.fixture()
 def report(laprox, dump, tmp_path):
     path = tmp_path / "report.h5"
-    laprox("sweep", dump, *POLICY, "-o", path, "--quiet")
+    laprox.sweep(dump, ["recent", "snapkv:window=4"], [12], "-o", path)
     return path
 
 
