@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("kvpress")
 
+from attention import recorded  # noqa: E402
 from laprox.kvpress import LaproxPress  # noqa: E402
 
 TOKENS, BATCH = 96, 2
@@ -28,22 +29,13 @@ def prompt():
     return torch.randint(3, 97, (BATCH, TOKENS), generator=torch.Generator().manual_seed(5))
 
 
-def recorded(model, prompt, monkeypatch):
+def layers_of(model, prompt):
     """The layers of every sequence of the batch, as the attention kernel saw them."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    found, real = [], ALL_ATTENTION_FUNCTIONS["sdpa"]
+    def make(module, q, k, v):
+        return [laprox.Layer(q[i], k[i], v[i], module.o_proj.weight.T.contiguous(), scale=module.scaling) for i in range(BATCH)]
 
-    def record(module, q, k, v, *arguments, **options):
-        found.append(
-            [laprox.Layer(q[i], k[i], v[i], module.o_proj.weight.T.contiguous(), scale=module.scaling) for i in range(BATCH)]
-        )
-        return real(module, q, k, v, *arguments, **options)
-
-    with monkeypatch.context() as patch, torch.no_grad():
-        patch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", record)
-        model(prompt)
-    return [[layers[i] for layers in found] for i in range(BATCH)]
+    return [list(layers) for layers in zip(*recorded(model, prompt, make))]
 
 
 @pytest.mark.parametrize("policy", ["snapkv:window=8", "snapkv+ada:window=8", "knorm+global", "h2o", "laprox:window=8"])
@@ -53,7 +45,7 @@ def test_the_press_keeps_what_the_policy_keeps(model, prompt, monkeypatch, polic
     with press(model), torch.no_grad():
         model(prompt, past_key_values=cache)
     hidden = [block.self_attn.masked_key_indices for block in model.model.layers]
-    for i, layers in enumerate(recorded(model, prompt, monkeypatch)):
+    for i, layers in enumerate(layers_of(model, prompt)):
         expected = laprox.kept(layers, policy, "25%")
         for number, (batch, head, token) in enumerate(hidden):
             np.testing.assert_array_equal(press.kept[i].masks[number], expected.masks[number])

@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 kvpress = pytest.importorskip("kvpress")
 
+from attention import arrays, recorded  # noqa: E402
+
 CONTEXT, TOKENS, INTERVAL, BUDGET = 50, 110, 12, 50
 PRESSES = {
     "knorm": kvpress.KnormPress,
@@ -37,22 +39,14 @@ def ids():
     return torch.randint(3, 97, (1, TOKENS), generator=torch.Generator().manual_seed(5))
 
 
-def recorded(model, ids, monkeypatch):
-    """The only layer and its keys, as the attention kernel saw them: in deeper ones queries would feel the evictions below."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+def only_layer(model, ids):
+    """The layer and its keys, as the attention kernel saw them: in deeper ones queries would feel the evictions below."""
 
-    found, real = [], ALL_ATTENTION_FUNCTIONS["sdpa"]
+    def make(module, q, k, v):
+        layer = laprox.Layer(*arrays(module, q, k, v), scale=module.scaling, context_length=CONTEXT)
+        return layer, k[0].detach().clone()
 
-    def record(module, q, k, v, *arguments, **options):
-        tensors = [tensor.detach().numpy().copy() for tensor in (q[0], k[0], v[0], module.o_proj.weight.T)]
-        layer = laprox.Layer(*tensors, scale=module.scaling, context_length=CONTEXT)
-        found.append((layer, k[0].detach().clone()))
-        return real(module, q, k, v, *arguments, **options)
-
-    with monkeypatch.context() as patch, torch.no_grad():
-        patch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", record)
-        model(ids)
-    return found[0]
+    return recorded(model, ids, make)[0]
 
 
 def undo_differences(model, monkeypatch):
@@ -72,7 +66,7 @@ def undo_differences(model, monkeypatch):
 
 @pytest.mark.parametrize("policy", PRESSES)
 def test_caches_hold_what_decoding_press_leaves_in_them(model, ids, policy, monkeypatch):
-    layer, keys = recorded(model, ids, monkeypatch)
+    layer, keys = only_layer(model, ids)
     undo_differences(model, monkeypatch)
     report = laprox.sweep(layer, policy, BUDGET, schedule=f"every:{INTERVAL}", save_kept=True, backend="reference")
     gone = report.evicted_at.values[0, 0, 0, 0]

@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 kvpress = pytest.importorskip("kvpress")
 
+from attention import arrays, recorded  # noqa: E402
+
 TOKENS, LAYERS = 150, 3
 BUDGETS = [11, 24, 61, 131]
 
@@ -34,20 +36,12 @@ def ids():
 @pytest.fixture(scope="module")
 def layers(model, ids):
     """The model's layers as the attention kernel saw them."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    found, real = [], ALL_ATTENTION_FUNCTIONS["sdpa"]
-
-    def record(module, q, k, v, *arguments, **options):
-        tensors = [tensor.detach().numpy().copy() for tensor in (q[0], k[0], v[0], module.o_proj.weight.T)]
+    def make(module, q, k, v):
         rope = model.model.rotary_emb.inv_freq.numpy().astype(float)
-        found.append((laprox.Layer(*tensors, scale=module.scaling, rope_inv_freq=rope), k[0].detach().clone()))
-        return real(module, q, k, v, *arguments, **options)
+        return laprox.Layer(*arrays(module, q, k, v), scale=module.scaling, rope_inv_freq=rope), k[0].detach().clone()
 
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", record)
-        model(ids)
-    return found
+    return recorded(model, ids, make)
 
 
 def ratio_of(budget):
