@@ -48,6 +48,7 @@ class ReportReader {
                      there ? "numbers over " + join(found->second.dimensions, ", ") : "nothing, or something else");
     }
     check_numbers(report);
+    check_alike(report);
     check_twins(report);
     check_schedule(report);
     check_heads(report);
@@ -182,6 +183,23 @@ class ReportReader {
         const auto heads = static_cast<std::size_t>(report.kv_heads);
         if (!shape.needed || !std::isnan(value) || (of_layer && counts[i * heads] < 0)) continue;
         reader_.refuse("/" + name, "a number in every cell", fmt::format("{} at element {}", value, i));
+      }
+    }
+  }
+
+  /// A figure may be missing in a dump, in a layer or at a budget, but there for all policies alike.
+  void check_alike(const Report& report) {
+    const std::size_t policies = report.policies.size();
+    for (const auto& [name, shape] : known_arrays()) {
+      const auto found = report.arrays.find(name);
+      if (found == report.arrays.end() || shape.dimensions.size() < 3 || shape.dimensions[1] != "policy") continue;
+      const std::vector<double>& values = found->second.values;
+      const std::size_t each = values.size() / report.dumps.size() / policies;  // of a policy
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const std::size_t first = i / (policies * each) * policies * each + i % each;  // of the dump's first policy
+        if (std::isnan(values[i]) == std::isnan(values[first])) continue;
+        reader_.refuse("/" + name, "a number for every policy or for none",
+                       fmt::format("{} at element {}, {} at element {}", values[first], first, values[i], i));
       }
     }
   }

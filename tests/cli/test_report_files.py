@@ -72,9 +72,19 @@ def layer_without_a_number(file):
     file["retained_mass"][0, 1, 0, 1] = np.nan
 
 
+def later_figure_without_a_number(file):
+    file["query_error_p99"][0, 1, 0, 1] = np.nan
+
+
 @pytest.mark.parametrize(
     "change, word",
-    [(counts_as_floats, "integers"), (negative_budget, "-7"), (cell_without_a_number, "nan"), (layer_without_a_number, "nan")],
+    [
+        (counts_as_floats, "integers"),
+        (negative_budget, "-7"),
+        (cell_without_a_number, "nan"),
+        (layer_without_a_number, "nan"),
+        (later_figure_without_a_number, "a number for every policy or for none"),
+    ],
 )
 def test_numbers_of_a_report_are_checked(laprox, report, change, word):
     with h5py.File(report, "r+") as file:
