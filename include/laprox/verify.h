@@ -100,11 +100,12 @@ struct VerifyOptions {
   /// A backend is checked with these (empty: with every registered one); a candidate's results are those of the one
   /// here.
   std::vector<Policy> policies;
+  int threads = 0;  ///< of the plain programs that say how large an error may be; 0: all. Verdicts do not depend on it
 };
 
 /// Checks a backend on one dump: every scoring primitive, the exact output, and every registered policy's scores and
-/// kept sets against the float64 reference. What the dump cannot serve is listed as skipped. Cost: the reference's, one
-/// thread. Throws DumpError, BackendError, UsageError.
+/// kept sets against the float64 reference. What the dump cannot serve is listed as skipped. Cost: the reference's on one
+/// thread, and that of three plain programs. Throws DumpError, BackendError, UsageError.
 Verification verify_backend(const LayerSource& dump, const Backend& backend, const VerifyOptions& options,
                             const Progress& progress = {});
 

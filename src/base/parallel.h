@@ -2,13 +2,20 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <atomic>
 #include <concepts>
 #include <exception>
+#include <thread>
 
 #include "laprox/tensor.h"
 
 namespace laprox {
+
+/// 0: as many threads as the machine runs at once.
+inline int thread_count(int asked) {
+  return asked > 0 ? asked : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+}
 
 /// Runs body(0) .. body(tasks - 1) on `threads` threads, in any order. The first exception is rethrown here: none may
 /// leave an OpenMP region. Tasks must not depend on the thread that runs them, so that results do not depend on

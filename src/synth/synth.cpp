@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <thread>
 
 #include "base/parallel.h"
 #include "base/text.h"
@@ -132,7 +131,7 @@ class LayerMaker {
     layer.k = Tensor(ElementType::float32, {g.kv_heads, tokens, g.head_size});
     layer.v = Tensor(ElementType::float32, {g.kv_heads, tokens, g.value_size});
     layer.w_o = Tensor(ElementType::float32, {g.query_heads * g.value_size, g.model_size});
-    const int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+    const int threads = thread_count(0);
     parallel_for(threads, g.kv_heads, [&](Index head) { fill_keys_and_values(layer, stream, head); });
     parallel_for(threads, g.query_heads, [&](Index head) { fill_queries(layer, stream, head); });
     parallel_for(threads, g.query_heads, [&](Index head) { fill_projection(layer, stream, head); });

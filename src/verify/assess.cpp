@@ -44,9 +44,14 @@ class PlainErrors {
  public:
   PlainErrors(const Values& values, Index first_row, Index rows) : known_(!values.plain.empty()) {
     std::vector<std::pair<double, double>> elements;  // size, error
+    of_row_.assign(static_cast<std::size_t>(rows), 0);
     for (Index row = first_row; row < first_row + rows; ++row) {
       for (const Matrix* plain : values.plain) {
-        add(values.assessed(*plain, row), values.assessed(values.expected, row), elements);
+        const Row expected = values.assessed(values.expected, row), found = values.assessed(*plain, row);
+        add(found, expected, elements);
+        if (values.positions.empty() || expected.size() == 0) continue;
+        double& largest = of_row_[static_cast<std::size_t>(row - first_row)];
+        largest = std::max(largest, (found - expected).cwiseAbs().maxCoeff());
       }
     }
     std::sort(elements.begin(), elements.end());
@@ -58,11 +63,13 @@ class PlainErrors {
     }
   }
 
-  /// The largest error on elements of up to kNeighbourhood times the size.
-  double element(double size) const {
+  /// The largest error on elements of up to kNeighbourhood times the size, and of an output on its row, counted from
+  /// the first.
+  double element(double size, Index row) const {
     if (!known_) return kUnknown;
     const auto after = std::upper_bound(sizes_.begin(), sizes_.end(), kNeighbourhood * size);
-    return after == sizes_.begin() ? 0 : errors_[static_cast<std::size_t>(after - sizes_.begin()) - 1];
+    const double alike = after == sizes_.begin() ? 0 : errors_[static_cast<std::size_t>(after - sizes_.begin()) - 1];
+    return std::max(alike, of_row_[static_cast<std::size_t>(row)]);
   }
   double relative_norm() const { return known_ ? norm_ : kUnknown; }
   double angle_to_expected() const { return known_ ? angle_ : kUnknown; }
@@ -82,6 +89,7 @@ class PlainErrors {
   bool known_;
   double norm_ = 0, angle_ = 0;
   std::vector<double> sizes_, errors_;  ///< ascending sizes, and the largest error up to each
+  std::vector<double> of_row_;          ///< the largest error of a row; 0 where rows are no outputs
 };
 
 /// One row under assessment, its non-finite elements set to what is expected: they have been counted.
@@ -91,6 +99,7 @@ class RowAssessor {
       : plain_(plain),
         precision_(precision),
         scale_(scale),
+        weight_error_(values.weight_error),
         first_(values.first),
         expected_(values.assessed(values.expected, row)),
         found_(values.assessed(values.found, row)) {
@@ -102,12 +111,14 @@ class RowAssessor {
   Index elements() const { return expected_.size(); }
 
   /// The element whose error is the largest share of what is allowed.
-  void assess_elements(VerdictPart part, ValueCheck& check) const {
+  /// row_of_head: counted from the head's first.
+  void assess_elements(VerdictPart part, Index row_of_head, ValueCheck& check) const {
     const double cap = kCap * expected_.cwiseAbs().maxCoeff();
     for (Index i = 0; i < elements(); ++i) {
       const double size = std::abs(expected_[i]), error = std::abs(found_[i] - expected_[i]);
       const double ulp = precision_.ulp(size);
-      const Allowance allowed(kFactor * plain_.element(size) + ulp, cap, kFloor * scale_);
+      const Allowance allowed(kFactor * plain_.element(size, row_of_head) + ulp + weight_error_ * size, cap,
+                              kFloor * scale_);
       part.excess = excess(error, allowed.value);
       if (part.excess > 1) check.failing.add(part.layer, part.row, first_ + i, found_[i], expected_[i]);
       if (part.excess <= check.parts[kElement].excess) continue;
@@ -122,7 +133,7 @@ class RowAssessor {
 
   void assess_norm(VerdictPart part, ValueCheck& check) const {
     const double norm = expected_.norm(), error = (found_ - expected_).norm();
-    const double yardstick = kFactor * plain_.relative_norm() + precision_.unit_roundoff();
+    const double yardstick = kFactor * plain_.relative_norm() + precision_.unit_roundoff() + weight_error_;
     const Allowance allowed(norm > 0 ? yardstick * norm : 0, kCap * norm, floor());
     part.excess = excess(error, allowed.value);
     part.measured = error > 0 ? error / norm : 0;
@@ -134,7 +145,7 @@ class RowAssessor {
   void assess_cosine(VerdictPart part, ValueCheck& check) const {
     const double norm = expected_.norm();
     if (norm == 0) return;  // no direction; the other parts assess it
-    const double yardstick = kFactor * plain_.angle_to_expected() + precision_.unit_roundoff();
+    const double yardstick = kFactor * plain_.angle_to_expected() + precision_.unit_roundoff() + weight_error_;
     const Allowance allowed(yardstick, kCap, floor() / norm);
     const double measured = angle(found_, expected_);
     part.excess = excess(measured, allowed.value);
@@ -150,7 +161,7 @@ class RowAssessor {
 
   const PlainErrors& plain_;
   const Precision& precision_;
-  double scale_;
+  double scale_, weight_error_;
   Index first_;
   Row expected_, found_;
 };
@@ -216,7 +227,7 @@ void assess_values(const Values& values, const Precision& precision, Index layer
       if (assessor.elements() == 0) continue;
       check.elements += assessor.elements();
       const VerdictPart place{.layer = layer, .row = values.place_of(row)};
-      assessor.assess_elements(place, check);
+      assessor.assess_elements(place, row - first, check);
       assessor.assess_norm(place, check);
       assessor.assess_cosine(place, check);
     }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/parallel.h"
 #include "dump/layer_stream.h"
 #include "laprox/methods.h"
 #include "verify/kept.h"
@@ -31,16 +32,18 @@ struct PolicyTest {
   void add_layer(Yardsticks& yardsticks, const LayerView& view, ScoringKernels& kernels, const Precision& precision) {
     LayerScores expected = yardsticks.expected_scores(*policy, tokens);
     auto plain = yardsticks.plain_scores(*policy, tokens, precision);
+    const double weight_error = yardsticks.weight_error(policy->scorer->traits().queries.kind, precision);
     const LayerScores found = unchecked_score_layer(*policy, tokens, view, kernels);
     for (std::size_t order = 0; order < found.scores.size(); ++order) {
       if (!policy->scorer->traits().scores_are_places) {
-        assess_scores(found.scores[order], expected, plain, order, *policy, precision, yardsticks.layer(), check);
+        assess_scores(found.scores[order], expected, plain, order, *policy, precision, weight_error, yardsticks.layer(),
+                      check);
       }
       jumps = jumps || (policy->scorer->traits().scores_jump && jumps_elsewhere(expected, plain, order));
       finite = finite && found.scores[order].allFinite();
     }
     if (finite) selector->add_layer(found);
-    assessor.add_layer(std::move(expected), std::move(plain));
+    assessor.add_layer(std::move(expected), std::move(plain), weight_error);
   }
 
   std::unique_ptr<Policy> policy;  ///< its address stays
@@ -67,7 +70,8 @@ class BackendVerifier {
         backend_(backend),
         reference_(make_reference_backend()),
         // A backend that takes half types computes with them as they are.
-        precision_(options.precision.value_or(tensor_type(backend, dump.info().layers[0]))) {
+        precision_(options.precision.value_or(tensor_type(backend, dump.info().layers[0]))),
+        threads_(thread_count(options.threads)) {
     result_.subject = fmt::format("backend {} ({})", backend.name(), backend.device());
     choose_policies(options);
     choose_primitives();
@@ -161,13 +165,12 @@ class BackendVerifier {
   }
 
   void score_layer_of(Index layer, DumpInfo::Rows rows, bool judged) {
-    Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows, ElementType::float64), judged);
+    Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows, ElementType::float64), judged, threads_);
     const LayerTensors tensors = dump_.read_layer(layer, rows, tensor_type(backend_, info_.layers[layer]));
     const LayerView view = judged ? LayerView::of_judged(tensors) : LayerView(tensors);
     const auto kernels = backend_.scoring(tensors);
     for (std::size_t i = 0; !judged && i < primitives_.size(); ++i) {
-      yardsticks.assess(primitives_[i].compute(view, *kernels), primitives_[i].compute, precision_,
-                        primitive_checks_[i], primitives_[i].rows_per_head);
+      yardsticks.assess(primitives_[i].compute(view, *kernels), primitives_[i], precision_, primitive_checks_[i]);
     }
     for (PolicyTest& test : policies_) {
       if (reads_judged(*test.policy) == judged) test.add_layer(yardsticks, view, *kernels, precision_);
@@ -177,7 +180,7 @@ class BackendVerifier {
   void assess_layer_output(Index layer) {
     const LayerTensors tensors = dump_.read_layer(layer, output_, tensor_type(backend_, info_.layers[layer]));
     const Matrix found = backend_.layer_errors(tensors, {}, SoftmaxMode::renormalized).exact.output;
-    assess_output(*reference_, dump_.read_layer(layer, output_, ElementType::float64), found, precision_,
+    assess_output(*reference_, dump_.read_layer(layer, output_, ElementType::float64), found, precision_, threads_,
                   output_check_);
   }
 
@@ -209,6 +212,7 @@ class BackendVerifier {
   const Backend& backend_;
   std::unique_ptr<Backend> reference_;
   Precision precision_;
+  int threads_;
   Verification result_;
   std::vector<PolicyTest> policies_;
   std::vector<Primitive> primitives_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/parallel.h"
 #include "dump/queries.h"
 #include "io/candidate_reader.h"
 #include "verify/kept.h"
@@ -163,36 +164,39 @@ class CandidateVerifier {
     const bool any = file_.has(layer, "scores") || file_.has(layer, "column_norms") ||
                      file_.has(layer, "column_sums") || file_.has(layer, "value_norms");
     if (!any && !kept_) return;
-    Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows_, ElementType::float64), judged_);
+    Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows_, ElementType::float64), judged_,
+                          thread_count(options_.threads));
     const Index window = yardsticks.tensors().queries();
     const bool all = policy_ && policy_->scorer->traits().queries.kind == QueryNeed::Kind::all;
     for (const char* name : {"column_norms", "column_sums", "value_norms"}) {
       const bool of_all = all && std::string_view(name) == "column_sums";
-      assess_dataset(yardsticks, name, find_primitive(of_all ? "column_sums of all" : name, window).compute);
+      assess_dataset(yardsticks, name, find_primitive(of_all ? "column_sums of all" : name, window));
     }
     assess_policy(yardsticks);
   }
 
-  template <class Compute>
-  void assess_dataset(Yardsticks& yardsticks, const std::string& name, const Compute& compute) {
+  void assess_dataset(Yardsticks& yardsticks, const std::string& name, const Primitive& primitive) {
     if (!file_.has(yardsticks.layer(), name)) return;
     const Precision precision = precision_of(yardsticks.layer(), name);
-    yardsticks.assess(file_.read(yardsticks.layer(), name), compute, precision, check_of(name, precision));
+    yardsticks.assess(file_.read(yardsticks.layer(), name), primitive, precision, check_of(name, precision));
   }
 
   void assess_policy(Yardsticks& yardsticks) {
     const Index layer = yardsticks.layer();
     const bool scores = file_.has(layer, "scores");
     if (!scores && !kept_) return;
+    const QueryNeed::Kind needs = policy_->scorer->traits().queries.kind;
     LayerScores expected = yardsticks.expected_scores(*policy_, budgets_);
     if (scores && !policy_->scorer->traits().scores_are_places) {
       const Precision precision = precision_of(layer, "scores");
       const auto plain = yardsticks.plain_scores(*policy_, budgets_, precision);
       const Matrix found = file_.read(layer, "scores");
-      assess_scores(found, expected, plain, 0, *policy_, precision, layer, check_of("scores", precision));
+      assess_scores(found, expected, plain, 0, *policy_, precision, yardsticks.weight_error(needs, precision), layer,
+                    check_of("scores", precision));
     }
     if (!kept_) return;
-    kept_->add_layer(std::move(expected), yardsticks.plain_scores(*policy_, budgets_, *kept_precision_));
+    kept_->add_layer(std::move(expected), yardsticks.plain_scores(*policy_, budgets_, *kept_precision_),
+                     yardsticks.weight_error(needs, *kept_precision_));
     if (file_.has(layer, "kept")) masks_[layer] = file_.read_kept(layer);
   }
 
@@ -204,7 +208,8 @@ class CandidateVerifier {
     LayerTensors tensors = dump_.read_layer(layer, rows, ElementType::float64);
     const Precision precision = precision_of(layer, "output");
     set_queries(tensors, copy_queries_at(tensors, positions));
-    assess_output(*reference_, tensors, file_.read(layer, "output"), precision, check_of("output", precision));
+    assess_output(*reference_, tensors, file_.read(layer, "output"), precision, thread_count(options_.threads),
+                  check_of("output", precision));
   }
 
   const DumpReader& dump_;

@@ -56,7 +56,8 @@ KeptAssessor::KeptAssessor(const Policy& policy, const std::vector<BudgetRequest
   }
 }
 
-void KeptAssessor::add_layer(LayerScores expected, std::vector<std::optional<LayerScores>> plain) {
+void KeptAssessor::add_layer(LayerScores expected, std::vector<std::optional<LayerScores>> plain, double weight_error) {
+  weight_errors_.push_back(weight_error);
   expected_.push_back(std::move(expected));
   plain_.push_back(std::move(plain));
 }
@@ -86,8 +87,8 @@ bool KeptAssessor::excuses(const Selection& selection, const std::vector<Selecti
   if (subject_ != Subject::backend || (!scorer.traits().scores_are_places && !scorer.traits().scores_jump))
     return false;
   const KeptMasks expected = masks_of(selection, context_);
-  return std::any_of(plain.begin(), plain.end(),
-                     [&](const Selection& each) { return masks_of(each, context_) != expected; });
+  return plain.empty() || std::any_of(plain.begin(), plain.end(),
+                                      [&](const Selection& each) { return masks_of(each, context_) != expected; });
 }
 
 std::vector<KeptCheck> KeptAssessor::assess(const KeptMasks& found) const {
@@ -153,7 +154,7 @@ KeptAssessor::Head KeptAssessor::head_of(std::size_t budget, const Selection& se
   }
   if (beside > 0) head.cut /= static_cast<double>(beside);
   // Each score is a sum of products that may have underflowed.
-  head.tolerance = tolerance(error, size) + kTerms * precision_.underflow() * scores.cwiseAbs().maxCoeff();
+  head.tolerance = tolerance(layer, error, size) + kTerms * precision_.underflow() * scores.cwiseAbs().maxCoeff();
   return head;
 }
 
@@ -168,9 +169,9 @@ double KeptAssessor::plain_error(const Head& head, Index token) const {
   return error < 0 ? std::numeric_limits<double>::infinity() : error;
 }
 
-double KeptAssessor::tolerance(double plain_error, double size) const {
+double KeptAssessor::tolerance(Index layer, double plain_error, double size) const {
   if (policy_.scorer->traits().scores_are_places) return std::isfinite(plain_error) ? 2 * plain_error : 0;
-  return std::min(kCap * size, 2 * plain_error + precision_.ulp(size)) + kFloor * size;
+  return std::min(kCap * size, 2 * plain_error + precision_.ulp(size) + weight_errors_[layer] * size) + kFloor * size;
 }
 
 /// The tokens that the policy would keep if every score were off by the tolerance in the found set's favour.
@@ -185,7 +186,7 @@ void KeptAssessor::assess_tokens(const Head& head, KeptCheck& check) const {
     const double score = scores[static_cast<Index>(i)];
     const double least = std::nextafter(std::abs(score), std::numeric_limits<double>::infinity()) - std::abs(score);
     const double shift =
-        std::max(places ? tolerance(plain_error(head, static_cast<Index>(i)), 0) : head.tolerance, least);
+        std::max(places ? tolerance(head.layer, plain_error(head, static_cast<Index>(i)), 0) : head.tolerance, least);
     favourable[i] = head.found[i] ? score + shift : score - shift;
   }
   const Ranking ranking = policy_.scorer->rank(favourable);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/parallel.h"
 #include "laprox/error.h"
 #include "verify/plain_arithmetic.h"
 
@@ -17,14 +18,14 @@ class PlainScoring : public ScoringKernels {
  public:
   using Array = typename Arithmetic<T>::Array;
 
-  PlainScoring(const LayerTensors& layer, const Precision& precision, const Program& program)
-      : precision_(precision), arithmetic_(layer, precision_, program), layer_(layer) {}
+  PlainScoring(const LayerTensors& layer, const Precision& precision, const Program& program, int threads)
+      : precision_(precision), arithmetic_(layer, precision_, program), layer_(layer), threads_(threads) {}
 
-  int threads() const override { return 1; }
+  int threads() const override { return threads_; }
 
   void visit_heads(Index window, const HeadVisitor& visit) override {
     const Index count = queries(window), first = layer_.queries() - count, context = layer_.context_length;
-    for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+    parallel_for(threads_, layer_.geometry.query_heads, [&](Index head) {
       Array logits;
       const Array weights = arithmetic_.weights(head, first, count, logits);
       const HeadAttention attention{weights.leftCols(context).matrix().template cast<double>(),
@@ -33,13 +34,13 @@ class PlainScoring : public ScoringKernels {
       require_finite(attention.weights);
       require_finite(attention.outputs);
       visit(head, attention);
-    }
+    });
   }
 
  protected:
   WindowStatistics compute_window_statistics(Index window) override {
     WindowStatistics statistics{per_query_head(), per_query_head()};
-    for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
+    parallel_for(threads_, layer_.geometry.query_heads, [&](Index head) {
       Array sum = Array::Zero(1, layer_.context_length), squares = sum;
       arithmetic_.visit_weights(head, queries(window), [&](Index, const Array& all) {
         const auto weights = all.leftCols(layer_.context_length);
@@ -52,7 +53,7 @@ class PlainScoring : public ScoringKernels {
       arithmetic_.round(norm);
       statistics.sum.row(head) = sum.matrix().template cast<double>();
       statistics.squares.row(head) = norm.template cast<double>().square().matrix();
-    }
+    });
     require_finite(statistics.sum);
     require_finite(statistics.squares);
     return statistics;
@@ -81,7 +82,7 @@ class PlainScoring : public ScoringKernels {
   Matrix compute_removal_energies(Index window, OverQueries over, bool joint) override {
     const Index group = layer_.geometry.group(), count = queries(window);
     Matrix norms = Matrix::Zero(layer_.geometry.kv_heads, layer_.context_length);
-    for (Index kv_head = 0; kv_head < norms.rows(); ++kv_head) {
+    parallel_for(threads_, norms.rows(), [&](Index kv_head) {
       std::vector<Removal> heads;
       for (Index a = 0; a < group; ++a) {
         heads.push_back(removal_of(kv_head * group + a, layer_.queries() - count, count));
@@ -90,7 +91,7 @@ class PlainScoring : public ScoringKernels {
       for (Index t = 0; t < count; ++t) {
         Array moved, energy = Array::Zero(1, layer_.context_length);
         for (std::size_t a = 0; a < heads.size(); ++a) {
-          const Array change = moved_output(heads[a], t);
+          const Array change = moved_output(heads[a], t, 0, layer_.context_length);
           if (joint) {
             moved = a == 0 ? change : Array(moved + change);
             arithmetic_.round(moved);
@@ -102,27 +103,17 @@ class PlainScoring : public ScoringKernels {
         total = over == OverQueries::sum ? Array(total + energy) : Array(total.max(energy));
       }
       norms.row(kv_head) = rounded_norms(total);
-    }
+    });
     return squares_of(norms);
   }
 
   Matrix compute_far_energies(Index distance) override {
-    constexpr Index kBlock = 64;
-    const Index group = layer_.geometry.group();
     Matrix norms(layer_.geometry.kv_heads, layer_.context_length);
+    Array by_head(layer_.geometry.query_heads, layer_.context_length);
+    parallel_for(threads_, by_head.rows(), [&](Index head) { by_head.row(head) = far_energies_of(head, distance); });
+    const Index group = layer_.geometry.group();
     for (Index kv_head = 0; kv_head < norms.rows(); ++kv_head) {
-      Array total = Array::Zero(1, layer_.context_length);
-      for (Index a = 0; a < group; ++a) {
-        for (Index first = distance; first < layer_.queries(); first += kBlock) {
-          const Index count = std::min(kBlock, layer_.queries() - first);
-          const Removal removal = removal_of(kv_head * group + a, first, count);
-          for (Index t = 0; t < count; ++t) {
-            const Index keys = first + t - distance + 1;
-            total.leftCols(keys) += moved_output(removal, t).topRows(keys).square().rowwise().sum().transpose();
-          }
-        }
-      }
-      norms.row(kv_head) = rounded_norms(total);
+      norms.row(kv_head) = rounded_norms(by_head.middleRows(kv_head * group, group).colwise().sum());
     }
     return squares_of(norms);
   }
@@ -141,13 +132,30 @@ class PlainScoring : public ScoringKernels {
     arithmetic_.to_odds(odds);
     return {std::move(odds), outputs, arithmetic_.projected_values(head)};
   }
-  /// Of the removal's query t: [C, D].
-  Array moved_output(const Removal& removal, Index t) const {
-    Array moved = removal.outputs.row(t).replicate(removal.values.rows(), 1) - removal.values;
+  /// Of the removal's query t and the entries [first, first + count): [count, D].
+  Array moved_output(const Removal& removal, Index t, Index first, Index count) const {
+    Array moved = (-removal.values.middleRows(first, count)).rowwise() + removal.outputs.row(t);
     arithmetic_.round(moved);
-    moved.colwise() *= removal.odds.row(t).transpose();
+    moved.colwise() *= removal.odds.row(t).segment(first, count).transpose();
     arithmetic_.round(moved);
     return moved;
+  }
+  /// Of one query head: [1, C]. Blocks of queries and of entries stay in cache.
+  Array far_energies_of(Index head, Index distance) const {
+    constexpr Index kQueries = 64, kEntries = 32;
+    Array total = Array::Zero(1, layer_.context_length);
+    for (Index first = distance; first < layer_.queries(); first += kQueries) {
+      const Index count = std::min(kQueries, layer_.queries() - first);
+      const Removal removal = removal_of(head, first, count);
+      for (Index entry = 0; entry <= first + count - 1 - distance; entry += kEntries) {
+        for (Index t = std::max<Index>(0, entry + distance - first); t < count; ++t) {
+          const Index entries = std::min(kEntries, first + t - distance + 1 - entry);
+          total.middleCols(entry, entries) +=
+              moved_output(removal, t, entry, entries).square().rowwise().sum().transpose();
+        }
+      }
+    }
+    return total;
   }
   /// A program asks for the norm, so it is the norm that is rounded.
   Eigen::RowVectorXd rounded_norms(const Array& squares) const {
@@ -166,11 +174,11 @@ class PlainScoring : public ScoringKernels {
   template <class Statistic>
   Matrix value_statistic(const Statistic& statistic) const {
     Matrix all = per_query_head();
-    for (Index head = 0; head < all.rows(); ++head) {
+    parallel_for(threads_, all.rows(), [&](Index head) {
       Array values = statistic(arithmetic_.projected_values(head)).transpose();
       arithmetic_.round(values);
       all.row(head) = values.matrix().template cast<double>();
-    }
+    });
     require_finite(all);
     return all;
   }
@@ -180,7 +188,7 @@ class PlainScoring : public ScoringKernels {
   Matrix pair_products(const RowsOf& rows_of) const {
     const Index group = layer_.geometry.group();
     Matrix products(layer_.geometry.kv_heads * group * group, layer_.context_length);
-    for (Index kv_head = 0; kv_head < layer_.geometry.kv_heads; ++kv_head) {
+    parallel_for(threads_, layer_.geometry.kv_heads, [&](Index kv_head) {
       std::vector<Array> heads;
       for (Index a = 0; a < group; ++a) heads.push_back(rows_of(kv_head * group + a));
       for (Index pair = 0; pair < group * group; ++pair) {
@@ -189,7 +197,7 @@ class PlainScoring : public ScoringKernels {
         arithmetic_.round(product);
         products.row(kv_head * group * group + pair) = product.matrix().template cast<double>();
       }
-    }
+    });
     require_finite(products);
     return products;
   }
@@ -203,19 +211,20 @@ class PlainScoring : public ScoringKernels {
   Precision precision_;
   Arithmetic<T> arithmetic_;
   const LayerTensors& layer_;
+  int threads_;
 };
 
 template <class T>
-Matrix output_of(const LayerTensors& layer, const Precision& precision, const Program& program) {
+Matrix output_of(const LayerTensors& layer, const Precision& precision, const Program& program, int threads) {
   using Array = typename Arithmetic<T>::Array;
   const LayerGeometry& g = layer.geometry;
   const Arithmetic<T> arithmetic(layer, precision, program);
   Array heads(layer.queries(), g.query_heads * g.value_size);
-  for (Index head = 0; head < g.query_heads; ++head) {
+  parallel_for(threads, g.query_heads, [&](Index head) {
     arithmetic.visit_weights(head, layer.queries(), [&](Index first, const Array& weights) {
       heads.block(first, head * g.value_size, weights.rows(), g.value_size) = arithmetic.head_output(head, weights);
     });
-  }
+  });
   const typename Arithmetic<T>::Dense w_o = layer.w_o.matrix<double>().template cast<T>();
   Array output = (heads.matrix() * w_o).array();
   precision.round(output);
@@ -253,15 +262,15 @@ LayerTensors round_layer(const LayerTensors& layer, const Precision& precision) 
 }
 
 std::unique_ptr<ScoringKernels> make_plain_scoring(const LayerTensors& layer, const Precision& precision,
-                                                   const Program& program) {
+                                                   const Program& program, int threads) {
   if (precision.type() == ElementType::float64)
-    return std::make_unique<PlainScoring<double>>(layer, precision, program);
-  return std::make_unique<PlainScoring<float>>(layer, precision, program);
+    return std::make_unique<PlainScoring<double>>(layer, precision, program, threads);
+  return std::make_unique<PlainScoring<float>>(layer, precision, program, threads);
 }
 
-Matrix plain_output(const LayerTensors& layer, const Precision& precision, const Program& program) {
-  return precision.type() == ElementType::float64 ? output_of<double>(layer, precision, program)
-                                                  : output_of<float>(layer, precision, program);
+Matrix plain_output(const LayerTensors& layer, const Precision& precision, const Program& program, int threads) {
+  return precision.type() == ElementType::float64 ? output_of<double>(layer, precision, program, threads)
+                                                  : output_of<float>(layer, precision, program, threads);
 }
 
 }  // namespace laprox::verify

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "laprox/error.h"
 
@@ -12,6 +13,7 @@ namespace {
 
 template <class Stored, class T>
 void round_through(T* values, Index count) {
+  if constexpr (std::is_same_v<Stored, T>) return;
   Eigen::Map<Eigen::Array<T, Eigen::Dynamic, 1>> array(values, count);
   if constexpr (sizeof(Stored) == 2) {
     array = array.template cast<float>().template cast<Stored>().template cast<float>().template cast<T>();

@@ -99,7 +99,7 @@ TEST_CASE("plain evaluations in float64 are the reference, and in bfloat16 near 
       const Precision precision(type);
       const LayerTensors inputs = round_layer(layer, precision);
       for (const Program& program : kPrograms) {
-        const auto plain = make_plain_scoring(inputs, precision, program);
+        const auto plain = make_plain_scoring(inputs, precision, program, 2);
         const auto near = [&](const Matrix& a, const Matrix& b) { return (a - b).norm() <= tolerance * b.norm(); };
         CHECK(near(plain->window_statistics(5).squares, reference->window_statistics(5).squares));
         for (const Primitive& primitive : primitives(std::min<Index>(5, shape.context))) {

@@ -52,6 +52,7 @@ Verification verify(const DumpReader& dump, const VerifyArguments& arguments) {
   if (!arguments.precision.empty()) options.precision = parse_element_type(arguments.precision, "--precision");
   ProgressBar bar(static_cast<Index>(dump.info().layers.size()), arguments.quiet);
   const Progress progress = [&](Index layer, Index, const std::string&) { bar.step(fmt::format("layer {}", layer)); };
+  options.threads = arguments.backend.threads;
   if (!arguments.policies.empty()) options.policies = parse_policies(arguments.policies);
   SweepOptions costed;
   costed.policies = options.policies;

@@ -1,11 +1,10 @@
 #include <fmt/format.h>
 
-#include <thread>
-
 #include "backends/cpu/accumulation.h"
 #include "backends/cpu/errors.h"
 #include "backends/cpu/lanes.h"
 #include "backends/cpu/scoring.h"
+#include "base/parallel.h"
 #include "laprox/error.h"
 
 namespace laprox {
@@ -42,8 +41,7 @@ class CpuBackend : public Backend {
 
 std::unique_ptr<Backend> make_cpu_backend(int threads) {
   if (threads < 0) throw UsageError(fmt::format("threads: expected 0 (all) or more, found {}", threads));
-  const int available = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  return std::make_unique<CpuBackend>(threads == 0 ? available : threads);
+  return std::make_unique<CpuBackend>(thread_count(threads));
 }
 
 }  // namespace laprox
