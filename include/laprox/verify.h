@@ -104,8 +104,8 @@ struct VerifyOptions {
 };
 
 /// Checks a backend on one dump: every scoring primitive, the exact output, and every registered policy's scores and
-/// kept sets against the float64 reference. What the dump cannot serve is listed as skipped. Cost: the reference's on one
-/// thread, and that of three plain programs. Throws DumpError, BackendError, UsageError.
+/// kept sets against the float64 reference. What the dump cannot serve is listed as skipped. Cost: the reference's on
+/// one thread, and that of three plain programs. Throws DumpError, BackendError, UsageError.
 Verification verify_backend(const LayerSource& dump, const Backend& backend, const VerifyOptions& options,
                             const Progress& progress = {});
 
