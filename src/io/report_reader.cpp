@@ -165,7 +165,7 @@ class ReportReader {
     report.arrays[name] = std::move(array);
   }
 
-  /// Counts are whole numbers, and no cell lacks the figures that every one has.
+  /// Counts are whole numbers, figures are finite, and no cell lacks the figures that every one has.
   void check_numbers(const Report& report) {
     const std::vector<double>& counts = report.array("kept_count").values;
     for (const auto& [name, shape] : known_arrays()) {
@@ -177,6 +177,9 @@ class ReportReader {
         const double value = array.values[i];
         if (shape.least && value < *shape.least) {
           reader_.refuse("/" + name, fmt::format("counts of {} or more", *shape.least), fmt::format("{}", value));
+        }
+        if (std::isinf(value)) {
+          reader_.refuse("/" + name, "finite numbers", fmt::format("{} at element {}", value, i));
         }
         // A dump with fewer layers than another one in the report has neither figures nor counts of the others.
         const bool of_layer = shape.dimensions.back() == "layer";

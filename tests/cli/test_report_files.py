@@ -76,9 +76,14 @@ def later_figure_without_a_number(file):
     file["query_error_p99"][0, 1, 0, 1] = np.nan
 
 
+def infinite_error(file):
+    file["model_relative_error"][0, 1, 0] = np.inf
+
+
 @pytest.mark.parametrize(
     "change, word",
     [
+        (infinite_error, "finite numbers"),
         (counts_as_floats, "integers"),
         (negative_budget, "-7"),
         (cell_without_a_number, "nan"),
