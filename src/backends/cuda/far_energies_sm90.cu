@@ -41,6 +41,59 @@ __device__ inline void start_all(float (&c)[8][4], float (&linear)[8][4], const 
   commit_wgmma();
 }
 
+/// The energies of a lane's two keys at 64 queries, summed, where no weight is above kSmall, so that 1 / (1 - a)^2 is a
+/// short series: exact to 3e-7 of itself. False, and nothing summed, where one is, in any lane of the warp.
+__device__ inline bool small_energies(const float (&c)[8][4], const float (&linear)[8][4], float factor,
+                                      const float (&forms)[2], const RowTerms* of_rows, const PairTerms* of_pairs,
+                                      float (&sums)[2]) {
+  constexpr float kSmall = 0x1p-6F;
+  float largest = 0;
+  sums[0] = sums[1] = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float4 pairs = reinterpret_cast<const float4*>(of_pairs)[4 * j + lane_column()];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      // The softmax stands first.
+      const float2 row = *reinterpret_cast<const float2*>(of_rows + 8 * j + 2 * lane_column() + e);
+      const float scale = e ? pairs.z : pairs.x, square = e ? pairs.w : pairs.y;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float weight = fast_exp2(__fmaf_rn(c[j][2 * half + e], factor, -row.x)) * row.y;
+        const float series = __fmaf_rn(__fmaf_rn(__fmaf_rn(4, weight, 3), weight, 2), weight, 1);
+        const float form = fmaxf(__fmaf_rn(-scale, linear[j][2 * half + e], forms[half] + square), 0);
+        sums[half] = __fmaf_rn(weight * weight * series, form, sums[half]);
+        largest = fmaxf(largest, weight);
+      }
+    }
+  }
+  return !__any_sync(~0U, largest > kSmall);
+}
+
+/// The same for all weights, of the places for which counts(half, place) is true. key: the lane's first one.
+template <class Counts>
+__device__ inline void any_energies(const float (&c)[8][4], const float (&linear)[8][4], float factor,
+                                    const float (&forms)[2], const RowTerms* of_rows, const PairTerms* of_pairs,
+                                    int key, float (&sums)[2], const Counts& counts) {
+  sums[0] = sums[1] = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float4 pairs = reinterpret_cast<const float4*>(of_pairs)[4 * j + lane_column()];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int place = 8 * j + 2 * lane_column() + e;
+      const RowTerms row = of_rows[place];
+      const float scale = e ? pairs.z : pairs.x, square = e ? pairs.w : pairs.y;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float energy = far_energy(c[j][2 * half + e], factor, row, linear[j][2 * half + e], scale, forms[half], square);
+        if (key + 8 * half == row.token) energy = row.energy;
+        sums[half] += counts(half, place) ? energy : 0;
+      }
+    }
+  }
+}
+
 /// As in far_energies.cu: block (head, group of keys) keeps keys and values and streams the queries that are far behind
 /// them. A lane has the keys g and g + 8 of its warp's 16.
 template <class T, int Size>
@@ -77,25 +130,12 @@ __global__ void __launch_bounds__(FarTiles<T, Size>::kBlockThreads, 1)
     form.apply_cap(c);
     const bool all = first_query >= group_key + kGroupKeys - 1 + distance &&
                      first_query + 63 < min(group_key + window, layer.queries);
-    float of_part[2] = {};  // short chains of sums keep their digits
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float4 pairs = reinterpret_cast<const float4*>(of_pairs)[4 * j + lane_column()];
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int place = 8 * j + 2 * lane_column() + e, query = first_query + place;
-        const RowTerms row = of_rows[place];
-        const float scale = e ? pairs.z : pairs.x, square = e ? pairs.w : pairs.y;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int at = key + 8 * half;
-          float energy =
-              far_energy(c[j][2 * half + e], form.factor, row, linear[j][2 * half + e], scale, forms[half], square);
-          if (at == row.token) energy = row.energy;
-          if (!all && (query >= layer.queries || query < at + distance || !sees(layer, query, at))) energy = 0;
-          of_part[half] += energy;
-        }
-      }
+    float of_part[2];  // short chains of sums keep their digits
+    if (!all || !small_energies(c, linear, form.factor, forms, of_rows, of_pairs, of_part)) {
+      any_energies(c, linear, form.factor, forms, of_rows, of_pairs, key, of_part, [&](int half, int place) {
+        const int at = key + 8 * half, query = first_query + place;
+        return all || (query < layer.queries && query >= at + distance && sees(layer, query, at));
+      });
     }
     sums[0] += of_part[0];
     sums[1] += of_part[1];

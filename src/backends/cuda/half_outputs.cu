@@ -1,15 +1,12 @@
 #include <algorithm>
 
 #include "backends/cuda/dispatch.cuh"
+#include "backends/cuda/half_outputs.cuh"
 #include "backends/cuda/half_products.cuh"
-#include "backends/cuda/half_removal.h"
 
 namespace laprox::cuda {
 
 namespace {
-
-/// Weights enter float16 times this power of two, so that small ones keep their digits.
-constexpr float kWeightScale = 0x1p15F;
 
 /// Tiles of keys, behind which the values of the same tokens stand in the tile.
 template <class T, int Size>
@@ -39,18 +36,6 @@ __device__ inline void tile_products(float (&c)[8][4], const LeftRows<T, Size>& 
     }
   }
 }
-
-/// Weights of one tile as left factors of two parts: [k][..] for the keys 16 k + ..
-struct TileWeights {
-  unsigned high[4][4], low[4][4];
-
-  __device__ void split(int j, int half, float x, float y) {
-    const __half2 rounded = __floats2half2_rn(x, y);
-    const __half2 rest = __floats2half2_rn(x - __low2float(rounded), y - __high2float(rounded));
-    high[j / 2][j % 2 * 2 + half] = *reinterpret_cast<const unsigned*>(&rounded);
-    low[j / 2][j % 2 * 2 + half] = *reinterpret_cast<const unsigned*>(&rest);
-  }
-};
 
 /// Adds the values of a tile, weighted, to a warp's outputs. Each tile's sum begins at 0: tensor cores cut sums off
 /// instead of rounding them, and adding it to the rest is rounded.
@@ -109,13 +94,8 @@ __global__ void __launch_bounds__(kThreads, KeyValueTiles<T, Size>::kResidentBlo
       idle ? 0 : rows.count());
   const size_t first_row = static_cast<size_t>(kv_head) * terms.rows + min(row_block, row_blocks - 1) * kRowBlockRows +
                            first_warp_row() + lane_row();
-  float maximum[2], factor[2], remainder[2] = {}, outputs[Size / 8][4] = {};
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const RowSoftmax of_row = terms.softmax[first_row + 8 * half];
-    maximum[half] = of_row.maximum;
-    factor[half] = of_row.inverse_sum * kWeightScale;
-  }
+  RestRows of_rows(terms, first_row, !idle);
+  float outputs[Size / 8][4] = {};
   const LogitForm form(layer);
   stream_tiles<S>(
       keys, layer.tokens, first, last, shared,
@@ -125,39 +105,7 @@ __global__ void __launch_bounds__(kThreads, KeyValueTiles<T, Size>::kResidentBlo
         tile_products<S>(c, queries, chunks);
         finish_products(c, layer, rows, tile * kTile, form);
         TileWeights weights;
-        float of_tile[2] = {};
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float largest = 0;
-#pragma unroll
-          for (int j = 0; j < 8; ++j) {
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              float& x = c[j][2 * half + e];
-              x = fast_exp2(__fmaf_rn(x, form.factor, -maximum[half])) * factor[half];
-              largest = fmaxf(largest, x);
-            }
-          }
-          if (largest > kDominant * kWeightScale) {
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-#pragma unroll
-              for (int e = 0; e < 2; ++e) {
-                float& x = c[j][2 * half + e];
-                if (x <= kDominant * kWeightScale) continue;
-                terms.dominants[first_row + 8 * half] = {tile * kTile + 8 * j + 2 * lane_column() + e,
-                                                         x / kWeightScale};
-                x = 0;
-              }
-            }
-          }
-#pragma unroll
-          for (int j = 0; j < 8; ++j) {
-            of_tile[half] += c[j][2 * half] + c[j][2 * half + 1];
-            weights.split(j, half, c[j][2 * half], c[j][2 * half + 1]);
-          }
-          remainder[half] += of_tile[half];
-        }
+        of_rows.weigh(c, form.factor, tile * kTile, weights);
         add_values<V, Size>(outputs, weights, chunks + HalfRows<T, Size>::kTileBytes / 16);
       },
       [&](int tile, uint4* chunks) {
@@ -166,19 +114,8 @@ __global__ void __launch_bounds__(kThreads, KeyValueTiles<T, Size>::kResidentBlo
   if (idle) return;
 
   const size_t row = static_cast<size_t>(split) * layer.kv_heads * terms.rows + first_row;
-  const float scale = terms.value_scales[kv_head] / kWeightScale;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-#pragma unroll
-    for (int j = 0; j < Size / 8; ++j) {
-      *reinterpret_cast<float2*>(parts + (row + 8 * half) * Size + 8 * j + 2 * lane_column()) =
-          make_float2(outputs[j][2 * half] * scale, outputs[j][2 * half + 1] * scale);
-    }
-    float sum = remainder[half];
-    sum += __shfl_xor_sync(~0U, sum, 1);
-    sum += __shfl_xor_sync(~0U, sum, 2);
-    if (lane_column() == 0) remainders[row + 8 * half] = sum / kWeightScale;
-  }
+  of_rows.template store<Size>(outputs, terms.value_scales[kv_head] / kWeightScale, parts + row * Size,
+                               remainders + row);
 }
 
 /// Thread per row and component: adds the splits' parts in order.
@@ -204,29 +141,37 @@ __global__ void sum_remainders_kernel(HalfTerms terms, const float* parts, int s
   terms.remainders[row] = sum;
 }
 
-}  // namespace
-
-void half_outputs(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
+/// As rest_parts_sm90, for any device.
+int rest_parts_sm80(const HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
   const Layer& layer = terms.layer;
   const RowLayout layout(layer, terms.range);
-  const size_t rows = static_cast<size_t>(layer.kv_heads) * terms.rows, size = rows * layer.value_stride;
-  terms.dominants = scratch.dominants.at_least(rows);
-  terms.rests = scratch.rests.at_least(size);
-  terms.remainders = scratch.remainders.at_least(rows);
-  check(cudaMemsetAsync(terms.dominants, 0xff, rows * sizeof(Dominant), stream), "clearing device memory");
+  const size_t rows = static_cast<size_t>(layer.kv_heads) * terms.rows;
   int splits = 1;
   for_half_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     if constexpr (Size <= kMostHalfSize) {
       using S = KeyValueTiles<T, Size>;
       const int groups = (layout.row_blocks + S::kRowBlocks - 1) / S::kRowBlocks;
       splits = shares_of<S>((layer.tokens + kTile - 1) / kTile, layer.kv_heads * groups);
-      float* parts = splits == 1 ? terms.rests : scratch.parts.at_least(splits * size);
+      float* parts = splits == 1 ? terms.rests : scratch.parts.at_least(splits * rows * Size);
       allow_shared_memory(rests_kernel<T, Size>, S::kSharedBytes);
       rests_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), kThreads, S::kSharedBytes, stream>>>(
           terms, layout.row_blocks, splits, parts, scratch.remainder_parts.at_least(splits * rows));
     }
   });
   check_launch("outputs without dominant entries");
+  return splits;
+}
+
+}  // namespace
+
+void half_outputs(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
+  const Layer& layer = terms.layer;
+  const size_t rows = static_cast<size_t>(layer.kv_heads) * terms.rows, size = rows * layer.value_stride;
+  terms.dominants = scratch.dominants.at_least(rows);
+  terms.rests = scratch.rests.at_least(size);
+  terms.remainders = scratch.remainders.at_least(rows);
+  check(cudaMemsetAsync(terms.dominants, 0xff, rows * sizeof(Dominant), stream), "clearing device memory");
+  const int splits = (use_sm90(layer) ? rest_parts_sm90 : rest_parts_sm80)(terms, scratch, stream);
   if (splits > 1) {
     sum_rests_kernel<<<static_cast<unsigned>((size + 255) / 256), 256, 0, stream>>>(scratch.parts.data(), splits, size,
                                                                                     terms.rests);

@@ -69,8 +69,10 @@ __device__ inline void wgmma(float (&c)[16], const unsigned (&left)[4], RightFac
         "r"(static_cast<int>(accumulate)));
 }
 
-/// Starts c (+)= left times right, 64 rows by 8 column tiles, over one step of 16 elements of a half type.
-template <class T>
+/// Starts c (+)= left times right, 64 rows by 8 column tiles, over one step of 16 elements of a half type. In panels
+/// the right factor's columns are rows of 128 bytes, with the step's elements side by side; Transposed, its 16 elements
+/// are rows, with the 64 columns side by side.
+template <class T, bool Transposed = false>
 __device__ inline void wgmma(float (&c)[8][4], const unsigned (&left)[4], RightFactor right, bool accumulate) {
 #define LAPROX_WGMMA(type)                                                                                           \
   asm volatile(                                                                                                      \
@@ -79,7 +81,7 @@ __device__ inline void wgmma(float (&c)[8][4], const unsigned (&left)[4], RightF
       "setp.ne.b32 accumulate, %37, 0;\n"                                                                            \
       "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                                    \
       " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28," \
-      "%29,%30,%31}, {%32,%33,%34,%35}, %36, accumulate, 1, 1, 0;\n"                                                 \
+      "%29,%30,%31}, {%32,%33,%34,%35}, %36, accumulate, 1, 1, %38;\n"                                               \
       "}\n"                                                                                                          \
       : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]),     \
         "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]),     \
@@ -87,7 +89,7 @@ __device__ inline void wgmma(float (&c)[8][4], const unsigned (&left)[4], RightF
         "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]), "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]),     \
         "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3])                                                   \
       : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right.description()),                            \
-        "r"(static_cast<int>(accumulate)))
+        "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(Transposed)))
   if constexpr (std::is_same_v<T, __half>) {
     LAPROX_WGMMA("f16");
   } else {

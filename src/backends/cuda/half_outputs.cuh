@@ -1,0 +1,104 @@
+#pragma once
+
+#include "backends/cuda/half_removal.h"
+#include "backends/cuda/left_rows.cuh"
+#include "backends/cuda/tensor_core.cuh"
+
+namespace laprox::cuda {
+
+// What both kernels of half_outputs are made of: the one for any device and the one for sm_90a.
+
+/// Weights enter float16 times this power of two, so that small ones keep their digits.
+inline constexpr float kWeightScale = 0x1p15F;
+
+/// Weights of one tile as left factors of two parts: [k][..] for the keys 16 k + ..
+struct TileWeights {
+  unsigned high[4][4], low[4][4];
+
+  __device__ void split(int j, int half, float x, float y) {
+    const __half2 rounded = __floats2half2_rn(x, y);
+    const __half2 rest = __floats2half2_rn(x - __low2float(rounded), y - __high2float(rounded));
+    high[j / 2][j % 2 * 2 + half] = *reinterpret_cast<const unsigned*>(&rounded);
+    low[j / 2][j % 2 * 2 + half] = *reinterpret_cast<const unsigned*>(&rest);
+  }
+};
+
+/// The two rows of a lane: their softmaxes, and what is summed of them beside the outputs.
+struct RestRows {
+  float maximum[2], factor[2], remainder[2] = {};
+  Dominant* dominants[2];
+
+  /// of_rows: the first one's place; the second one is eight behind. Rows that are not there have no weights.
+  __device__ RestRows(const HalfTerms& terms, size_t of_rows, bool there) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const RowSoftmax of_row = terms.softmax[of_rows + 8 * half];
+      maximum[half] = there ? of_row.maximum : 0;
+      factor[half] = there ? of_row.inverse_sum * kWeightScale : 0;
+      dominants[half] = terms.dominants + of_rows + 8 * half;
+    }
+  }
+
+  /// Finished products c with the 64 keys from first_key on become weights; the dominant entry of a row is left out and
+  /// noted.
+  __device__ void weigh(float (&c)[8][4], float form_factor, int first_key, TileWeights& weights) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = 0, of_tile = 0;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& x = c[j][2 * half + e];
+          x = fast_exp2(__fmaf_rn(x, form_factor, -maximum[half])) * factor[half];
+          largest = fmaxf(largest, x);
+        }
+      }
+      if (largest > kDominant * kWeightScale) leave_out_dominant(c, half, first_key);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        of_tile += c[j][2 * half] + c[j][2 * half + 1];
+        weights.split(j, half, c[j][2 * half], c[j][2 * half + 1]);
+      }
+      remainder[half] += of_tile;
+    }
+  }
+
+  /// The rows' outputs and remainders of this share of the keys. parts: [Size] of the first row, remainders alike.
+  template <int Size>
+  __device__ void store(const float (&outputs)[Size / 8][4], float scale, float* parts, float* remainders) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int j = 0; j < Size / 8; ++j) {
+        *reinterpret_cast<float2*>(parts + 8 * half * Size + 8 * j + 2 * lane_column()) =
+            make_float2(outputs[j][2 * half] * scale, outputs[j][2 * half + 1] * scale);
+      }
+      float sum = remainder[half];
+      sum += __shfl_xor_sync(~0U, sum, 1);
+      sum += __shfl_xor_sync(~0U, sum, 2);
+      if (lane_column() == 0) remainders[8 * half] = sum / kWeightScale;
+    }
+  }
+
+ private:
+  __device__ void leave_out_dominant(float (&c)[8][4], int half, int first_key) const {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float& x = half == 0 ? c[j][e] : c[j][2 + e];
+        if (x <= kDominant * kWeightScale) continue;
+        const int token = first_key + 8 * j + 2 * lane_column() + e;
+        *(half == 0 ? dominants[0] : dominants[1]) = {token, x / kWeightScale};
+        x = 0;
+      }
+    }
+  }
+};
+
+/// half_outputs_sm90.cu: rests and remainders by shares of the keys, [shares, kv_heads, rows, S] and [shares, kv_heads,
+/// rows], or where there is one share the rests themselves; notes the dominant entries. Returns the number of shares.
+int rest_parts_sm90(const HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream);
+
+}  // namespace laprox::cuda
