@@ -117,11 +117,13 @@ KeptCheck KeptAssessor::assess_budget(std::size_t budget, const Selection& selec
   }
   VerdictPart& tokens = check.parts[kTokens];
   // A token exchanged for another one counts twice.
-  if (excused && tokens.measured / 2 <= kCap * static_cast<double>(kept)) {
+  const double exchanged = static_cast<double>(check.differences) / 2;
+  if (excused && exchanged <= kCap * static_cast<double>(kept)) {
     check.ties += static_cast<Index>(tokens.measured);
     tokens = {.name = tokens.name};
+  } else {
+    assess_counts(budget, heads, selection, plain, check);
   }
-  assess_counts(budget, heads, selection, plain, check);
   if (found.size() == expected_.size()) {
     VerdictPart& part = check.parts[kBudget];
     part.measured = static_cast<double>(kept);

@@ -34,7 +34,7 @@ double weight_error(const LayerTensors& layer, const Precision& precision, int t
   const Precision sums(precision.type() == ElementType::float64 ? ElementType::float64 : ElementType::float32);
   std::vector<double> by_head(static_cast<std::size_t>(layer.geometry.query_heads), 0);
   parallel_for(threads, layer.geometry.query_heads, [&](Index head) { by_head[head] = largest_logit(layer, head); });
-  return sums.ulp(*std::max_element(by_head.begin(), by_head.end()));
+  return 2 * sums.ulp(*std::max_element(by_head.begin(), by_head.end()));
 }
 
 }  // namespace laprox::verify
