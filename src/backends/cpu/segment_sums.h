@@ -3,13 +3,10 @@
 #include <span>
 #include <vector>
 
+#include "backends/batches.h"
 #include "backends/cpu/logits.h"
 
 namespace laprox::cpu {
-
-/// Tokens whose logits are in memory at once: some query rows' against them, and the tokens' values, stay in the cache
-/// while one policy after the other sums over them.
-inline constexpr Index kBlockTokens = 4096;
 
 /// The softmax numerators of some query rows of one KV head over one stretch of tokens. They are formed once, relative
 /// to the largest logit of the stretch, whatever the number of policies that sum over some of them.
