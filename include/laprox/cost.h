@@ -20,7 +20,7 @@ struct Cost {
   double total_flops() const {
     return scoring_flops + column_sum_flops + value_norm_flops + oracle_flops + judging_flops;
   }
-  double total_bytes() const { 
+  double total_bytes() const {
     return layer_bytes + ahead_bytes + reading_bytes + logit_bytes + output_bytes + ranking_bytes;
   }
 };

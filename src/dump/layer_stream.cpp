@@ -42,9 +42,10 @@ LayerTensors LayerStream::next() {
   try {
     widen(layer, type, backend_.threads());
   } catch (const std::bad_alloc&) {
-    throw BackendError(fmt::format("{}: layer {}: out of memory for its tensors as {}; 'laprox inspect' prints what a "
-                                   "dump needs, and fewer stored queries (laprox-dump --queries recent:64) need less",
-                                   dump.info().path.string(), layer.layer, to_string(type)));
+    throw BackendError(
+        fmt::format("{}: layer {}: out of memory for its tensors as {}; 'laprox inspect' prints what a "
+                    "dump needs, and fewer stored queries (laprox-dump --queries recent:64) need less",
+                    dump.info().path.string(), layer.layer, to_string(type)));
   }
   start();
   return layer;

@@ -33,7 +33,8 @@ struct LayerRead {
 };
 
 /// Reads layers, of one dump or several, each while the one before it is worked on. Two layers are in memory; the one
-/// read ahead stays as it is stored where that is a half type, and takes the type its backend wants when it is its turn.
+/// read ahead stays as it is stored where that is a half type, and takes the type its backend wants when it is its
+/// turn.
 class LayerStream {
  public:
   /// Reads in the types that `backend` wants. With check_all, the other rows of q are checked to be finite too, though

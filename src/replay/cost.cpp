@@ -80,8 +80,8 @@ void add_layer(Cost& cost, const LayerSummary& layer, const DumpInfo& dump, cons
   const double elements = q + k + v + w_o;
   cost.layer_bytes = std::max(cost.layer_bytes, elements * static_cast<double>(element));
   add_reading(cost, layer, dump.layers.size(), backend, elements, std::max({q, k, v, w_o}));
-  cost.logit_bytes = std::max(cost.logit_bytes, logit_elements(g, tokens, queries, policies, cells, backend) *
-                                                    static_cast<double>(element));
+  cost.logit_bytes = std::max(
+      cost.logit_bytes, logit_elements(g, tokens, queries, policies, cells, backend) * static_cast<double>(element));
   cost.output_bytes =
       std::max(cost.output_bytes, std::min(product({1 + 2 * cells, queries.judging, g.query_heads, g.value_size}),
                                            static_cast<double>(kHeldElements)) *
