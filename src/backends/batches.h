@@ -8,8 +8,9 @@
 
 namespace laprox {
 
-/// Query rows of one task: the logits of all tokens against them are one buffer.
-inline constexpr Index kRowsPerTask = 256;
+/// Query rows of one task that judges; on the CPU the logits of one block of tokens against them are one buffer, and
+/// stay in the cache, with the tokens' values, while one policy after the other sums over them.
+inline constexpr Index kRowsPerTask = 256, kBlockTokens = 4096;
 /// Head outputs that are held at once; more policies than fit are taken in turns.
 inline constexpr Index kHeldElements = Index{1} << 26;
 

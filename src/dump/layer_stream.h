@@ -1,6 +1,7 @@
 #pragma once
 
 #include <future>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,14 @@ inline ElementType tensor_type(const Backend& backend, const LayerSummary& layer
   return is_half && backend.takes_half_types() ? *stored : backend.element_type();
 }
 
+/// The element type in which a layer waits for its turn: its half type where all its tensors have the same, which takes
+/// half the memory or less.
+inline ElementType type_read_ahead(const Backend& backend, const LayerSummary& layer) {
+  const auto stored = layer.common_type();
+  const bool is_half = stored == ElementType::float16 || stored == ElementType::bfloat16;
+  return is_half ? *stored : tensor_type(backend, layer);
+}
+
 /// A layer of a dump, with these rows of q.
 struct LayerRead {
   const LayerSource* dump;
@@ -23,7 +32,9 @@ struct LayerRead {
   DumpInfo::Rows rows;
 };
 
-/// Reads layers, of one dump or several, each while the one before it is worked on. Two layers are in memory.
+/// Reads layers, of one dump or several, each while the one before it is worked on. Two layers are in memory; the one
+/// read ahead stays as it is stored where that is a half type, and takes the type its backend wants when it is its
+/// turn.
 class LayerStream {
  public:
   /// Reads in the types that `backend` wants. With check_all, the other rows of q are checked to be finite too, though
@@ -34,21 +45,10 @@ class LayerStream {
   }
 
   /// Must be called no more often than there are layers to read.
-  LayerTensors next() {
-    LayerTensors layer = pending_.get();
-    start();
-    return layer;
-  }
+  LayerTensors next();
 
  private:
-  void start() {
-    if (next_ == reads_.size()) return;
-    pending_ = std::async(std::launch::async, [this, read = reads_[next_++]] {
-      if (check_all_) read.dump->check_other_queries(read.layer, read.rows);
-      const LayerSummary& summary = read.dump->info().layers[read.layer];
-      return read.dump->read_layer(read.layer, read.rows, tensor_type(backend_, summary));
-    });
-  }
+  void start();
 
   std::vector<LayerRead> reads_;
   std::size_t next_ = 0;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <mutex>
 #include <new>
 
 #include "base/convert.h"
@@ -90,6 +91,8 @@ struct DumpReader::Impl {
 
   io::Hdf5Reader file;
   DumpInfo info;
+  std::mutex hashing;
+  std::string hash;  ///< of the contents, once it was asked for
 };
 
 DumpReader::DumpReader(const std::filesystem::path& path) : impl_(std::make_unique<Impl>(path)) {}
@@ -139,9 +142,10 @@ std::optional<Matrix> DumpReader::read_output(Index layer) const {
 }
 
 std::string DumpReader::content_hash() const {
-  std::string hash = io::sha256_of_file(impl_->info.path);
+  const std::scoped_lock lock(impl_->hashing);
+  if (impl_->hash.empty()) impl_->hash = io::sha256_of_file(impl_->info.path);
   impl_->file.check_unchanged();
-  return hash;
+  return impl_->hash;
 }
 
 }  // namespace laprox

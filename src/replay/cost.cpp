@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "backends/batches.h"
+#include "dump/layer_stream.h"
 #include "laprox/error.h"
 
 namespace laprox {
@@ -44,6 +45,29 @@ Queries count_queries(const DumpInfo& dump, const SweepOptions& options) {
   return queries;
 }
 
+/// What is in memory of a layer of so many elements, the largest tensor having so many, before its turn comes.
+void add_reading(Cost& cost, const LayerSummary& layer, std::size_t layers, const Backend& backend, double elements,
+                 double largest) {
+  const ElementType ahead = type_read_ahead(backend, layer);
+  // Memory in which the only layer waited is kept for what comes after.
+  if (layers > 1 || ahead != tensor_type(backend, layer)) {
+    cost.ahead_bytes = std::max(cost.ahead_bytes, elements * static_cast<double>(size_of(ahead)));
+  }
+  if (layer.common_type() == ahead) return;
+  cost.reading_bytes = std::max(cost.reading_bytes, largest * static_cast<double>(size_of(layer.k_type)));
+}
+
+/// Logits, weights, and sums over tokens that all threads hold while kept sets are judged.
+double logit_elements(const LayerGeometry& g, Index tokens, const Queries& queries, Index policies, Index cells,
+                      const Backend& backend) {
+  const Index most = std::max<Index>(kRowsPerTask, g.group()), all = g.group() * queries.judging;
+  const Index rows = std::min(most, all);
+  const Index tasks = std::min<Index>(backend.threads(), g.kv_heads * ((all + most - 1) / most));
+  if (backend.name() != "cpu") return product({tasks, rows, tokens});
+  return product({tasks, rows, 2 * std::min(kBlockTokens, tokens)}) +
+         product({tasks, rows, 2 + 2 * policies + cells, g.value_size});
+}
+
 void add_layer(Cost& cost, const LayerSummary& layer, const DumpInfo& dump, const SweepOptions& options,
                const Queries& queries, const Backend& backend) {
   const LayerGeometry& g = layer.geometry;
@@ -53,15 +77,11 @@ void add_layer(Cost& cost, const LayerSummary& layer, const DumpInfo& dump, cons
   const double q = product({g.query_heads, std::max(queries.scoring, queries.judging), g.head_size});
   const double k = product({g.kv_heads, tokens, g.head_size}), v = product({g.kv_heads, tokens, g.value_size});
   const double w_o = product({g.query_heads, g.value_size, g.model_size});
-  cost.layer_bytes = std::max(cost.layer_bytes, (q + k + v + w_o) * static_cast<double>(element));
-  cost.reading_bytes =
-      std::max(cost.reading_bytes, std::max({q, k, v, w_o}) * static_cast<double>(size_of(layer.k_type)));
-  // While a window is scored, a task holds half as many rows.
-  const Index rows = std::max<Index>(kRowsPerTask, g.group());
-  const Index tasks =
-      std::min<Index>(backend.threads(), g.kv_heads * ((g.group() * queries.judging + rows - 1) / rows));
-  cost.logit_bytes =
-      std::max(cost.logit_bytes, product({tasks, std::min(rows, g.group() * queries.judging), tokens, element}));
+  const double elements = q + k + v + w_o;
+  cost.layer_bytes = std::max(cost.layer_bytes, elements * static_cast<double>(element));
+  add_reading(cost, layer, dump.layers.size(), backend, elements, std::max({q, k, v, w_o}));
+  cost.logit_bytes = std::max(
+      cost.logit_bytes, logit_elements(g, tokens, queries, policies, cells, backend) * static_cast<double>(element));
   cost.output_bytes =
       std::max(cost.output_bytes, std::min(product({1 + 2 * cells, queries.judging, g.query_heads, g.value_size}),
                                            static_cast<double>(kHeldElements)) *

@@ -77,9 +77,9 @@ void print_cost(const DumpInfo& info, const Backend& backend) {
   out(fmt::format("plan    a sweep of {} at one budget: {} of memory, {}\n",
                   options.policies.size() > 1 ? "laprox and h2o" : "laprox", scaled(cost.total_bytes(), "B"),
                   scaled(cost.total_flops(), "FLOP")));
-  out(fmt::format("          layer {} x 2, while reading {}, logits {}, outputs {}, rankings {}\n",
-                  scaled(cost.layer_bytes, "B"), scaled(cost.reading_bytes, "B"), scaled(cost.logit_bytes, "B"),
-                  scaled(cost.output_bytes, "B"), scaled(cost.ranking_bytes, "B")));
+  out(fmt::format("          layer {}, read ahead {}, while reading {}, logits {}, outputs {}, rankings {}\n",
+                  scaled(cost.layer_bytes, "B"), scaled(cost.ahead_bytes, "B"), scaled(cost.reading_bytes, "B"),
+                  scaled(cost.logit_bytes, "B"), scaled(cost.output_bytes, "B"), scaled(cost.ranking_bytes, "B")));
   out(fmt::format("          window scores {}, column sums {}, value norms {}, judging {}\n",
                   scaled(cost.scoring_flops, "FLOP"), scaled(cost.column_sum_flops, "FLOP"),
                   scaled(cost.value_norm_flops, "FLOP"), scaled(cost.judging_flops, "FLOP")));

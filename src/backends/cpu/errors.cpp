@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <numeric>
 
 #include "backends/batches.h"
@@ -48,10 +49,10 @@ class HeadOutputs {
     const Index queries_per_task = std::clamp<Index>(kRowsPerTask / layer_.geometry.group(), 1, layer_.queries());
     const Index blocks = (layer_.queries() + queries_per_task - 1) / queries_per_task;
     evicted_mass_ = Matrix::Zero(layer_.geometry.kv_heads * blocks, cells_);
-    std::vector<Buffer<float>> logits(static_cast<std::size_t>(threads));
+    std::vector<Scratch> scratch(static_cast<std::size_t>(threads));
     parallel_for(threads, layer_.geometry.kv_heads * blocks, [&](Index task, std::size_t worker) {
       const Index first = task % blocks * queries_per_task;
-      compute_task(task, task / blocks, first, std::min(queries_per_task, layer_.queries() - first), logits[worker]);
+      compute_task(task, task / blocks, first, std::min(queries_per_task, layer_.queries() - first), scratch[worker]);
     });
   }
 
@@ -65,6 +66,11 @@ class HeadOutputs {
   }
 
  private:
+  /// One worker's block of logits and of weights.
+  struct Scratch {
+    Buffer<float> logits, weights;
+  };
+
   double head_square(Index cell, Index head) const {
     double square = 0;
     for (Index query = 0; query < layer_.queries(); ++query) {
@@ -75,49 +81,75 @@ class HeadOutputs {
     return square;
   }
 
-  void compute_task(Index task, Index kv_head, Index first_query, Index queries, Buffer<float>& scratch) {
+  void compute_task(Index task, Index kv_head, Index first_query, Index queries, Scratch& scratch) {
     const Index group = layer_.geometry.group(), value_size = layer_.geometry.value_size;
     const QueryRows rows(layer_, kv_head * group, group, first_query, queries, queries);
-    float* logits = scratch.at_least(layer_.tokens * rows.stride());
-    rows.logits(0, layer_.tokens, logits);
-    const LogitTable table{rows, logits, layer_.v.data<float>() + kv_head * layer_.tokens * value_size, value_size};
+    const std::span positions(&layer_.query_positions[first_query], static_cast<std::size_t>(queries));
+    SegmentSums exact(1, rows, value_size);
+    const auto walks = start_walks(rows, kv_head, positions);
+    each_block(rows, kv_head, scratch, [&](const WeightBlock& block, std::span<const std::int32_t> all) {
+      exact.add(0, block, all);
+      for (const auto& walk : walks) walk->add(block);
+    });
     const std::vector<double> sinks = sinks_of(layer_, kv_head);
     const Index offset = first_query * width_ + kv_head * group * value_size;
-    float* first = values_.data() + offset;
-    write_exact(table, sinks, first);
-
+    write_exact(rows, exact.sums()[0], sinks, values_.data() + offset);
+    const Index cell_stride = layer_.queries() * width_;
     Index cell = 1;
+    for (std::size_t p = 0; p < walks.size(); ++p) {
+      walks[p]->write({sinks, mode_, values_.data() + offset + cell * cell_stride,
+                       kept_.data() + offset + (cell - 1) * cell_stride, cell_stride, width_,
+                       &evicted_mass_(task, cell)});
+      cell += static_cast<Index>(policies_[p].counts.size());
+    }
+  }
+
+  std::vector<std::unique_ptr<Walk>> start_walks(const QueryRows& rows, Index kv_head,
+                                                 std::span<const Index> positions) const {
+    const Index value_size = layer_.geometry.value_size;
+    std::vector<std::unique_ptr<Walk>> walks;
     for (const LayerKeep& keep : policies_) {
-      const Index cell_stride = layer_.queries() * width_;
-      const DeltaTarget target{first + cell * cell_stride, kept_.data() + offset + (cell - 1) * cell_stride,
-                               cell_stride, width_};
       if (!keep.lifetimes.empty()) {
-        const std::span positions(&layer_.query_positions[first_query], static_cast<std::size_t>(queries));
-        walk_decoding(table, positions, keep.lifetimes[kv_head], sinks, mode_, target, &evicted_mass_(task, cell));
-        ++cell;
+        walks.push_back(std::make_unique<DecodingWalk>(rows, value_size, positions, keep.lifetimes[kv_head]));
         continue;
       }
       std::vector<Index> counts;
       for (const auto& of_budget : keep.counts) counts.push_back(of_budget[kv_head]);
-      walk(table, layer_.context_length, layer_.tokens, keep.rankings[kv_head], counts, sinks, mode_, target,
-           &evicted_mass_(task, cell));
-      cell += static_cast<Index>(counts.size());
+      walks.push_back(std::make_unique<RankedWalk>(rows, value_size, layer_.context_length, layer_.tokens,
+                                                   keep.rankings[kv_head], counts));
+    }
+    return walks;
+  }
+
+  /// Calls visit(block, its tokens: 0, 1, ...) for one stretch of tokens after the other.
+  template <class Visit>
+  void each_block(const QueryRows& rows, Index kv_head, Scratch& scratch, const Visit& visit) const {
+    const Index value_size = layer_.geometry.value_size, most = std::min(kBlockTokens, layer_.tokens);
+    float* logits = scratch.logits.at_least(most * rows.stride());
+    float* weights = scratch.weights.at_least(most * rows.stride());
+    Buffer<float> maximum(rows.stride());
+    std::vector<std::int32_t> all(static_cast<std::size_t>(most));
+    std::iota(all.begin(), all.end(), 0);
+    for (Index first = 0; first < layer_.tokens; first += most) {
+      const Index last = std::min(layer_.tokens, first + most);
+      rows.logits(first, last, logits);
+      form_weights(logits, last - first, rows.stride(), maximum.data(), weights);
+      const float* values = layer_.v.data<float>() + (kv_head * layer_.tokens + first) * value_size;
+      visit(WeightBlock{rows, first, last, logits, weights, maximum.data(), values, value_size},
+            std::span(all).first(static_cast<std::size_t>(last - first)));
     }
   }
 
-  /// The output of plain attention over all tokens, in their natural order: no policy has a say in it.
-  void write_exact(const LogitTable& table, const std::vector<double>& sinks, float* first) {
-    std::vector<std::int32_t> all(static_cast<std::size_t>(layer_.tokens));
-    std::iota(all.begin(), all.end(), 0);
-    const PartialSoftmax sums = sum_over(table, all);
-    for (Index head = 0; head < table.rows.heads(); ++head) {
-      for (Index query = 0; query < table.rows.queries(); ++query) {
-        const Index row = head * table.rows.head_stride() + query;
+  /// The output of plain attention over all tokens: no policy has a say in it.
+  void write_exact(const QueryRows& rows, const PartialSoftmax& sums, const std::vector<double>& sinks, float* first) {
+    const Index value_size = layer_.geometry.value_size;
+    for (Index head = 0; head < rows.heads(); ++head) {
+      for (Index query = 0; query < rows.queries(); ++query) {
+        const Index row = head * rows.head_stride() + query;
         const double sink = sinks.empty() ? 0 : std::exp(sinks[head] - sums.maximum[row]);
         const float factor = static_cast<float>(1 / (sums.sum[row] + sink));
-        for (Index c = 0; c < table.value_size; ++c) {
-          first[query * width_ + head * table.value_size + c] =
-              factor * sums.values[row * padded(table.value_size) + c];
+        for (Index c = 0; c < value_size; ++c) {
+          first[query * width_ + head * value_size + c] = factor * sums.values[row * padded(value_size) + c];
         }
       }
     }

@@ -10,24 +10,6 @@ namespace laprox::cpu {
 namespace {
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-constexpr Index kTokenBlock = 128;
-/// Blocks that are summed in one chain before they join the total: short chains round less.
-constexpr std::size_t kChainBlocks = 8;
-
-/// maximum[r] = max over tokens of logit[token][r].
-void find_maxima(const LogitTable& table, std::span<const std::int32_t> tokens, float* maximum) {
-  const Index stride = table.rows.stride();
-  for (Index r = 0; r < stride; r += kPanel) {
-    Lanes low = load(maximum + r), high = load(maximum + r + kLanes);
-    for (std::int32_t token : tokens) {
-      const float* logits = table.logits + token * stride + r;
-      low = max(low, load(logits));
-      high = max(high, load(logits + kLanes));
-    }
-    store(maximum + r, low);
-    store(maximum + r + kLanes, high);
-  }
-}
 
 /// One row's running softmax sums while segments are merged into it.
 struct RowSums {
@@ -57,29 +39,6 @@ void add_scaled(float* target, float old_factor, const float* source, float new_
   for (Index c = 0; c < count; c += kLanes) {
     store(target + c, old_factor * load(target + c) + new_factor * load(source + c));
   }
-}
-
-/// The tokens between two neighbouring counts of a walk; segment 0 holds what every cell keeps.
-struct Segments {
-  std::vector<Index> ends;           ///< distinct counts, ascending
-  std::vector<PartialSoftmax> sums;  ///< ends.size() + 1 of them; the last one is kept by no cell
-};
-
-Segments sum_segments(const LogitTable& table, Index context, Index tokens, const Ranking& ranking,
-                      std::span<const Index> counts) {
-  Segments segments;
-  segments.ends.assign(counts.begin(), counts.end());
-  std::sort(segments.ends.begin(), segments.ends.end());
-  segments.ends.erase(std::unique(segments.ends.begin(), segments.ends.end()), segments.ends.end());
-  std::vector<std::int32_t> always(static_cast<std::size_t>(tokens - context));
-  std::iota(always.begin(), always.end(), static_cast<std::int32_t>(context));
-  always.insert(always.end(), ranking.begin(), ranking.begin() + segments.ends.front());
-  segments.sums.push_back(sum_over(table, always));
-  for (std::size_t s = 0; s < segments.ends.size(); ++s) {
-    const Index end = s + 1 < segments.ends.size() ? segments.ends[s + 1] : context;
-    segments.sums.push_back(sum_over(table, std::span(ranking.begin() + segments.ends[s], ranking.begin() + end)));
-  }
-  return segments;
 }
 
 /// Forms the deltas of one query row at every distinct count from the sums of its segments.
@@ -153,131 +112,139 @@ class RowDeltas {
 };
 
 /// Forms every row's deltas at `cuts` cuts from the sums of its segments, and writes those of the cells' cuts.
-void write_deltas(const LogitTable& table, const std::vector<PartialSoftmax>& sums, std::size_t cuts,
-                  const std::vector<std::size_t>& cut_of_cell, std::span<const double> sinks, SoftmaxMode mode,
-                  DeltaTarget target, double* evicted_mass) {
-  RowDeltas deltas(cuts, padded(table.value_size));
-  for (Index head = 0; head < table.rows.heads(); ++head) {
-    const double* sink = sinks.empty() ? nullptr : &sinks[head];
-    for (Index query = 0; query < table.rows.queries(); ++query) {
-      deltas.form(sums, head * table.rows.head_stride() + query, sink, mode);
+void write_deltas(const QueryRows& rows, Index value_size, const std::vector<PartialSoftmax>& sums, std::size_t cuts,
+                  const std::vector<std::size_t>& cut_of_cell, const Target& target) {
+  RowDeltas deltas(cuts, padded(value_size));
+  for (Index head = 0; head < rows.heads(); ++head) {
+    const double* sink = target.sinks.empty() ? nullptr : &target.sinks[head];
+    for (Index query = 0; query < rows.queries(); ++query) {
+      deltas.form(sums, head * rows.head_stride() + query, sink, target.mode);
       for (std::size_t cell = 0; cell < cut_of_cell.size(); ++cell) {
         const Index offset =
-            static_cast<Index>(cell) * target.cell_stride + query * target.query_stride + head * table.value_size;
-        std::copy_n(deltas.delta(cut_of_cell[cell]), table.value_size, target.first + offset);
-        std::copy_n(deltas.kept(cut_of_cell[cell]), table.value_size, target.kept + offset);
-        evicted_mass[cell] += deltas.evicted_share(cut_of_cell[cell]);
+            static_cast<Index>(cell) * target.cell_stride + query * target.query_stride + head * value_size;
+        std::copy_n(deltas.delta(cut_of_cell[cell]), value_size, target.first + offset);
+        std::copy_n(deltas.kept(cut_of_cell[cell]), value_size, target.kept + offset);
+        target.evicted_mass[cell] += deltas.evicted_share(cut_of_cell[cell]);
       }
     }
   }
 }
 
-/// Tokens that some of a table's queries find in the cache and later ones do not: two tables of them, one that shows
-/// each query what is still there, and one that shows it what has left.
+/// Tokens of a block that some of its queries find in the cache and later ones do not: two blocks of them, one that
+/// shows each query what is still there, and one that shows it what has left.
 class LeavingTokens {
  public:
-  LeavingTokens(const LogitTable& table, std::span<const Index> positions, const Lifetimes& lifetimes,
+  LeavingTokens(const WeightBlock& block, std::span<const Index> positions, const Lifetimes& lifetimes,
                 std::span<const std::int32_t> leaving)
-      : table_(table),
-        tokens_(leaving.size()),
-        kept_(static_cast<Index>(leaving.size()) * table.rows.stride()),
-        evicted_(kept_.size()),
-        values_(static_cast<Index>(leaving.size()) * table.value_size) {
+      : block_(block), tokens_(leaving.size()), values_(static_cast<Index>(leaving.size()) * block.value_size) {
     std::iota(tokens_.begin(), tokens_.end(), 0);
-    std::fill_n(kept_.data(), kept_.size(), kNothing);
-    std::fill_n(evicted_.data(), evicted_.size(), kNothing);
     for (std::size_t n = 0; n < leaving.size(); ++n) {
-      const Index token = leaving[n], row = static_cast<Index>(n);
-      std::copy_n(table.values + token * table.value_size, table.value_size, values_.data() + row * table.value_size);
-      for (Index head = 0; head < table.rows.heads(); ++head) {
-        for (Index query = 0; query < table.rows.queries(); ++query) {
-          const bool there = positions[query] < lifetimes[token];
-          const Index r = head * table.rows.head_stride() + query;
-          (there ? kept_ : evicted_)[row * table.rows.stride() + r] = table.logits[token * table.rows.stride() + r];
-        }
-      }
+      std::copy_n(block.values + leaving[n] * block.value_size, block.value_size,
+                  values_.data() + static_cast<Index>(n) * block.value_size);
     }
+    kept_.show(block, leaving, [&](Index query, Index token) { return positions[query] < lifetimes[token]; });
+    evicted_.show(block, leaving, [&](Index query, Index token) { return positions[query] >= lifetimes[token]; });
   }
 
   std::span<const std::int32_t> tokens() const { return tokens_; }
-  LogitTable while_kept() const { return {table_.rows, kept_.data(), values_.data(), table_.value_size}; }
-  LogitTable once_evicted() const { return {table_.rows, evicted_.data(), values_.data(), table_.value_size}; }
+  WeightBlock while_kept() const { return block_of(kept_); }
+  WeightBlock once_evicted() const { return block_of(evicted_); }
 
  private:
-  const LogitTable& table_;
-  std::vector<std::int32_t> tokens_;  ///< 0, 1, ...: their rows in the two tables
-  Buffer<float> kept_, evicted_, values_;
+  struct Shown {
+    Buffer<float> logits, weights;  ///< [leaving, stride]
+
+    template <class Sees>
+    void show(const WeightBlock& block, std::span<const std::int32_t> leaving, const Sees& sees) {
+      const Index stride = block.rows.stride(), size = static_cast<Index>(leaving.size()) * stride;
+      logits = Buffer<float>(size), weights = Buffer<float>(size);
+      std::fill_n(logits.data(), size, kNothing);
+      std::fill_n(weights.data(), size, 0.0F);
+      for (std::size_t n = 0; n < leaving.size(); ++n) {
+        for (Index head = 0; head < block.rows.heads(); ++head) {
+          for (Index query = 0; query < block.rows.queries(); ++query) {
+            if (!sees(query, block.first + leaving[n])) continue;
+            const Index r = head * block.rows.head_stride() + query, at = static_cast<Index>(n) * stride + r;
+            logits[at] = block.logits[leaving[n] * stride + r];
+            weights[at] = block.weights[leaving[n] * stride + r];
+          }
+        }
+      }
+    }
+  };
+
+  WeightBlock block_of(const Shown& shown) const {
+    const auto count = static_cast<Index>(tokens_.size());
+    return {block_.rows,      0, count, shown.logits.data(), shown.weights.data(), block_.maximum, values_.data(),
+            block_.value_size};
+  }
+
+  const WeightBlock& block_;
+  std::vector<std::int32_t> tokens_;  ///< 0, 1, ...: their rows in the two blocks
+  Shown kept_, evicted_;
+  Buffer<float> values_;
 };
+
+/// The distinct counts, ascending.
+std::vector<Index> distinct(std::span<const Index> counts) {
+  std::vector<Index> ends(counts.begin(), counts.end());
+  std::sort(ends.begin(), ends.end());
+  ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
+  return ends;
+}
 
 }  // namespace
 
-PartialSoftmax::PartialSoftmax(Index stride, Index value_stride)
-    : maximum(stride), sum(stride), values(stride * value_stride) {
-  std::fill_n(maximum.data(), maximum.size(), kNothing);
-  std::fill_n(sum.data(), sum.size(), 0.0F);
-  std::fill_n(values.data(), values.size(), 0.0F);
-}
-
-PartialSoftmax sum_over(const LogitTable& table, std::span<const std::int32_t> tokens) {
-  const Index stride = table.rows.stride(), value_stride = padded(table.value_size);
-  const Index real_rows = table.rows.heads() * table.rows.head_stride();
-  PartialSoftmax total(stride, value_stride);
-  find_maxima(table, tokens, total.maximum.data());
-
-  PartialSoftmax chain(stride, value_stride);
-  Buffer<float> weights(kTokenBlock * stride);
-  Panels values(kTokenBlock, table.value_size);
-  for (std::size_t first = 0; first < tokens.size(); first += kTokenBlock) {
-    const auto block = tokens.subspan(first, std::min<std::size_t>(kTokenBlock, tokens.size() - first));
-    const bool starts_chain = first / kTokenBlock % kChainBlocks == 0;
-    if (starts_chain) std::fill_n(chain.sum.data(), stride, 0.0F);
-    for (std::size_t i = 0; i < block.size(); ++i) {
-      const float* logits = table.logits + block[i] * stride;
-      float* row = weights.data() + static_cast<Index>(i) * stride;
-      for (Index r = 0; r < stride; r += kLanes) {
-        const Lanes maximum = load(&total.maximum[r]);
-        const Lanes e = exp_nonpositive(load(logits + r) - select(maximum == kNothing, Lanes{}, maximum));
-        store(row + r, e);
-        store(&chain.sum[r], load(&chain.sum[r]) + e);
-      }
-      values.set_row(static_cast<Index>(i), table.values + block[i] * table.value_size);
+RankedWalk::RankedWalk(const QueryRows& rows, Index value_size, Index context, Index tokens, const Ranking& ranking,
+                       std::span<const Index> counts)
+    : rows_(rows), value_size_(value_size), segment_of_(static_cast<std::size_t>(tokens), 0) {
+  const std::vector<Index> ends = distinct(counts);
+  for (std::size_t s = 0; s < ends.size(); ++s) {
+    const Index end = s + 1 < ends.size() ? ends[s + 1] : context;
+    for (Index n = ends[s]; n < end; ++n) {
+      segment_of_[static_cast<std::size_t>(ranking[static_cast<std::size_t>(n)])] = static_cast<std::int32_t>(s + 1);
     }
-    multiply(real_rows, static_cast<Index>(block.size()), {weights.data(), 1, stride}, values, 0, values.count(),
-             chain.values.data(), value_stride, !starts_chain);
-    const bool ends_chain = first + kTokenBlock >= tokens.size() || (first / kTokenBlock + 1) % kChainBlocks == 0;
-    if (!ends_chain) continue;
-    add_scaled(total.sum.data(), 1.0F, chain.sum.data(), 1.0F, stride);
-    add_scaled(total.values.data(), 1.0F, chain.values.data(), 1.0F, real_rows * value_stride);
   }
-  return total;
+  for (const Index count : counts) {
+    cut_of_cell_.push_back(static_cast<std::size_t>(std::lower_bound(ends.begin(), ends.end(), count) - ends.begin()));
+  }
+  cuts_ = ends.size();
+  members_.resize(cuts_ + 1);
+  sums_.emplace(cuts_ + 1, rows, value_size);
 }
 
-void walk(const LogitTable& table, Index context, Index tokens, const Ranking& ranking, std::span<const Index> counts,
-          std::span<const double> sinks, SoftmaxMode mode, DeltaTarget target, double* evicted_mass) {
-  const Segments segments = sum_segments(table, context, tokens, ranking, counts);
-  std::vector<std::size_t> cut_of_cell;
-  for (Index count : counts) {
-    cut_of_cell.push_back(static_cast<std::size_t>(std::lower_bound(segments.ends.begin(), segments.ends.end(), count) -
-                                                   segments.ends.begin()));
+void RankedWalk::add(const WeightBlock& block) {
+  for (auto& tokens : members_) tokens.clear();
+  for (Index token = block.first; token < block.last; ++token) {
+    members_[static_cast<std::size_t>(segment_of_[static_cast<std::size_t>(token)])].push_back(
+        static_cast<std::int32_t>(token - block.first));
   }
-  write_deltas(table, segments.sums, segments.ends.size(), cut_of_cell, sinks, mode, target, evicted_mass);
+  for (std::size_t segment = 0; segment < members_.size(); ++segment) sums_->add(segment, block, members_[segment]);
 }
 
-void walk_decoding(const LogitTable& table, std::span<const Index> positions, const Lifetimes& lifetimes,
-                   std::span<const double> sinks, SoftmaxMode mode, DeltaTarget target, double* evicted_mass) {
+void RankedWalk::write(const Target& target) const {
+  write_deltas(rows_, value_size_, sums_->sums(), cuts_, cut_of_cell_, target);
+}
+
+DecodingWalk::DecodingWalk(const QueryRows& rows, Index value_size, std::span<const Index> positions,
+                           const Lifetimes& lifetimes)
+    : rows_(rows), value_size_(value_size), positions_(positions), lifetimes_(lifetimes), sums_(4, rows, value_size) {}
+
+void DecodingWalk::add(const WeightBlock& block) {
   std::vector<std::int32_t> kept, evicted, leaving;
-  for (Index token = 0; token <= positions.back(); ++token) {
-    const std::int32_t end = lifetimes[token];
-    auto& tokens = end > positions.back() ? kept : end <= positions.front() ? evicted : leaving;
-    tokens.push_back(static_cast<std::int32_t>(token));
+  for (Index token = block.first; token < std::min(block.last, positions_.back() + 1); ++token) {
+    const std::int32_t end = lifetimes_[static_cast<std::size_t>(token)];
+    auto& tokens = end > positions_.back() ? kept : end <= positions_.front() ? evicted : leaving;
+    tokens.push_back(static_cast<std::int32_t>(token - block.first));
   }
-  std::vector<PartialSoftmax> sums;
-  sums.push_back(sum_over(table, kept));
-  const LeavingTokens split(table, positions, lifetimes, leaving);
-  sums.push_back(sum_over(split.while_kept(), split.tokens()));
-  sums.push_back(sum_over(split.once_evicted(), split.tokens()));
-  sums.push_back(sum_over(table, evicted));
-  write_deltas(table, sums, 3, {1}, sinks, mode, target, evicted_mass);
+  sums_.add(0, block, kept);
+  sums_.add(3, block, evicted);
+  if (leaving.empty()) return;
+  const LeavingTokens split(block, positions_, lifetimes_, leaving);
+  sums_.add(1, split.while_kept(), split.tokens());
+  sums_.add(2, split.once_evicted(), split.tokens());
 }
+
+void DecodingWalk::write(const Target& target) const { write_deltas(rows_, value_size_, sums_.sums(), 3, {1}, target); }
 
 }  // namespace laprox::cpu
