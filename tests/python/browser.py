@@ -21,7 +21,7 @@ class Browser:
     """One page of one browser, over the DevTools protocol through a pair of pipes.
 
     errors : what scripts threw and what the browser or a script logged as an error
-    requests : addresses that the page asked for, apart from itself
+    requests : addresses that the page asked for, apart from itself and what it holds itself (data:, blob:)
     """
 
     def __init__(self, profile):
@@ -117,5 +117,7 @@ class Browser:
             self.errors.append(facts["entry"])
         elif kind == "Runtime.consoleAPICalled" and facts["type"] in ("error", "assert", "warning"):
             self.errors.append(facts["args"])
-        elif kind == "Network.requestWillBeSent" and facts["request"]["url"] != self._url:
-            self.requests.append(facts["request"]["url"][:100])
+        elif kind == "Network.requestWillBeSent":
+            address = facts["request"]["url"]
+            if address != self._url and not address.startswith(("data:", "blob:")):
+                self.requests.append(address)
