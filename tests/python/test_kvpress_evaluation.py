@@ -26,7 +26,7 @@ from laprox.kvpress import LaproxPress  # noqa: E402
 from laprox_dump.checkpoint import locate, packaged  # noqa: E402
 
 HAYSTACK = Path(__file__).resolve().parents[2] / "docs" / "concepts.md"
-POLICIES = ["snapkv+head", "h2o+ada", "laprox+layer", "knorm+global", "laprox", "laprox-r"]  # of heads, of a layer, of the model
+POLICIES = ["snapkv+head", "snapkv+ada", "laprox+layer", "knorm+global", "laprox", "laprox-r"]  # of heads, of a layer, of the model
 RATIO, BUDGET = 0.75, "25%"
 
 
