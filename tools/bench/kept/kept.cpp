@@ -1,7 +1,8 @@
 // What laprox.kept costs in C++, for kept.py to compare with: select_kept over layers in memory.
 // usage: laprox_kept_bench LAYER.bin LAYERS TOKENS POLICY BUDGET THREADS REPEATS
-// LAYER.bin: q [32, 32, 128], k and v [8, TOKENS, 128], w_o [4096, 4096], one behind the other, bfloat16; every layer is a copy.
-// prints one line: seconds of each call, kept entries, and the peak of resident memory above the tensors in bytes.
+// LAYER.bin: q [32, 32, 128], k and v [8, TOKENS, 128], w_o [4096, 4096], one behind the other, bfloat16; every layer
+// is a copy. prints one line: seconds of each call, kept entries, and the peak of resident memory above the tensors in
+// bytes.
 
 #include <fmt/core.h>
 
@@ -75,8 +76,8 @@ int main(int argc, char** argv) {
   const auto norms = std::make_shared<std::vector<double>>(kQueries, 50.0);  // laprox-r divides by them
   const laprox::ArraySource source(info, [&](Index layer, laprox::LayerArray array, laprox::DumpInfo::Rows) {
     if (array == laprox::LayerArray::residual_norms) {
-      return laprox::ArrayView{laprox::ElementType::float64, {kQueries},
-                               reinterpret_cast<const std::byte*>(norms->data()), norms};
+      return laprox::ArrayView{
+          laprox::ElementType::float64, {kQueries}, reinterpret_cast<const std::byte*>(norms->data()), norms};
     }
     const Layer& from = model[static_cast<std::size_t>(layer)];
     const auto number = static_cast<std::size_t>(array);  // q, k, v, w_o; all prompt queries are the policy's
