@@ -121,6 +121,7 @@ def test_policies_read_the_residual_stream_behind_each_layer(model, prompt, monk
         model(prompt, past_key_values=transformers.DynamicCache())
     for hook in hooks:
         hook.remove()
+    assert len(given) == BATCH
     for i, layers in enumerate(given):
         for number, layer in enumerate(layers):
             norms = (entered[number] + returned[number])[i, -8:].double().norm(dim=-1)
