@@ -116,7 +116,9 @@ def test_policies_read_the_residual_stream_behind_each_layer(model, prompt, monk
         hooks.append(block.register_forward_pre_hook(lambda _, inputs, i=number: entered.update({i: inputs[0]})))
         hooks.append(block.self_attn.register_forward_hook(lambda _, __, output, i=number: returned.update({i: output[0]})))
     real = laprox.kvpress.kept
-    monkeypatch.setattr("laprox.kvpress.kept", lambda layers, *more, **options: given.append(layers) or real(layers, *more, **options))
+    monkeypatch.setattr(
+        "laprox.kvpress.kept", lambda layers, *more, **options: given.append(layers) or real(layers, *more, **options)
+    )
     with LaproxPress("laprox-r:window=8", budget="25%")(model), torch.no_grad():
         model(prompt, past_key_values=transformers.DynamicCache())
     for hook in hooks:

@@ -92,7 +92,9 @@ def test_kept_sets_of_the_loop_are_those_of_a_sweep(pipe, tasks, dumps, command_
                 expected = laprox.kept_tokens(
                     report, policy=str(report.policy.values[0]), budget=BUDGET, layer=layer, kv_head=head, dump=number
                 )
-                np.testing.assert_array_equal(tokens, expected, err_msg=f"{policy}, {dumps[number].name}, layer {layer}, head {head}")
+                np.testing.assert_array_equal(
+                    tokens, expected, err_msg=f"{policy}, {dumps[number].name}, layer {layer}, head {head}"
+                )
 
 
 def test_no_compression_answers_as_no_press(pipe, tasks):

@@ -21,7 +21,8 @@ CUT = """[...document.querySelectorAll('.js-plotly-plot')].flatMap(plot => {
   const edge = plot.getBoundingClientRect();
   return [...plot.querySelectorAll('.xtick text, .ytick text, .annotation-text, .gtitle, .xtitle, .ytitle')].filter(x => {
     const box = x.getBoundingClientRect();
-    return box.width && (box.left < edge.left - 1 || box.right > edge.right + 1 || box.top < edge.top - 1 || box.bottom > edge.bottom + 1)
+    return box.width && (box.left < edge.left - 1 || box.right > edge.right + 1 ||
+      box.top < edge.top - 1 || box.bottom > edge.bottom + 1)
   }).map(x => x.textContent) })"""
 
 
@@ -69,7 +70,8 @@ def test_the_page_of_an_evaluation_is_drawn(page, tmp_path):
     cells = {name: (("prompt", "policy", "budget"), rng.random(size)) for name in ("kl", "score", "model_relative_error")}
     cells["model_relative_error"][1].sort(0)
     report = xr.Dataset(
-        cells | {"full_score": ("prompt", np.ones(4)), "fact_depth": ("prompt", [0.2, 0.8] * 2), "fact_length": ("prompt", [8, 8, 9, 9])},
+        cells
+        | {"full_score": ("prompt", np.ones(4)), "fact_depth": ("prompt", [0.2, 0.8] * 2), "fact_length": ("prompt", [8, 8, 9, 9])},
         {"policy": policies, "budget": budgets, "prompt": list("abcd")},
     )
     report.model_relative_error.attrs["long_name"] = "relative error"
