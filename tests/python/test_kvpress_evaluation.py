@@ -1,7 +1,7 @@
 """The press in kvpress's evaluation loop on SmolLM2: what it keeps is what the command line keeps of a dump of the same tokens.
 
 The loop is written after kvpress's evaluation script, which its package does not hold: a compression ratio is set on the press, and
-each context is read once and then asked all of its questions. Skipped where kvpress, the model or the command line is not installed.
+each context is read once and asked all of its questions. Skipped where kvpress, the model or the command line is not installed.
 """
 
 import importlib.util
