@@ -111,6 +111,8 @@ def _name_ends(report: xr.Dataset, figure: go.Figure, chosen: dict[str, str]) ->
 
     The axes and the height of `figure` must be set: the names' places follow from them.
     """
+    if not figure.data:  # nothing has an error
+        return figure
     log = figure.layout.yaxis.type == "log"
     lines = [trace for trace in figure.data if trace.name]
     heights = np.concatenate([np.array([y for y in trace.y if y is not None], float) for trace in figure.data])
