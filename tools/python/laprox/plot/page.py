@@ -49,9 +49,9 @@ def page(
     if "model_regret" in report:
         sections.append(("Regret", "0 is as good as the oracle, 1 as bad as random.", _over_budget(report, "model_regret", chosen)))
     sections.append(("Error per layer", f"At {budget}, mean over prompts.", _per_layer(report, budget, chosen)))
-    sections.append(
-        ("Kept per layer and KV head", f"Tokens kept at {budget}, mean over prompts.", _per_head(report, budget, list(chosen)))
-    )
+    if chosen:  # yardsticks alone have no map
+        heads = _per_head(report, budget, list(chosen))
+        sections.append(("Kept per layer and KV head", f"Tokens kept at {budget}, mean over prompts.", heads))
     if "kept_tokens" in report:
         sections.append(
             (
