@@ -106,3 +106,25 @@ def test_the_pipeline_of_kvpress_takes_it(model):
     context = " ".join(f"w{3 + i % 90}" for i in range(80))
     answer = pipe(context, question="w5 w6", press=LaproxPress("snapkv+ada:window=8", budget="25%"), max_new_tokens=4)
     assert isinstance(answer["answer"], str)
+
+
+def test_policies_read_the_residual_stream_behind_each_layer(model, prompt, monkeypatch):
+    """Input of a block plus what its attention returns, at the queries of the policy."""
+    entered, returned, given = {}, {}, []
+    hooks = []
+    for number, block in enumerate(model.model.layers):
+        hooks.append(block.register_forward_pre_hook(lambda _, inputs, i=number: entered.update({i: inputs[0]})))
+        hooks.append(block.self_attn.register_forward_hook(lambda _, __, output, i=number: returned.update({i: output[0]})))
+    real = laprox.kvpress.kept
+    monkeypatch.setattr(
+        "laprox.kvpress.kept", lambda layers, *more, **options: given.append(layers) or real(layers, *more, **options)
+    )
+    with LaproxPress("laprox-r:window=8", budget="25%")(model), torch.no_grad():
+        model(prompt, past_key_values=transformers.DynamicCache())
+    for hook in hooks:
+        hook.remove()
+    assert len(given) == BATCH
+    for i, layers in enumerate(given):
+        for number, layer in enumerate(layers):
+            norms = (entered[number] + returned[number])[i, -8:].double().norm(dim=-1)
+            np.testing.assert_allclose(layer._arrays["residual_norms"][0], norms.numpy(), rtol=1e-6)

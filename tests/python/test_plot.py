@@ -134,3 +134,8 @@ def test_plots_say_what_the_report_lacks(layers):
     with pytest.raises(laprox.UsageError, match="both an oracle and random"):
         laprox.plot.regret(report)
     assert "<h2>Overlap" not in laprox.plot.html(report)
+
+
+def test_the_page_of_one_budget_and_of_no_errors_is_written(layers):
+    for policies in (["knorm", "full"], ["full"]):
+        assert "<h2>Error over budget" in laprox.plot.html(laprox.sweep(layers[:1], policies, 40))

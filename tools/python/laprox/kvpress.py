@@ -12,6 +12,8 @@ It needs kvpress: pip install 'laprox[kvpress]'.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,9 +32,10 @@ from ._replay import Kept, kept
 class LaproxPress(BasePress):
     """Keeps what a laprox policy keeps, at a budget over the whole model.
 
-    The layers' tensors are gathered while the prompt is read. After the last layer the policy chooses, and each head's other
-    tokens are hidden by kvpress's masked keys. So layers and heads may keep different numbers of tokens, and every allocator
-    works; the cache's memory does not shrink. Attention implementation "eager" is not patched by kvpress and is refused.
+    The layers' tensors, and the norms of the residual stream behind them, are gathered while the prompt is read. After the last
+    layer the policy chooses, and each head's other tokens are hidden by kvpress's masked keys. So layers and heads may keep
+    different numbers of tokens, and every allocator works; the cache's memory does not shrink. Attention implementation "eager"
+    is not patched by kvpress and is refused.
 
     Parameters
     ----------
@@ -58,6 +61,8 @@ class LaproxPress(BasePress):
         parse(self.policy)  # a policy that does not exist is refused before a model is loaded
         self._modules: list[Any] = []
         self._layers: list[list[Layer]] = []
+        self._open: list[dict[str, Any]] | None = None  # of a layer whose residual stream has not come yet
+        self._streams: set[int] = set()  # layers whose residual stream is seen
         self._last: int | None = None
 
     @property
@@ -76,9 +81,21 @@ class LaproxPress(BasePress):
 
     def post_init_from_model(self, model: Any) -> None:
         """Called by kvpress before the prompt is read."""
-        language_model = getattr(model.model, "language_model", model.model)
-        self._last = len(language_model.layers) - 1
-        self._modules, self._layers = [], []
+        self._last = len(_blocks(model)) - 1
+        self._modules, self._layers, self._open = [], [], None
+
+    @contextmanager
+    def __call__(self, model: Any) -> Iterator[None]:
+        """As kvpress's own, and the norm behind each attention layer tells of the residual stream, which policies may read."""
+        with ExitStack() as stack:
+            self._streams = set()
+            for number, block in enumerate(_blocks(model)):
+                norm = _norm_of_stream(block)
+                if norm is not None:
+                    self._streams.add(number)
+                    stack.callback(norm.register_forward_pre_hook(self._on_stream).remove)
+            with super().__call__(model):
+                yield
 
     def forward_hook(self, module: Any, input: Any, kwargs: dict[str, Any], output: Any) -> Any:
         """Called by kvpress after every attention layer: gathers the layer, and after the last one evicts."""
@@ -91,13 +108,29 @@ class LaproxPress(BasePress):
         if module.layer_idx == 0:
             self._modules, self._layers = [], []
         self._modules.append(module)
-        self._layers.append(self._batch(module, hidden, keys, values, kwargs["position_embeddings"]))
-        if module.layer_idx == self._last:
-            self._evict()
+        self._open = self._batch(module, hidden, keys, values, kwargs["position_embeddings"])
+        if module.layer_idx not in self._streams:
+            self._close()
         return output
 
-    def _batch(self, module: Any, hidden: Any, keys: Any, values: Any, rotation: Any) -> list[Layer]:
-        """One Layer for each sequence of the batch, with the queries that the policy reads."""
+    def _on_stream(self, norm: Any, inputs: tuple[Any, ...]) -> None:
+        """The residual stream [batch, T, D] right after an attention layer's output was added to it."""
+        if self._open is None:
+            return
+        for arguments, stream in zip(self._open, inputs[0].detach(), strict=True):
+            rows = stream[arguments["positions"][0] :]
+            arguments["residual_norms"] = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).cpu()
+        self._close()
+
+    def _close(self) -> None:
+        """The open layer is complete; after the last one the policy chooses."""
+        self._layers.append([Layer(**arguments) for arguments in self._open])
+        self._open = None
+        if self._modules[-1].layer_idx == self._last:
+            self._evict()
+
+    def _batch(self, module: Any, hidden: Any, keys: Any, values: Any, rotation: Any) -> list[dict[str, Any]]:
+        """The arguments of one Layer for each sequence of the batch, with the queries that the policy reads."""
         policy, tokens = parse(self.policy), keys.shape[2]
         wanted = {"none": 1, "window": policy.query_window, "all": tokens}.get(policy.queries)
         if wanted is None:
@@ -118,10 +151,8 @@ class LaproxPress(BasePress):
             "positions": np.arange(first, tokens),
             "rope_inv_freq": None if scaled else module.rotary_emb.inv_freq,
         }
-        return [
-            Layer(queries[i].cpu(), keys[i].cpu(), values[i].cpu(), w_o.cpu(), **{k: _on_host(v) for k, v in settings.items()})
-            for i in range(keys.shape[0])
-        ]
+        settings = {"w_o": w_o.cpu()} | {name: _on_host(value) for name, value in settings.items()}
+        return [{"q": queries[i].cpu(), "k": keys[i].cpu(), "v": values[i].cpu(), **settings} for i in range(keys.shape[0])]
 
     def _evict(self) -> None:
         """Hides what the policy evicts in every layer, for kvpress's patched attention."""
@@ -135,6 +166,17 @@ class LaproxPress(BasePress):
             device = module.o_proj.weight.device
             module.masked_key_indices = tuple(torch.from_numpy(part).to(device) for part in np.nonzero(evicted))
         self._modules, self._layers = [], []
+
+
+def _blocks(model: Any) -> Any:
+    return getattr(model.model, "language_model", model.model).layers
+
+
+def _norm_of_stream(block: Any) -> Any:
+    """The module that reads the stream after attention was added: Gemma has norms on both sides; without one before, unknown."""
+    if not hasattr(block, "input_layernorm"):
+        return None
+    return getattr(block, "pre_feedforward_layernorm", None) or getattr(block, "post_attention_layernorm", None)
 
 
 def _rotated(queries: Any, cosine: Any, sine: Any) -> Any:

@@ -34,7 +34,7 @@ def page(
 ) -> str:
     """The whole page: error over budget, regret, error per layer, kept per head, along the prompt, overlap; what the report has.
 
-    Every line shows its policy's name under the pointer, and the legend switches lines on and off.
+    Every line shows its policy's name under the pointer; those in colour and the yardsticks are named at their ends.
     """
     budget = data.middle_budget(report) if budget is None else budget
     style.check_label(report, "budget", budget)
@@ -42,16 +42,16 @@ def page(
     sections = [
         (
             "Error over budget",
-            "Relative error of the layer outputs, mean over prompts. The best policies are in colour.",
+            "Relative error of the layer outputs, mean over prompts. The best policies are in colour, yardsticks dashed.",
             _over_budget(report, "model_relative_error", chosen),
         )
     ]
     if "model_regret" in report:
         sections.append(("Regret", "0 is as good as the oracle, 1 as bad as random.", _over_budget(report, "model_regret", chosen)))
     sections.append(("Error per layer", f"At {budget}, mean over prompts.", _per_layer(report, budget, chosen)))
-    sections.append(
-        ("Kept per layer and KV head", f"Tokens kept at {budget}, mean over prompts.", _per_head(report, budget, list(chosen)))
-    )
+    if chosen:  # yardsticks alone have no map
+        heads = _per_head(report, budget, list(chosen))
+        sections.append(("Kept per layer and KV head", f"Tokens kept at {budget}, mean over prompts.", heads))
     if "kept_tokens" in report:
         sections.append(
             (
@@ -85,23 +85,56 @@ def _layout(figure: go.Figure, height: int, **axes: dict) -> go.Figure:
         template="plotly_white",
         height=height,
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        legend={"font": {"size": 11}},
         hoverlabel={"namelength": -1},
         **axes,
     )
 
 
+def _colour(report: xr.Dataset, name: str, chosen: dict[str, str]) -> str:
+    return chosen.get(name, style.REFERENCE if name in style.references(report) else style.OTHERS)
+
+
 def _line(report: xr.Dataset, name: str, x: np.ndarray, y: np.ndarray, chosen: dict[str, str]) -> go.Scatter:
-    reference = name in style.references(report)
-    colour = chosen.get(name, style.REFERENCE if reference else style.OTHERS)
+    reference, colour = name in style.references(report), _colour(report, name, chosen)
     return go.Scatter(
         x=x,
         y=np.where(y > 0, y, None),
         name=name,
         mode="lines+markers" if name in chosen else "lines",
         line={"color": colour, "width": 2.5 if name in chosen else 1.2, "dash": "dash" if reference else "solid"},
-        legendrank=list(chosen).index(name) if name in chosen else 1000,
+        cliponaxis=False,
     )
+
+
+def _name_ends(report: xr.Dataset, figure: go.Figure, chosen: dict[str, str]) -> go.Figure:
+    """Names the coloured lines and the yardsticks at their right ends, moved apart so that no two cover each other.
+
+    The axes and the height of `figure` must be set: the names' places follow from them.
+    """
+    if not figure.data:  # nothing has an error
+        return figure
+    log = figure.layout.yaxis.type == "log"
+    lines = [trace for trace in figure.data if trace.name]
+    heights = np.concatenate([np.array([y for y in trace.y if y is not None], float) for trace in figure.data])
+    heights = np.log10(heights) if log else heights
+    low, high = np.nanmin(heights), np.nanmax(heights)
+    low, high = low - 0.03 * (high - low or 1), high + 0.03 * (high - low or 1)
+    margin, ends = figure.layout.margin, []
+    for trace in lines:
+        y = trace.y[-1]
+        if y is not None and np.isfinite(y) and _colour(report, trace.name, chosen) != style.OTHERS:
+            ends.append((((np.log10(y) if log else y) - low) / (high - low), trace.name))
+    pixels = figure.layout.height - margin.t - margin.b
+    for (place, name), height in zip(ends, style.spread([place for place, _ in ends], 15 / pixels), strict=True):
+        colour = _colour(report, name, chosen)
+        figure.add_annotation(
+            **{"text": name, "font": {"color": colour, "size": 12}, "xanchor": "left", "align": "left"},
+            **{"xref": "paper", "yref": "paper", "x": 1, "y": place, "ax": 26, "ay": (place - height) * pixels},
+            **{"arrowhead": 0, "arrowwidth": 0.7, "arrowcolor": colour, "standoff": 3},
+        )
+    room = 40 + 7 * max((len(name) for _, name in ends), default=0)
+    figure.update_yaxes(range=[low, high])
+    return figure.update_layout(showlegend=False, margin={"r": min(room, 320)})
 
 
 def _behind_first(report: xr.Dataset, chosen: dict[str, str]) -> list[str]:
@@ -131,12 +164,14 @@ def _over_budget(report: xr.Dataset, metric: str, chosen: dict[str, str]) -> go.
         figure.add_trace(_line(report, name, x, curve.mean, chosen))
     ticks = {"tickvals": tokens, "ticktext": [f"{label} ({token:.0f})" for label, token in zip(labels, tokens, strict=True)]}
     scale = "linear" if "regret" in metric else "log"
-    return _layout(
+    span = np.log10([x[0], x[-1]]) if len(x) > 1 else np.log10([x[0] / 2, x[0]])
+    _layout(
         figure,
         520,
-        xaxis={"type": "log", "title": "budget (tokens kept per KV head)", **ticks},
+        xaxis={"type": "log", "title": "budget (tokens kept per KV head)", "range": list(span), **ticks},
         yaxis={"type": scale, "title": metric.removeprefix("model_").replace("_", " "), "exponentformat": "power"},
     )
+    return _name_ends(report, figure, chosen)
 
 
 def _per_layer(report: xr.Dataset, budget: str, chosen: dict[str, str]) -> go.Figure:
@@ -145,12 +180,14 @@ def _per_layer(report: xr.Dataset, budget: str, chosen: dict[str, str]) -> go.Fi
         values = errors.sel(policy=name).values
         if np.nanmax(values) > 0:
             figure.add_trace(_line(report, name, report.layer.values, values, chosen))
-    return _layout(
+    last = report.sizes["layer"] - 1
+    _layout(
         figure,
         480,
-        xaxis={"title": "layer", "dtick": max(1, report.sizes["layer"] // 16)},
+        xaxis={"title": "layer", "dtick": max(1, report.sizes["layer"] // 16), "range": [0, last] if last else [-1, 0]},
         yaxis={"type": "log", "title": "relative error", "exponentformat": "power"},
     )
+    return _name_ends(report, figure, chosen)
 
 
 def _per_head(report: xr.Dataset, budget: str, names: list[str]) -> go.Figure:
@@ -166,7 +203,9 @@ def _per_head(report: xr.Dataset, budget: str, names: list[str]) -> go.Figure:
             col=i + 1,
             hovertemplate="layer %{y}, KV head %{x}: %{z:.0f} tokens<extra></extra>",
         )
-    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(autorange="reversed", dtick=max(1, report.sizes["layer"] // 16))
+    figure.update_xaxes(dtick=max(1, report.sizes["kv_head"] // 8), title="KV head")
+    figure.update_yaxes(title="layer", col=1)
     figure.update_layout(coloraxis={"colorscale": style.HEAT, "cmin": 0, "colorbar": {"title": "tokens"}})
     return _layout(figure, 420).update_layout(margin={"t": 50})
 
@@ -191,9 +230,10 @@ def _along_prompt(report: xr.Dataset, budget: str, needle: tuple[int, int] | Non
         )
     )
     if needle is not None:
-        figure.add_vrect(
-            *needle, line={"color": style.COLOURS[1], "width": 1.5}, fillcolor="rgba(0,0,0,0)", annotation_text="needle"
-        )
+        mark = style.COLOURS[1]
+        figure.add_vrect(*needle, line={"color": mark, "width": 1.5}, fillcolor="rgba(0,0,0,0)")
+        above = {"x": sum(needle) / 2, "yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False}
+        figure.add_annotation(text="needle", font={"color": mark}, **above)
     return _layout(figure, 24 * len(names) + 140, xaxis={"title": "token of the prompt"}, yaxis={"autorange": "reversed"})
 
 

@@ -14,7 +14,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 OTHERS = "#C4C4C4"
 REFERENCE = "#555555"
 INK = "#222222"
-#: Dark is much; readable in grey and by colour-blind readers.
+#: Bright is much; readable in grey and by colour-blind readers.
 HEAT = "viridis"
 
 
