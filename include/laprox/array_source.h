@@ -8,8 +8,8 @@
 
 namespace laprox {
 
-/// Somebody else's row-major array, kept alive by `owner`. One in a device's memory has that and strides too; it is used
-/// where it lies and must have the type that the backend computes in.
+/// Somebody else's row-major array, kept alive by `owner`. One in a device's memory has that and strides too; it is
+/// used where it lies and must have the type that the backend computes in.
 struct ArrayView {
   ElementType type{};
   std::vector<Index> shape;

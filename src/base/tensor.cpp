@@ -93,9 +93,10 @@ Tensor Tensor::device_part(std::size_t dimension, Index first, Index count) cons
 
 void Tensor::check_on_host() const {
   if (!device_) return;
-  throw BackendError(fmt::format("a tensor lies in the memory of {}, and this backend reads the host's; use the backend "
-                                 "of that device, or copy the tensor to the host",
-                                 device_->memory->name()));
+  throw BackendError(
+      fmt::format("a tensor lies in the memory of {}, and this backend reads the host's; use the backend "
+                  "of that device, or copy the tensor to the host",
+                  device_->memory->name()));
 }
 
 void Tensor::check_type(ElementType wanted) const {

@@ -78,7 +78,8 @@ struct Arrays {
     LayerSummary layer;
     layer.geometry = {kHeads, kHeads, kSize, kSize, kModel};
     info.layers = {layer};
-    return {info, [this, on_device](Index, LayerArray array, DumpInfo::Rows rows) { return view(array, rows, on_device); }};
+    return {info,
+            [this, on_device](Index, LayerArray array, DumpInfo::Rows rows) { return view(array, rows, on_device); }};
   }
 
  private:
@@ -136,8 +137,8 @@ TEST_CASE("a backend that reads the host's memory refuses tensors of a device in
   SweepOptions options;
   options.policies = {parse_policy("h2o")};
   options.budgets = {parse_budget("50%")};
-  CHECK_THROWS_WITH_AS(select_kept(source, options, *make_cpu_backend(1)), doctest::Contains("lies in the memory of fake:3"),
-                       BackendError);
+  CHECK_THROWS_WITH_AS(select_kept(source, options, *make_cpu_backend(1)),
+                       doctest::Contains("lies in the memory of fake:3"), BackendError);
   const LayerTensors layer = source.read_layer(0, {0, 20}, ElementType::float32);
   CHECK_THROWS_AS(layer.q.raw(), BackendError);
   CHECK_THROWS_AS(arrays.source(false).read_layer(0, {0, 20}, ElementType::float32).q.on_device(), Bug);

@@ -21,7 +21,7 @@ void keep_pool_memory(int device) {
   check(cudaMemGetInfo(&free, &total), "asking for the device's memory");
   cudaMemPool_t pool = nullptr;
   check(cudaDeviceGetDefaultMemPool(&pool, device), "asking for the device's memory pool");
-  std::uint64_t kept = total / 16;
+  std::uint64_t kept = total / 64;
   check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), "setting up the device's memory pool");
 }
 

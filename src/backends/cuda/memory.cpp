@@ -92,9 +92,10 @@ namespace cuda {
 void join(const DeviceMemory& memory, cudaStream_t stream) {
   const auto* cuda_memory = dynamic_cast<const CudaMemory*>(&memory);
   if (cuda_memory == nullptr || cuda_memory->device() != current_device()) {
-    throw UsageError(fmt::format("the tensors lie in the memory of {}, and the CUDA backend runs on cuda:{}; make it for "
-                                 "that device",
-                                 memory.name(), current_device()));
+    throw UsageError(
+        fmt::format("the tensors lie in the memory of {}, and the CUDA backend runs on cuda:{}; make it for "
+                    "that device",
+                    memory.name(), current_device()));
   }
   cuda_memory->join(stream);
 }

@@ -118,10 +118,10 @@ class LaproxPress(BasePress):
             "positions": np.arange(first, tokens),
             "rope_inv_freq": None if scaled else module.rotary_emb.inv_freq,
         }
-        return [
-            Layer(queries[i].cpu(), keys[i].cpu(), values[i].cpu(), w_o.cpu(), **{k: _on_host(v) for k, v in settings.items()})
-            for i in range(keys.shape[0])
-        ]
+        settings = {name: _on_host(value) for name, value in settings.items()}
+        stays = self.backend == "cuda" and keys.device.type == "cuda"  # the backend reads tensors where they are
+        queries, keys, values, w_o = (part if stays else part.cpu() for part in (queries, keys, values, w_o))
+        return [Layer(queries[i], keys[i], values[i], w_o, **settings) for i in range(keys.shape[0])]
 
     def _evict(self) -> None:
         """Hides what the policy evicts in every layer, for kvpress's patched attention."""

@@ -59,15 +59,15 @@ ArrayView device_view(const nb::object& held, ElementType type, LayerArray array
   set_shape(view, values, held);
   for (std::size_t i = 0; i < values.ndim(); ++i) view.strides.push_back(static_cast<Index>(values.stride(i)));
   if (array == LayerArray::q) {
-    const StridedArray part =
-        StridedArray{type, view.shape, view.strides, view.data}.part(1, rows.first, rows.count());
+    const StridedArray part = StridedArray{type, view.shape, view.strides, view.data}.part(1, rows.first, rows.count());
     view.shape = part.shape;
     view.data = part.data;
   }
   return view;
 }
 
-/// Calls fetch(layer, name, first, last), which answers (contiguous array or HeldDeviceArray, name of its element type).
+/// Calls fetch(layer, name, first, last), which answers (contiguous array or HeldDeviceArray, name of its element
+/// type).
 ArraySource::Fetch fetch_through(nb::object fetch, std::shared_ptr<const DeviceMemory> memory) {
   const auto shared = share(std::move(fetch));
   return [shared, memory = std::move(memory)](Index layer, LayerArray array, DumpInfo::Rows rows) {
@@ -149,13 +149,15 @@ std::shared_ptr<LayerSource> make_source(const nb::dict& info, const nb::list& l
 }  // namespace
 
 void add_source(nb::module_& module) {
-  nb::class_<HeldDeviceArray>(module, "DeviceArray", "An array in a GPU's memory, from a DLPack capsule, which it keeps alive.")
+  nb::class_<HeldDeviceArray>(module, "DeviceArray",
+                              "An array in a GPU's memory, from a DLPack capsule, which it keeps alive.")
       .def(
           "__init__", [](HeldDeviceArray* self, DeviceArray array) { new (self) HeldDeviceArray{std::move(array)}; },
           nb::arg("capsule"))
       .def_prop_ro("element_type", &HeldDeviceArray::element_type)
       .def_prop_ro("device", [](const HeldDeviceArray& held) { return held.array.device_id(); })
-      .def_prop_ro("data", [](const HeldDeviceArray& held) { return reinterpret_cast<std::uintptr_t>(held.array.data()); })
+      .def_prop_ro("data",
+                   [](const HeldDeviceArray& held) { return reinterpret_cast<std::uintptr_t>(held.array.data()); })
       .def_prop_ro("shape", [](const HeldDeviceArray& held) {
         std::vector<std::size_t> shape;
         for (std::size_t i = 0; i < held.array.ndim(); ++i) shape.push_back(held.array.shape(i));
