@@ -8,12 +8,15 @@
 
 namespace laprox {
 
-/// Somebody else's row-major array, kept alive by `owner`.
+/// Somebody else's row-major array, kept alive by `owner`. One in a device's memory has that and strides too; it is
+/// used where it lies and must have the type that the backend computes in.
 struct ArrayView {
   ElementType type{};
   std::vector<Index> shape;
   const std::byte* data = nullptr;
   std::shared_ptr<const void> owner;
+  std::vector<Index> strides = {};  ///< in elements
+  std::shared_ptr<const DeviceMemory> memory = nullptr;
 };
 
 /// The arrays of a layer, with the shapes of LayerTensors; output is [M, D].

@@ -11,4 +11,22 @@ namespace laprox {
 /// CPU, for what scorers do there; 0: all. Throws BackendError where there is no such GPU.
 std::unique_ptr<Backend> make_cuda_backend(int device = 0, int threads = 0);
 
+/// The memory of a CUDA device for tensors that a program has there (Tensor::borrow, ArrayView). Reading it waits, on
+/// the device, for the work that `stream` (a cudaStream_t; nullptr: the default stream) was given before this call.
+/// float16, bfloat16 and float32 tensors whose rows the kernels can read are used where they lie; others are packed by
+/// one copy on the device. Throws BackendError where there is no such device.
+std::shared_ptr<const DeviceMemory> make_cuda_memory(int device, void* stream);
+
+/// Keeps the calling thread's current CUDA device, whatever a backend chooses meanwhile.
+class KeepCudaDevice {
+ public:
+  KeepCudaDevice();
+  ~KeepCudaDevice();
+  KeepCudaDevice(const KeepCudaDevice&) = delete;
+  KeepCudaDevice& operator=(const KeepCudaDevice&) = delete;
+
+ private:
+  int device_ = -1;
+};
+
 }  // namespace laprox

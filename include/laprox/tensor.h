@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -25,8 +27,35 @@ Index size_of(ElementType type);
 template <class T>
 inline constexpr ElementType element_type_of = sizeof(T) == sizeof(float) ? ElementType::float32 : ElementType::float64;
 
+/// An array of rank 1 to 3 somewhere, of which every dimension has a stride.
+struct StridedArray {
+  ElementType type{};
+  std::vector<Index> shape;
+  std::vector<Index> strides;  ///< in elements, one per dimension
+  const std::byte* data = nullptr;
+
+  Index size() const;
+  /// Whether it is row-major without gaps.
+  bool is_dense() const;
+  /// Elements [first, first + count) of a dimension.
+  StridedArray part(std::size_t dimension, Index first, Index count) const;
+};
+
+/// Memory that the CPU does not read, such as a GPU's. What is asked of it waits until what it holds is there.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  /// For messages, such as "cuda:0".
+  virtual std::string name() const = 0;
+  /// Copies `source`, row-major and without gaps, to the host.
+  virtual void download(const StridedArray& source, std::byte* target) const = 0;
+  /// Which element in row-major order is the first that is NaN or infinite.
+  virtual std::optional<Index> first_non_finite(const StridedArray& source) const = 0;
+};
+
 /// A row-major array of rank 1 to 3 whose element type is known at run time. Its memory, unless it is
-/// borrowed, is uninitialised and aligned to 64 bytes.
+/// borrowed, is uninitialised and aligned to 64 bytes. An array in a device's memory may have gaps; what reads it asks
+/// for memory() first.
 class Tensor {
  public:
   Tensor() = default;
@@ -34,14 +63,31 @@ class Tensor {
   /// Somebody else's elements, which are only read and which `owner` keeps alive; aligned as their type is.
   static Tensor borrow(ElementType type, std::vector<Index> shape, const std::byte* data,
                        std::shared_ptr<const void> owner);
+  /// The same in the memory of a device.
+  static Tensor borrow(StridedArray array, std::shared_ptr<const DeviceMemory> memory,
+                       std::shared_ptr<const void> owner);
+
+  /// Where it lies: nullptr for the host's memory.
+  const DeviceMemory* memory() const { return device_ ? device_->memory.get() : nullptr; }
+  /// Of a device's memory: where its elements are there. Throws Bug for the host's.
+  const StridedArray& on_device() const;
+  /// Of a device's memory: elements [first, first + count) of a dimension, where they lie. Throws Bug for the host's.
+  Tensor device_part(std::size_t dimension, Index first, Index count) const;
 
   ElementType type() const { return type_; }
   const std::vector<Index>& shape() const { return shape_; }
   Index size() const { return size_; }
   Index bytes() const { return size_ * size_of(type_); }
 
-  std::byte* raw() { return memory_.get(); }
-  const std::byte* raw() const { return memory_.get(); }
+  /// The elements in the host's memory. Throws BackendError where they are in a device's.
+  std::byte* raw() {
+    check_on_host();
+    return memory_.get();
+  }
+  const std::byte* raw() const {
+    check_on_host();
+    return memory_.get();
+  }
 
   /// The elements as T (float or double); throws Bug where that is not the element type.
   template <class T>
@@ -70,12 +116,19 @@ class Tensor {
     bool borrowed;
     void operator()(std::byte* memory) const;
   };
+  struct OnDevice {
+    StridedArray array;
+    std::shared_ptr<const DeviceMemory> memory;
+    std::shared_ptr<const void> owner;
+  };
   void check_type(ElementType wanted) const;
+  void check_on_host() const;
 
   ElementType type_ = ElementType::float32;
   std::vector<Index> shape_;
   Index size_ = 0;
   std::unique_ptr<std::byte, Release> memory_;
+  std::shared_ptr<const OnDevice> device_;
 };
 
 }  // namespace laprox

@@ -25,6 +25,28 @@ std::string_view to_string(ElementType type) {
 
 Index size_of(ElementType type) { return type == ElementType::float64 ? 8 : type == ElementType::float32 ? 4 : 2; }
 
+Index StridedArray::size() const {
+  Index size = 1;
+  for (Index extent : shape) size *= extent;
+  return size;
+}
+
+bool StridedArray::is_dense() const {
+  Index expected = 1;
+  for (std::size_t d = shape.size(); d-- > 0; expected *= shape[d]) {
+    if (shape[d] != 1 && strides[d] != expected) return false;
+  }
+  return true;
+}
+
+StridedArray StridedArray::part(std::size_t dimension, Index first, Index count) const {
+  require(first >= 0 && count >= 0 && first + count <= shape.at(dimension), "a part of an array lies within it");
+  StridedArray part = *this;
+  part.shape[dimension] = count;
+  part.data += first * strides[dimension] * size_of(type);
+  return part;
+}
+
 void Tensor::Release::operator()(std::byte* memory) const {
   if (!borrowed) release_memory(memory);
 }
@@ -47,6 +69,34 @@ Tensor Tensor::borrow(ElementType type, std::vector<Index> shape, const std::byt
   // Nobody writes to a layer's tensors once they are read, so that the constness which is cast away here is kept.
   tensor.memory_ = {const_cast<std::byte*>(data), Release(std::move(owner))};
   return tensor;
+}
+
+Tensor Tensor::borrow(StridedArray array, std::shared_ptr<const DeviceMemory> memory,
+                      std::shared_ptr<const void> owner) {
+  require(memory != nullptr && array.strides.size() == array.shape.size(), "a device's array says where it lies");
+  Tensor tensor;
+  tensor.type_ = array.type;
+  tensor.shape_ = array.shape;
+  tensor.size_ = array.size();
+  tensor.device_ = std::make_shared<const OnDevice>(std::move(array), std::move(memory), std::move(owner));
+  return tensor;
+}
+
+const StridedArray& Tensor::on_device() const {
+  require(device_ != nullptr, "the tensor is in a device's memory");
+  return device_->array;
+}
+
+Tensor Tensor::device_part(std::size_t dimension, Index first, Index count) const {
+  return borrow(on_device().part(dimension, first, count), device_->memory, device_->owner);
+}
+
+void Tensor::check_on_host() const {
+  if (!device_) return;
+  throw BackendError(
+      fmt::format("a tensor lies in the memory of {}, and this backend reads the host's; use the backend "
+                  "of that device, or copy the tensor to the host",
+                  device_->memory->name()));
 }
 
 void Tensor::check_type(ElementType wanted) const {

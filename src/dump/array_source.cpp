@@ -36,6 +36,38 @@ Tensor convert(const ArrayView& array, ElementType type) {
   return target;
 }
 
+Tensor borrow_or_convert(const ArrayView& array, ElementType type) {
+  if (array.type != type) return convert(array, type);
+  return Tensor::borrow(type, array.shape, array.data, array.owner);
+}
+
+Tensor borrow_on_device(const ArrayView& array, ElementType type, const std::string& object) {
+  if (array.type != type) {
+    throw UsageError(fmt::format("{}: {} in the memory of {}, where the backend computes in {}; convert it there first",
+                                 object, to_string(array.type), array.memory->name(), to_string(type)));
+  }
+  return Tensor::borrow({array.type, array.shape, array.strides, array.data}, array.memory, array.owner);
+}
+
+/// One element of a tensor, by its number in row-major order.
+double element(const Tensor& tensor, Index number) {
+  double value = 0;
+  if (!tensor.memory()) {
+    io::convert(tensor.raw() + number * size_of(tensor.type()), tensor.type(), &value, 1);
+    return value;
+  }
+  StridedArray one = tensor.on_device();
+  for (std::size_t d = one.shape.size(); d-- > 0;) {
+    const Index extent = one.shape[d];
+    one = one.part(d, number % extent, 1);
+    number /= extent;
+  }
+  std::byte host[8];
+  tensor.memory()->download(one, host);
+  io::convert(host, one.type, &value, 1);
+  return value;
+}
+
 }  // namespace
 
 std::string_view to_string(LayerArray array) {
@@ -115,11 +147,11 @@ Tensor ArraySource::read(Index layer, LayerArray array, DumpInfo::Rows rows, Ele
   if (found.shape != shape) {
     throw DumpError(info_.path.string(), object, "shape " + describe(shape), "shape " + describe(found.shape));
   }
-  Tensor tensor = found.type == type ? Tensor::borrow(type, shape, found.data, found.owner) : convert(found, type);
-  const auto bad = io::first_non_finite(tensor.raw(), type, tensor.size());
+  Tensor tensor = found.memory ? borrow_on_device(found, type, object) : borrow_or_convert(found, type);
+  const auto bad = tensor.memory() ? tensor.memory()->first_non_finite(tensor.on_device())
+                                   : io::first_non_finite(tensor.raw(), type, tensor.size());
   if (!bad) return tensor;
-  double value = 0;
-  io::convert(tensor.raw() + *bad * size_of(type), type, &value, 1);
+  const double value = element(tensor, *bad);
   const bool narrowed = found.type == ElementType::float64 && type == ElementType::float32;
   std::string where = element_name(*bad, shape);
   if (array == LayerArray::q && rows.first > 0) where += fmt::format(" of the rows from {} on", rows.first);

@@ -11,6 +11,15 @@ namespace {
 Matrix rows_of(const Tensor& tensor, Index slice, Index first, Index count) {
   const Index columns = tensor.shape().back(), rows = tensor.shape()[tensor.shape().size() - 2];
   Matrix matrix(count, columns);
+  if (tensor.memory()) {
+    const bool is_matrix = tensor.shape().size() == 2;
+    const StridedArray& whole = tensor.on_device();
+    const StridedArray array = is_matrix ? whole.part(0, first, count) : whole.part(0, slice, 1).part(1, first, count);
+    std::vector<std::byte> host(static_cast<std::size_t>(array.size() * size_of(array.type)));
+    tensor.memory()->download(array, host.data());
+    io::convert(host.data(), array.type, matrix.data(), matrix.size());
+    return matrix;
+  }
   const std::byte* from = tensor.raw() + (slice * rows + first) * columns * size_of(tensor.type());
   io::convert(from, tensor.type(), matrix.data(), matrix.size());
   return matrix;

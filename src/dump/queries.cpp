@@ -14,8 +14,8 @@ QueryBlock copy(const Tensor& q, const std::vector<Index>& positions, const std:
                 Index first, Index count) {
   const Index heads = q.shape()[0], queries = q.shape()[1], size = q.shape()[2], row = size * size_of(q.type());
   require(first >= 0 && count >= 0 && first + count <= queries, "queries that are there");
-  QueryBlock block{Tensor(q.type(), {heads, count, size}), {}};
-  for (Index head = 0; head < heads && count > 0; ++head) {
+  QueryBlock block{q.memory() ? q.device_part(1, first, count) : Tensor(q.type(), {heads, count, size}), {}};
+  for (Index head = 0; head < heads && count > 0 && !q.memory(); ++head) {
     std::memcpy(block.q.raw() + head * count * row, q.raw() + (head * queries + first) * row,
                 static_cast<std::size_t>(count * row));
   }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 
 #include "laprox/error.h"
 
@@ -12,6 +13,17 @@ namespace laprox::cuda {
 namespace {
 
 std::atomic<bool> sm90_allowed = true;
+thread_local cudaStream_t pool_order = nullptr;
+
+/// Lets a device's pool keep some of what is given back to it, for the next layer.
+void keep_pool_memory(int device) {
+  std::size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "asking for the device's memory");
+  cudaMemPool_t pool = nullptr;
+  check(cudaDeviceGetDefaultMemPool(&pool, device), "asking for the device's memory pool");
+  std::uint64_t kept = total / 64;
+  check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), "setting up the device's memory pool");
+}
 
 const char* advice(cudaError_t status) {
   switch (status) {
@@ -92,9 +104,30 @@ std::string describe_device(int device) {
                      static_cast<double>(properties.totalGlobalMem) / 1e9);
 }
 
+UsePool::UsePool(cudaStream_t stream) : before_(pool_order) {
+  thread_local int device_with_pool = -1;
+  int device = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  if (device != device_with_pool) keep_pool_memory(device);
+  device_with_pool = device;
+  pool_order = stream;
+}
+
+UsePool::~UsePool() { pool_order = before_; }
+
+cudaStream_t pool_stream() { return pool_order; }
+
+void release_device(void* memory, cudaStream_t pool) {
+  if (pool) {
+    cudaFreeAsync(memory, pool);
+  } else {
+    cudaFree(memory);
+  }
+}
+
 void* allocate_device(std::size_t bytes) {
   void* memory = nullptr;
-  const cudaError_t status = cudaMalloc(&memory, bytes);
+  const cudaError_t status = pool_order ? cudaMallocAsync(&memory, bytes, pool_order) : cudaMalloc(&memory, bytes);
   if (status == cudaErrorMemoryAllocation) out_of_memory(bytes, "the GPU");
   check(status, "taking device memory");
   return memory;

@@ -74,22 +74,42 @@ class Event {
 void* allocate_device(std::size_t bytes);
 void* allocate_pinned(std::size_t bytes);
 
+/// Inside, memory that this thread takes comes from the device's pool in the order of `stream`, on which all work on it
+/// must be: that neither waits for the device nor asks the driver for pages. The stream must outlive the memory.
+class UsePool {
+ public:
+  explicit UsePool(cudaStream_t stream);
+  ~UsePool();
+  UsePool(const UsePool&) = delete;
+  UsePool& operator=(const UsePool&) = delete;
+
+ private:
+  cudaStream_t before_;
+};
+/// Where the calling thread takes device memory: the stream of the innermost UsePool, or nullptr.
+cudaStream_t pool_stream();
+/// Gives back what allocate_device gave where pool_stream() was `pool`.
+void release_device(void* memory, cudaStream_t pool);
+
 /// `size` uninitialised elements in device memory.
 template <class T>
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
-  explicit DeviceBuffer(std::size_t size) : size_(size) {
+  explicit DeviceBuffer(std::size_t size) : size_(size), pool_(pool_stream()) {
     if (size > 0) memory_ = static_cast<T*>(allocate_device(size * sizeof(T)));
   }
   DeviceBuffer(DeviceBuffer&& other) noexcept
-      : size_(std::exchange(other.size_, 0)), memory_(std::exchange(other.memory_, nullptr)) {}
+      : size_(std::exchange(other.size_, 0)), memory_(std::exchange(other.memory_, nullptr)), pool_(other.pool_) {}
   DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
     std::swap(size_, other.size_);
     std::swap(memory_, other.memory_);
+    std::swap(pool_, other.pool_);
     return *this;
   }
-  ~DeviceBuffer() { cudaFree(memory_); }
+  ~DeviceBuffer() {
+    if (memory_) release_device(memory_, pool_);
+  }
 
   /// Memory for at least `size` elements, whose old contents may be lost.
   T* at_least(std::size_t size) {
@@ -106,6 +126,7 @@ class DeviceBuffer {
  private:
   std::size_t size_ = 0;
   T* memory_ = nullptr;
+  cudaStream_t pool_ = nullptr;
 };
 
 /// Copies `count` elements to the device, ordered on `stream`; the source may be reused when the call returns.

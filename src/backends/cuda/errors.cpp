@@ -223,6 +223,7 @@ Matrix bound_terms(const Layer& layer, cudaStream_t stream) {
 
 LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies, SoftmaxMode mode) {
   const Stream stream;
+  const UsePool pool(stream);
   const DeviceLayer device_layer(layer, stream);
   const Layer& view = device_layer.view();
   LayerErrors result;

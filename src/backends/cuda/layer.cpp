@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 
+#include "backends/cuda/memory.h"
 #include "laprox/error.h"
 #include "laprox/layer.h"
 
@@ -17,11 +19,9 @@ constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
 /// Two pinned buffers that take turns: one is filled by the CPU while the other one is copied to the device.
 class Staging {
  public:
-  explicit Staging(cudaStream_t stream) : stream_(stream) {
-    for (Half& half : halves_) half.memory = static_cast<std::byte*>(allocate_pinned(kStagingBytes));
-  }
+  explicit Staging(cudaStream_t stream) : stream_(stream) {}
   ~Staging() {
-    cudaStreamSynchronize(stream_);
+    if (halves_[0].memory) cudaStreamSynchronize(stream_);
     for (Half& half : halves_) cudaFreeHost(half.memory);
   }
   Staging(const Staging&) = delete;
@@ -35,6 +35,7 @@ class Staging {
       const std::size_t count = std::min(at_once, rows - first);
       Half& half = halves_[next_];
       next_ = 1 - next_;
+      if (!half.memory) half.memory = static_cast<std::byte*>(allocate_pinned(kStagingBytes));
       half.is_free.wait();
       fill(half.memory, source + first * row_bytes, count, row_bytes, stride_bytes);
       check(cudaMemcpyAsync(target + first * stride_bytes, half.memory, count * stride_bytes, cudaMemcpyHostToDevice,
@@ -81,6 +82,22 @@ int checked_size(Index size, const char* what, Index layer) {
                                  layer, what, size));
 }
 
+/// Whether kernels read rows of `width` elements from where this array lies.
+bool has_rows(const StridedArray& array, int stride) {
+  return array.is_dense() && array.shape.back() == stride && reinterpret_cast<std::uintptr_t>(array.data) % 16 == 0;
+}
+
+/// The rows of an array on the device, each `stride` elements long: where they are, or packed into `buffer`.
+const void* rows_on_device(const Tensor& tensor, int stride, DeviceBuffer<std::byte>& buffer, cudaStream_t stream) {
+  const StridedArray& array = tensor.on_device();
+  join(*tensor.memory(), stream);
+  if (has_rows(array, stride)) return array.data;
+  const Index rows = array.size() / array.shape.back();
+  buffer = DeviceBuffer<std::byte>(static_cast<std::size_t>(rows * stride * size_of(array.type)));
+  pack_rows(array, stride, buffer.data(), stream);
+  return buffer.data();
+}
+
 }  // namespace
 
 int padded_size(int size) { return size <= 64 ? 64 : size <= 128 ? 128 : size <= 256 ? 256 : 0; }
@@ -105,8 +122,9 @@ DeviceLayer::DeviceLayer(const LayerTensors& layer, cudaStream_t stream) {
 
   Staging staging(stream);
   const std::size_t element = static_cast<std::size_t>(size_of(layer.q.type()));
-  const auto copy = [&](DeviceBuffer<std::byte>& buffer, const Tensor& tensor, int stride) {
+  const auto copy = [&](DeviceBuffer<std::byte>& buffer, const Tensor& tensor, int stride) -> const void* {
     require(tensor.type() == layer.q.type(), "the tensors of a layer share one element type");
+    if (tensor.memory()) return rows_on_device(tensor, stride, buffer, stream);
     const std::size_t width = static_cast<std::size_t>(tensor.shape().back());
     const std::size_t rows = width > 0 ? static_cast<std::size_t>(tensor.size()) / width : 0;
     const std::size_t stride_bytes = static_cast<std::size_t>(stride) * element;

@@ -33,11 +33,13 @@ struct Layer {
   int sliding_window = 0;  ///< 0: none; else at most T
 };
 
-/// Owns a layer's device memory.
+/// Owns a layer's device memory, but for tensors that are used where they lie.
 class DeviceLayer {
  public:
-  /// Copies the layer through two pinned buffers, one being filled while the other one travels. `layer` is of float16,
-  /// bfloat16 or float32. Throws BackendError where the device has too little memory or the head sizes are too large.
+  /// Copies the layer through two pinned buffers, one being filled while the other one travels; tensors that lie on the
+  /// device are used there, or packed by one copy on it where their rows are not laid out as Layer's. `layer` is of
+  /// float16, bfloat16 or float32 and outlives this. Throws BackendError where the device has too little memory, the
+  /// head sizes are too large, or a tensor is on another device.
   DeviceLayer(const LayerTensors& layer, cudaStream_t stream);
   const Layer& view() const { return view_; }
 

@@ -42,8 +42,16 @@ Matrix value_norms(const Layer& layer, cudaStream_t stream) {
   return forms_of(layer, pairs, layer.group, true, stream);
 }
 
-const Layer& Scoring::on_device() {
+Scoring::Working Scoring::start() {
+  return {KeepCudaDevice(), UsePool(on_own_device()), layer_on_device()};  // one after the other
+}
+
+cudaStream_t Scoring::on_own_device() const {
   check(cudaSetDevice(device_), "choosing the GPU");
+  return stream_;
+}
+
+const Layer& Scoring::layer_on_device() {
   if (!device_layer_) device_layer_ = std::make_unique<DeviceLayer>(layer_, stream_);
   return device_layer_->view();
 }
@@ -55,7 +63,8 @@ QueryRange Scoring::window_queries(Index window) const {
 }
 
 WindowStatistics Scoring::compute_window_statistics(Index window) {
-  const Layer& layer = on_device();
+  const Working working = start();
+  const Layer& layer = working.layer;
   const QueryRange range = window_queries(window);
   row_softmax(layer, range, partial_, softmax_, stream_);
   DeviceBuffer<float> sums(elements(layer.query_heads, layer.context)), squares(sums.size());
@@ -65,7 +74,8 @@ WindowStatistics Scoring::compute_window_statistics(Index window) {
 }
 
 Matrix Scoring::compute_window_products(Index window) {
-  const Layer& layer = on_device();
+  const Working working = start();
+  const Layer& layer = working.layer;
   const QueryRange range = window_queries(window);
   const RowLayout rows(layer, range);
   const Index pairs = Index{layer.group} * layer.group;
@@ -81,7 +91,8 @@ Matrix Scoring::compute_window_products(Index window) {
 
 Matrix Scoring::compute_column_sums() {
   require(layer_.queries() == layer_.context_length, "column sums read every prompt query");
-  const Layer& layer = on_device();
+  const Working working = start();
+  const Layer& layer = working.layer;
   row_softmax(layer, {0, layer.queries}, partial_, softmax_, stream_);
   DeviceBuffer<float> sums(elements(layer.query_heads, layer.context));
   all_columns(layer, softmax_.data(), sums.data(), stream_);
@@ -89,7 +100,8 @@ Matrix Scoring::compute_column_sums() {
 }
 
 void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
-  const Layer& layer = on_device();
+  const Working working = start();
+  const Layer& layer = working.layer;
   const QueryRange range = window_queries(window);
   const RowLayout rows(layer, range);
   const std::size_t size = elements(layer.tokens, rows.rows());
@@ -118,13 +130,20 @@ void Scoring::visit_head(const float* logits, const float* weights, const float*
   const RowLayout rows(layer, range);
   const Index queries = range.count, context = layer.context, stride = rows.rows(), value_size = layer.value_size;
   HeadAttention attention{Matrix(queries, context), Matrix(queries, context), Matrix(queries, value_size)};
-  for (Index query = 0; query < queries; ++query) {
-    const Index row = rows.row(static_cast<int>(head_in_group), layer.group, static_cast<int>(query));
-    for (Index token = 0; token < context; ++token) {
-      const float logit = logits[token * stride + row];
-      attention.logits(query, token) = std::isfinite(logit) ? logit : 0.0;
-      attention.weights(query, token) = weights[token * stride + row];
+  // A few tokens at a time, whose rows stay in the cache while the tables are turned.
+  constexpr Index kTokens = 64;
+  for (Index first = 0; first < context; first += kTokens) {
+    const Index last = std::min(context, first + kTokens);
+    for (Index query = 0; query < queries; ++query) {
+      const Index row = rows.row(static_cast<int>(head_in_group), layer.group, static_cast<int>(query));
+      for (Index token = first; token < last; ++token) {
+        const float logit = logits[token * stride + row];
+        attention.logits(query, token) = std::isfinite(logit) ? logit : 0.0;
+        attention.weights(query, token) = weights[token * stride + row];
+      }
     }
+  }
+  for (Index query = 0; query < queries; ++query) {
     for (Index c = 0; c < value_size; ++c) {
       attention.outputs(query, c) = outputs[(query * layer.group + head_in_group) * value_size + c];
     }
@@ -132,10 +151,14 @@ void Scoring::visit_head(const float* logits, const float* weights, const float*
   visit(kv_head * layer.group + head_in_group, attention);
 }
 
-Matrix Scoring::compute_value_norms() { return cuda::value_norms(on_device(), stream_); }
+Matrix Scoring::compute_value_norms() {
+  const Working working = start();
+  return cuda::value_norms(working.layer, stream_);
+}
 
 Matrix Scoring::compute_value_l1_norms() {
-  const Layer& layer = on_device();
+  const Working working = start();
+  const Layer& layer = working.layer;
   Matrix norms(layer.query_heads, layer.context);
   DeviceBuffer<double2> partial, sums(static_cast<std::size_t>(layer.context));
   Buffer<double2> host(layer.context);
@@ -148,7 +171,8 @@ Matrix Scoring::compute_value_l1_norms() {
 }
 
 Matrix Scoring::compute_value_products() {
-  const Layer& layer = on_device();
+  const Working working = start();
+  const Layer& layer = working.layer;
   const Index group = layer.group;
   std::vector<FormPair> pairs;
   for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
@@ -168,7 +192,8 @@ Matrix Scoring::compute_value_products() {
 }
 
 Matrix Scoring::compute_removal_energies(Index window, OverQueries over, bool joint) {
-  const Layer& layer = on_device();
+  const Working working = start();
+  const Layer& layer = working.layer;
   DeviceBuffer<double> energies(elements(layer.kv_heads, layer.context));
   RemovalScratch scratch;
   cuda::removal_energies(layer, window_queries(window), over == OverQueries::maximum, joint, energies.data(), scratch,
@@ -180,7 +205,8 @@ Matrix Scoring::compute_removal_energies(Index window, OverQueries over, bool jo
 
 Matrix Scoring::compute_far_energies(Index distance) {
   require(layer_.queries() == layer_.context_length, "far energies read every prompt query");
-  const Layer& layer = on_device();
+  const Working working = start();
+  const Layer& layer = working.layer;
   DeviceBuffer<double> energies(elements(layer.kv_heads, layer.context));
   RemovalScratch scratch;
   cuda::far_energies(layer, static_cast<int>(distance), energies.data(), scratch, stream_);

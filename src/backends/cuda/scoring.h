@@ -5,6 +5,7 @@
 #include "backends/cuda/kernels.h"
 #include "backends/cuda/layer.h"
 #include "laprox/backend.h"
+#include "laprox/cuda.h"
 
 namespace laprox::cuda {
 
@@ -28,7 +29,15 @@ class Scoring : public ScoringKernels {
   Matrix compute_far_energies(Index distance) override;
 
  private:
-  const Layer& on_device();
+  /// What a primitive holds while it works.
+  struct Working {
+    KeepCudaDevice keep;
+    UsePool pool;
+    const Layer& layer;
+  };
+  Working start();
+  cudaStream_t on_own_device() const;
+  const Layer& layer_on_device();
   QueryRange window_queries(Index window) const;
   void visit_head(const float* logits, const float* weights, const float* outputs, QueryRange range, Index kv_head,
                   Index head_in_group, const HeadVisitor& visit) const;

@@ -1,4 +1,5 @@
-"""Arrays of NumPy, PyTorch and whatever speaks DLPack, as NumPy arrays that share their memory where the layout allows."""
+"""Arrays of NumPy, PyTorch and whatever speaks DLPack, sharing their memory where the layout allows: as NumPy arrays on the host,
+as _core.DeviceArray on a GPU."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._errors import ArrayError, BackendError
+from ._errors import ArrayError, BackendError, UsageError
 
 ELEMENT_TYPES = ("float16", "bfloat16", "float32", "float64")
+GPU_TYPES = ELEMENT_TYPES[:3]
 
 
 class BFloat16(np.ndarray):
@@ -18,21 +20,49 @@ class BFloat16(np.ndarray):
 
 
 _DLPACK_HOST_DEVICES = (1, 3)  # plain memory, and memory that a CUDA driver pinned
+_DLPACK_CUDA = 2
+_DEFAULT_STREAM = 1  # DLPack's number of CUDA's legacy default stream
 
 
-def as_array(value: Any, name: str, rank: int, meaning: str) -> tuple[np.ndarray, str]:
-    """`value` as a C-contiguous array, and the name of its element type (bfloat16 is held as its uint16 bit patterns).
+def as_array(value: Any, name: str, rank: int, meaning: str) -> tuple[np.ndarray | _core.DeviceArray, str]:
+    """`value` as an array, and the name of its element type (bfloat16 is held on the host as its uint16 bit patterns).
 
-    Copies only what is not C-contiguous or lies on a GPU. Raises ArrayError, naming `name`, where the element type is none of
-    ELEMENT_TYPES or the rank is not `rank`; `meaning` says what the dimensions are. Raises BackendError for a tensor on a GPU
-    where this laprox was built without its CUDA backend.
+    On the host it is C-contiguous, and copied only where it was not; a GPU's array is never copied here. Raises ArrayError,
+    naming `name`, where the element type is none of ELEMENT_TYPES or the rank is not `rank`; `meaning` says what the dimensions
+    are. Raises BackendError for a tensor on a GPU where this laprox was built without its CUDA backend.
     """
-    array, element_type = _to_numpy(value, name)
-    if array.ndim != rank:
-        raise ArrayError(f"{name}: expected {rank} dimensions {meaning}, found {array.ndim}: shape {list(array.shape)}")
+    on_gpu = is_on_gpu(value)
+    array, element_type = _to_device_array(value, name) if on_gpu else _to_numpy(value, name)
+    if len(array.shape) != rank:
+        raise ArrayError(f"{name}: expected {rank} dimensions {meaning}, found {len(array.shape)}: shape {list(array.shape)}")
     if 0 in array.shape:
         raise ArrayError(f"{name}: expected sizes above 0 {meaning}, found shape {list(array.shape)}")
-    return np.ascontiguousarray(array), element_type
+    return array if on_gpu else np.ascontiguousarray(array), element_type
+
+
+def is_on_gpu(value: Any) -> bool:
+    """Whether an array lies in a GPU's memory, as DLPack numbers it."""
+    if isinstance(value, np.ndarray):
+        return False
+    if _is_torch(value):
+        return value.device.type == "cuda"
+    return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) == _DLPACK_CUDA
+
+
+def current_stream(device: int) -> int:
+    """The CUDA stream that PyTorch works on now, where it is in use; else the default stream, 0."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+def stream_handle(stream: Any) -> int:
+    """A stream as CUDA's handle: an int, or an object that has it as cuda_stream (PyTorch) or ptr (CuPy)."""
+    handle = getattr(stream, "cuda_stream", getattr(stream, "ptr", stream))
+    if not isinstance(handle, int) or handle < 0:
+        raise UsageError(f"stream: expected a CUDA stream or its handle, found {type(stream).__name__}")
+    return handle
 
 
 def as_reals(value: Any, name: str, size: int | None, meaning: str) -> list[float]:
@@ -54,6 +84,26 @@ def as_integers(value: Any, name: str) -> list[int]:
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ArrayError(f"{name}: expected whole numbers of shape [N], found {array.dtype.name} of shape {list(array.shape)}")
     return array.tolist()
+
+
+def _to_device_array(value: Any, name: str) -> tuple[_core.DeviceArray, str]:
+    if not _core.has_cuda:
+        raise BackendError(
+            f"{name}: is a CUDA tensor, and this laprox was built without its CUDA backend; copy it to the host (in PyTorch: "
+            f"{name}.cpu()), or install with 'pip install . -C cmake.define.LAPROX_CUDA=ON'"
+        )
+    if _is_torch(value):
+        value = value.detach()
+        stream = current_stream(value.device.index) or _DEFAULT_STREAM
+    else:
+        stream = _DEFAULT_STREAM
+    array = _core.DeviceArray(value.__dlpack__(stream=stream))
+    if array.element_type not in GPU_TYPES:
+        raise ArrayError(
+            f"{name}: expected elements of type {', '.join(GPU_TYPES)} on a GPU, found {array.element_type}; convert it first, "
+            "or copy it to the host"
+        )
+    return array, array.element_type
 
 
 def _to_numpy(value: Any, name: str) -> tuple[np.ndarray, str]:
@@ -96,14 +146,10 @@ def _is_torch(value: Any) -> bool:
 
 
 def _torch_on_host(value: Any, name: str) -> Any:
+    """Of short vectors, which are read on the host wherever they lie, and of arrays that lie there."""
     tensor = value.detach()
     if tensor.device.type == "cpu":
         return tensor
-    if tensor.device.type == "cuda" and _core.has_cuda:
-        return tensor.cpu()
     if tensor.device.type == "cuda":
-        raise BackendError(
-            f"{name}: is a CUDA tensor, and this laprox was built without its CUDA backend; pass {name}.cpu(), or "
-            "install with 'pip install . -C cmake.define.LAPROX_CUDA=ON'"
-        )
+        return tensor.cpu()
     raise BackendError(f"{name}: is a tensor on the device '{tensor.device}'; pass {name}.cpu()")

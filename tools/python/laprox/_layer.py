@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import _core, _shapes
-from ._arrays import as_array, as_integers, as_reals
+from ._arrays import as_array, as_integers, as_reals, current_stream
 from ._errors import ArrayError, UsageError
 
 _MEANINGS = {"q": (3, "[H_q, N, d]"), "k": (3, "[H_kv, T, d]"), "v": (3, "[H_kv, T, d_v]"), "w_o": (2, "[H_q * d_v, D]")}
@@ -21,6 +21,10 @@ class Layer:
     Arrays may be NumPy's, PyTorch's or anything that speaks DLPack, of type float16, bfloat16, float32 or float64. They are used
     where they lie if they are C-contiguous, and converted one layer at a time where the backend computes in another type. Do not
     change them while laprox works on them.
+
+    q, k, v and w_o may lie on a GPU, all four on the same one and of one type, float16, bfloat16 or float32: then backend="cuda"
+    reads them there. Those whose rows its kernels cannot read in place (gaps, head sizes other than 64, 128 and 256) are packed by
+    one copy on the GPU; nothing goes through the host. The short vectors are read on the host.
 
     Parameters
     ----------
@@ -79,9 +83,10 @@ class Layer:
         bias: Any = None,
         rope_inv_freq: Any = None,
     ) -> None:
-        self._arrays: dict[str, tuple[np.ndarray, str]] = {}
+        self._arrays: dict[str, tuple[np.ndarray | _core.DeviceArray, str]] = {}
         for name, value in {"q": q, "k": k, "v": v, "w_o": w_o}.items():
             self._arrays[name] = as_array(value, name, *_MEANINGS[name])
+        self._device = self._common_device()
         sizes = self._sizes = _shapes.geometry(*(self._arrays[name][0].shape for name in _MEANINGS), _refuse)
         if bias is not None:
             self._arrays["b_o"] = (np.array(as_reals(bias, "bias", sizes.model_size, "[D]")), "float64")
@@ -101,6 +106,24 @@ class Layer:
         if not 1 <= self.context_length <= sizes.tokens:
             raise UsageError(f"context_length: expected 1 to T = {sizes.tokens}, found {context_length}")
         self.positions = self._positions(positions)
+
+    def _common_device(self) -> int:
+        """The number of the GPU that holds the tensors, -1 for the host."""
+        places = {name: getattr(self._arrays[name][0], "device", "cpu") for name in _MEANINGS}
+        places = {name: place if isinstance(place, int) else -1 for name, place in places.items()}
+        for name, place in places.items():
+            if place != places["q"]:
+                _refuse(name, f"it on {_place(places['q'])}, where q is", _place(place))
+            if place >= 0 and self._arrays[name][1] != self._arrays["q"][1]:
+                _refuse(
+                    name, f"the element type of q, {self._arrays['q'][1]}, as tensors on a GPU share one", self._arrays[name][1]
+                )
+        return places["q"]
+
+    @property
+    def device(self) -> str:
+        """Where q, k, v and w_o are: "cpu", or the GPU as "cuda:0"."""
+        return _place(self._device)
 
     def _positions(self, given: Any) -> list[int]:
         sizes = self._sizes
@@ -148,8 +171,11 @@ class Layer:
         }
 
 
-def source_of_layers(layers: Sequence[Layer], name: str = "layers in memory") -> _core.Source:
-    """The layers of one prompt, first to last, for the C++ library. Raises ArrayError where they do not belong together."""
+def source_of_layers(layers: Sequence[Layer], name: str = "layers in memory", stream: int | None = None) -> _core.Source:
+    """The layers of one prompt, first to last, for the C++ library. Raises ArrayError where they do not belong together.
+
+    Layers on a GPU are read behind what `stream` was given so far; without one, PyTorch's current stream.
+    """
     if not layers:
         raise UsageError("expected at least one layer, found none")
     first = layers[0]
@@ -159,6 +185,7 @@ def source_of_layers(layers: Sequence[Layer], name: str = "layers in memory") ->
             ("D, the output's size", layer.shape.model_size, first.shape.model_size),
             ("context_length", layer.context_length, first.context_length),
             ("positions", layer.positions, first.positions),
+            ("device", layer.device, first.device),
         ):
             if found != expected:
                 shown = "others" if what == "positions" else f"{found}"
@@ -169,7 +196,7 @@ def source_of_layers(layers: Sequence[Layer], name: str = "layers in memory") ->
 
     def fetch(layer: int, array: str, begin: int, end: int) -> tuple[np.ndarray, str]:
         values, element_type = layers[layer]._arrays[array]
-        if array == "q":
+        if array == "q" and layers[layer]._device < 0:
             values = np.ascontiguousarray(values[:, begin:end])
         elif array == "residual_norms":
             values = values[begin:end]
@@ -183,7 +210,14 @@ def source_of_layers(layers: Sequence[Layer], name: str = "layers in memory") ->
         "query_positions": first.positions,
         "output_positions": [],
     }
-    return _core.make_source(info, [layer._summary() for layer in layers], fetch, lambda: "")
+    device = first._device
+    if device >= 0 and stream is None:
+        stream = current_stream(device)
+    return _core.make_source(info, [layer._summary() for layer in layers], fetch, lambda: "", device, stream or 0)
+
+
+def _place(device: int) -> str:
+    return "cpu" if device < 0 else f"cuda:{device}"
 
 
 def _refuse(name: str, expected: str, found: str) -> NoReturn:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _core
+from ._arrays import stream_handle
 from ._dump import Dump
-from ._errors import UsageError
+from ._errors import BackendError, UsageError
 from ._layer import Layer, source_of_layers
 from ._policies import PolicyLike, parse, parse_budgets, parse_many
 
@@ -61,19 +62,23 @@ def scores(
     budget: str | int | None = None,
     backend: str = "cpu",
     threads: int = 0,
+    stream: Any = None,
     progress: Progress | None = None,
 ) -> Any:
     """A policy's scores: float64 [kv_heads, C], higher is kept; a list of these unless `layers` is a single Layer.
 
     Scores of tokens that the policy always keeps (its window, its sinks) mean nothing. `budget` is read only by policies whose
     scores depend on it. Raises UsageError where the layers cannot serve the policy, for example because queries are missing.
+
+    Layers on a GPU need backend="cuda", which reads them there, behind what `stream` (a CUDA stream or its handle; by default
+    PyTorch's current one) was given before the call; the result is on the host, and no other work on the GPU is waited for.
     """
     with ExitStack() as stack:
         found = _core.scores(
-            _source(layers, stack),
+            _source(layers, stack, stream),
             parse(policy),
             None if budget is None else str(budget),
-            _core.make_backend(backend, threads),
+            _backend(backend, threads, [layers]),
             progress,
         )
     return found[0] if isinstance(layers, Layer) else found
@@ -86,17 +91,20 @@ def kept(
     *,
     backend: str = "cpu",
     threads: int = 0,
+    stream: Any = None,
     progress: Progress | None = None,
 ) -> Kept:
     """What `policy` keeps of a prompt at a budget such as "5%", 128 (tokens per KV head) or "64MiB".
 
-    Give all layers of the model where the policy splits the budget over layers. Pinned tokens count inside the budget.
+    Give all layers of the model where the policy splits the budget over layers. Pinned tokens count inside the budget. `stream` as
+    in laprox.scores.
     """
     parsed, budgets = parse(policy), parse_budgets(budget)
     if len(budgets) != 1:
         raise UsageError(f"kept: expected one budget, found {len(budgets)}: {', '.join(budgets)}")
     with ExitStack() as stack:
-        [[cells]] = _core.kept(_source(layers, stack), [parsed], budgets, _core.make_backend(backend, threads), progress)
+        source = _source(layers, stack, stream)
+        [[cells]] = _core.kept(source, [parsed], budgets, _backend(backend, threads, [layers]), progress)
     return Kept([mask.view(bool) for _, mask in cells], [tokens for tokens, _ in cells], parsed.spec, budgets[0])
 
 
@@ -113,6 +121,7 @@ def sweep(
     segments: int | None = None,
     backend: str = "cpu",
     threads: int = 0,
+    stream: Any = None,
     progress: Progress | None = None,
 ) -> xarray.Dataset:
     """Compares policies over budgets, as `laprox sweep` does: an xarray Dataset with the names of a report.
@@ -138,6 +147,8 @@ def sweep(
         ",grow" behind it if budgets are shares of the tokens seen so far. docs/concepts.md defines it.
     segments : int, optional
         Stretches of the judging queries whose errors are reported each: 8 under a schedule, else none.
+    stream : optional
+        As in laprox.scores.
     progress : callable, optional
         Called as progress(done, total, what).
 
@@ -154,7 +165,8 @@ def sweep(
     if segments is not None and segments < 0:
         raise UsageError(f"segments: expected 0 or more, found {segments}")
     with ExitStack() as stack:
-        sources = [_source(prompt, stack) for prompt in _prompts(prompts)]
+        listed = _prompts(prompts)
+        sources = [_source(prompt, stack, stream) for prompt in listed]
         report = _core.sweep(
             sources,
             parse_many(policies),
@@ -164,7 +176,7 @@ def sweep(
             save_kept,
             schedule,
             -1 if segments is None else segments,
-            _core.make_backend(backend, threads),
+            _backend(backend, threads, listed),
             progress,
         )
     return to_dataset(report)
@@ -182,8 +194,12 @@ def verify(
     """Checks a backend's primitives, scores and kept sets on these layers against the float64 reference, as `laprox verify` does.
 
     Returns a dict with passed (bool) and the lists values, kept and skipped, each entry with its parts: what was measured, what
-    is allowed, and where. Without `policies`, with the whole catalogue.
+    is allowed, and where. Without `policies`, with the whole catalogue. The reference reads layers on the host alone.
     """
+    if _device(layers) >= 0:
+        raise BackendError(
+            "the layers are on a GPU, and the float64 reference reads the host's memory; make them of tensors there (.cpu())"
+        )
     with ExitStack() as stack:
         return _core.verify(
             _source(layers, stack), _core.make_backend(backend, threads), parse_many(policies), parse_budgets(budgets), progress
@@ -200,13 +216,34 @@ def _prompts(prompts: Any) -> list[Prompt]:
     return given
 
 
-def _source(prompt: Prompt, stack: ExitStack) -> _core.Source:
+def _device(prompt: Any) -> int:
+    """The GPU that a prompt's layers are on; -1: none."""
+    first = prompt if isinstance(prompt, Layer) else prompt[0] if isinstance(prompt, (list, tuple)) and prompt else None
+    return first._device if isinstance(first, Layer) else -1
+
+
+def _backend(name: str, threads: int, prompts: Sequence[Any]) -> _core.Backend:
+    """The backend of that name, on the GPU that the prompts' layers are on. Raises BackendError where it does not read them."""
+    devices = {device for device in map(_device, prompts) if device >= 0}
+    if len(devices) > 1:
+        raise UsageError(f"expected prompts on one GPU, found some on each of {', '.join(f'cuda:{d}' for d in sorted(devices))}")
+    device = devices.pop() if devices else 0
+    if name != "cuda" and any(_device(prompt) >= 0 for prompt in prompts):
+        raise BackendError(
+            f'the layers are on the GPU cuda:{device}, and the backend {name} reads the host\'s memory; say backend="cuda", or '
+            "make the layers of tensors on the host (.cpu())"
+        )
+    return _core.make_backend(name, threads, device)
+
+
+def _source(prompt: Prompt, stack: ExitStack, stream: Any = None) -> _core.Source:
+    handle = None if stream is None else stream_handle(stream)
     if isinstance(prompt, Layer):
-        return source_of_layers([prompt])
+        return source_of_layers([prompt], stream=handle)
     if isinstance(prompt, Dump):
         return prompt._source()
     if isinstance(prompt, (str, Path)):
         return stack.enter_context(Dump(prompt))._source()
     if isinstance(prompt, Sequence) and prompt and all(isinstance(layer, Layer) for layer in prompt):
-        return source_of_layers(prompt)
+        return source_of_layers(prompt, stream=handle)
     raise UsageError(f"expected a laprox.Layer, a list of them, a dump or a dump's path, found {type(prompt).__name__}")

@@ -151,8 +151,10 @@ class LaproxPress(BasePress):
             "positions": np.arange(first, tokens),
             "rope_inv_freq": None if scaled else module.rotary_emb.inv_freq,
         }
-        settings = {"w_o": w_o.cpu()} | {name: _on_host(value) for name, value in settings.items()}
-        return [{"q": queries[i].cpu(), "k": keys[i].cpu(), "v": values[i].cpu(), **settings} for i in range(keys.shape[0])]
+        stays = self.backend == "cuda" and keys.device.type == "cuda"  # the backend reads tensors where they are
+        queries, keys, values, w_o = (part if stays else part.cpu() for part in (queries, keys, values, w_o))
+        settings = {"w_o": w_o} | {name: _on_host(value) for name, value in settings.items()}
+        return [{"q": queries[i], "k": keys[i], "v": values[i], **settings} for i in range(keys.shape[0])]
 
     def _evict(self) -> None:
         """Hides what the policy evicts in every layer, for kvpress's patched attention."""

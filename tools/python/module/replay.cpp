@@ -18,13 +18,14 @@ namespace {
 
 using Policies = std::vector<std::shared_ptr<Policy>>;
 
-std::shared_ptr<Backend> make_backend(const std::string& name, int threads) {
+std::shared_ptr<Backend> make_backend(const std::string& name, int threads, int device) {
   if (name == "cpu") return make_cpu_backend(threads);
   if (name == "reference") return make_reference_backend();
   if (name != "cuda") throw UsageError("unknown backend '" + name + "'; known are cpu, cuda and reference");
 #ifdef LAPROX_CUDA
-  return make_cuda_backend(0, threads);
+  return make_cuda_backend(device, threads);
 #else
+  (void)device;
   throw BackendError(
       "this laprox was built without its CUDA backend; with nvcc installed, "
       "'pip install . -C cmake.define.LAPROX_CUDA=ON' builds one that has it");
@@ -180,7 +181,7 @@ void add_replay(nb::module_& module) {
       .def_prop_ro("name", [](const Backend& backend) { return std::string(backend.name()); })
       .def_prop_ro("device", [](const Backend& backend) { return backend.device(); })
       .def_prop_ro("threads", [](const Backend& backend) { return backend.threads(); });
-  module.def("make_backend", &make_backend, nb::arg("name"), nb::arg("threads"));
+  module.def("make_backend", &make_backend, nb::arg("name"), nb::arg("threads"), nb::arg("device") = 0);
   module.def(
       "budget_tokens",
       [](const LayerSource& source, const std::string& budget) {

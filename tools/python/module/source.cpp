@@ -3,6 +3,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "laprox/array_source.h"
+#include "laprox/cuda.h"
 #include "laprox/error.h"
 #include "module.h"
 
@@ -25,22 +26,71 @@ std::shared_ptr<const void> share(nb::object object) {
           }};
 }
 
-/// Calls fetch(layer, name, first, last), which answers (contiguous array, name of its element type).
-ArraySource::Fetch fetch_through(nb::object fetch) {
+using DeviceArray = nb::ndarray<nb::ro, nb::device::cuda>;
+
+/// The array that a DLPack capsule holds, in a GPU's memory.
+struct HeldDeviceArray {
+  DeviceArray array;
+
+  /// Name of its element type, or what DLPack says of another one.
+  std::string element_type() const {
+    const nb::dlpack::dtype type = array.dtype();
+    const bool is_real = type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float);
+    const bool is_bfloat = type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat);
+    const std::string bits = std::to_string(type.bits);
+    if (type.lanes == 1 && (is_real || is_bfloat)) return (is_real ? "float" : "bfloat") + bits;
+    return "DLPack's type " + std::to_string(type.code) + " of " + bits + " bits";
+  }
+};
+
+template <class Array>
+void set_shape(ArrayView& view, const Array& values, const nb::object& owner) {
+  for (std::size_t i = 0; i < values.ndim(); ++i) view.shape.push_back(static_cast<Index>(values.shape(i)));
+  view.data = static_cast<const std::byte*>(values.data());
+  view.owner = share(owner);
+  require(static_cast<Index>(values.itemsize()) == size_of(view.type), "an array is what its element type says");
+}
+
+/// The whole array in a GPU's memory, or of q these rows.
+ArrayView device_view(const nb::object& held, ElementType type, LayerArray array, DumpInfo::Rows rows,
+                      std::shared_ptr<const DeviceMemory> memory) {
+  const DeviceArray& values = nb::cast<const HeldDeviceArray&>(held).array;
+  ArrayView view{.type = type, .memory = std::move(memory)};
+  set_shape(view, values, held);
+  for (std::size_t i = 0; i < values.ndim(); ++i) view.strides.push_back(static_cast<Index>(values.stride(i)));
+  if (array == LayerArray::q) {
+    const StridedArray part = StridedArray{type, view.shape, view.strides, view.data}.part(1, rows.first, rows.count());
+    view.shape = part.shape;
+    view.data = part.data;
+  }
+  return view;
+}
+
+/// Calls fetch(layer, name, first, last), which answers (contiguous array or HeldDeviceArray, name of its element
+/// type).
+ArraySource::Fetch fetch_through(nb::object fetch, std::shared_ptr<const DeviceMemory> memory) {
   const auto shared = share(std::move(fetch));
-  return [shared](Index layer, LayerArray array, DumpInfo::Rows rows) {
+  return [shared, memory = std::move(memory)](Index layer, LayerArray array, DumpInfo::Rows rows) {
     const nb::gil_scoped_acquire gil;
     const nb::handle callable(static_cast<PyObject*>(const_cast<void*>(shared.get())));
     const auto answer = nb::cast<nb::tuple>(callable(layer, std::string(to_string(array)), rows.first, rows.last));
-    const auto values = nb::cast<nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>>(answer[0]);
-    ArrayView view;
-    view.type = element_type(nb::cast<std::string>(answer[1]));
-    for (std::size_t i = 0; i < values.ndim(); ++i) view.shape.push_back(static_cast<Index>(values.shape(i)));
-    view.data = static_cast<const std::byte*>(values.data());
-    view.owner = share(nb::borrow(answer[0]));
-    require(static_cast<Index>(values.itemsize()) == size_of(view.type), "an array is what its element type says");
+    const ElementType type = element_type(nb::cast<std::string>(answer[1]));
+    if (nb::isinstance<HeldDeviceArray>(answer[0])) return device_view(answer[0], type, array, rows, memory);
+    ArrayView view{.type = type};
+    set_shape(view, nb::cast<nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>>(answer[0]), answer[0]);
     return view;
   };
+}
+
+/// Where the arrays of `device` are, once what `stream` was given has run; nothing for the host, -1.
+std::shared_ptr<const DeviceMemory> memory_of(int device, std::uintptr_t stream) {
+  if (device < 0) return nullptr;
+#ifdef LAPROX_CUDA
+  return make_cuda_memory(device, reinterpret_cast<void*>(stream));
+#else
+  (void)stream;
+  throw Bug("a laprox without its CUDA backend takes no arrays of a GPU");
+#endif
 }
 
 template <class T>
@@ -83,7 +133,7 @@ class PythonSource : public ArraySource {
 };
 
 std::shared_ptr<LayerSource> make_source(const nb::dict& info, const nb::list& layers, nb::object fetch,
-                                         nb::object hash) {
+                                         nb::object hash, int device, std::uintptr_t stream) {
   DumpInfo dump;
   dump.path = get<std::string>(info, "name");
   dump.model = get<std::string>(info, "model");
@@ -92,16 +142,33 @@ std::shared_ptr<LayerSource> make_source(const nb::dict& info, const nb::list& l
   dump.query_positions = get<std::vector<Index>>(info, "query_positions");
   dump.output_positions = get<std::vector<Index>>(info, "output_positions");
   for (const nb::handle layer : layers) dump.layers.push_back(summary_of(nb::cast<nb::dict>(layer)));
-  return std::make_shared<PythonSource>(std::move(dump), fetch_through(std::move(fetch)), std::move(hash));
+  return std::make_shared<PythonSource>(std::move(dump), fetch_through(std::move(fetch), memory_of(device, stream)),
+                                        std::move(hash));
 }
 
 }  // namespace
 
 void add_source(nb::module_& module) {
+  nb::class_<HeldDeviceArray>(module, "DeviceArray",
+                              "An array in a GPU's memory, from a DLPack capsule, which it keeps alive.")
+      .def(
+          "__init__", [](HeldDeviceArray* self, DeviceArray array) { new (self) HeldDeviceArray{std::move(array)}; },
+          nb::arg("capsule"))
+      .def_prop_ro("element_type", &HeldDeviceArray::element_type)
+      .def_prop_ro("device", [](const HeldDeviceArray& held) { return held.array.device_id(); })
+      .def_prop_ro("data",
+                   [](const HeldDeviceArray& held) { return reinterpret_cast<std::uintptr_t>(held.array.data()); })
+      .def_prop_ro("shape", [](const HeldDeviceArray& held) {
+        std::vector<std::size_t> shape;
+        for (std::size_t i = 0; i < held.array.ndim(); ++i) shape.push_back(held.array.shape(i));
+        return nb::tuple(nb::cast(shape));
+      });
   nb::class_<LayerSource>(module, "Source", "Layers that are read one at a time.");
   module.def(
       "make_source", &make_source, nb::arg("info"), nb::arg("layers"), nb::arg("fetch"), nb::arg("hash"),
-      "A source from sizes (info, and a dict per layer) fetch(layer, name, first, last) -> (array, type), and hash() -> digest.");
+      nb::arg("device") = -1, nb::arg("stream") = 0,
+      "A source from sizes (info, and a dict per layer) fetch(layer, name, first, last) -> (array, type), and hash() -> digest. "
+      "Arrays of a GPU, `device`, are read behind what its `stream` was given before.");
 }
 
 }  // namespace laprox::python

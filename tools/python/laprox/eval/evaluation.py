@@ -96,7 +96,8 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
         continuation = greedy(model.network, torch.cat([prompt, question]), settings.tokens, stop_at_eos=False)
         clock.lap("prefill")
         later = torch.cat([question, continuation])
-        layers, caches = record(task.id, model.network, torch.cat([prompt, later[:-1]]), len(prompt), policies)
+        on_gpu = model.device.type == "cuda" and settings.backend == "cuda"
+        layers, caches = record(task.id, model.network, torch.cat([prompt, later[:-1]]), len(prompt), policies, on_gpu)
         clock.lap("record")
         sweep = _replay.sweep(layers, policies, budgets, save_kept=True, backend=settings.backend, threads=settings.threads)
         del layers

@@ -18,12 +18,13 @@ PROVED = 8  # outputs of each layer that are checked against the model's own
 
 
 def record(
-    name: str, model: torch.nn.Module, ids: torch.Tensor, context: int, policies: list[Policy]
+    name: str, model: torch.nn.Module, ids: torch.Tensor, context: int, policies: list[Policy], on_gpu: bool = False
 ) -> tuple[list[Layer], list[PromptLayer]]:
     """Runs the model once over `ids` [T], of which the first `context` are the prompt.
 
     Returns each layer for laprox, with the queries that these policies read and those behind the prompt, and its cache of the
-    prompt on the model's device. Raises UnsupportedModel where layers share a cache, and what recording raises.
+    prompt on the model's device. Layers for laprox are on the host, or with `on_gpu` where the model is. Raises UnsupportedModel
+    where layers share a cache, and what recording raises.
     """
     first = context - min(context, _wanted(policies, context))
     positions = Positions(len(ids), context, torch.arange(first, len(ids)), torch.arange(max(first, len(ids) - PROVED), len(ids)))
@@ -36,7 +37,7 @@ def record(
                 f"{name}: layer {ordinal} reads the cache of layer {found.kv_source}; such models are not evaluated"
             )
         prove(f"{name}: layer {ordinal}", found, positions, TOLERANCE.get(found.q.dtype, TOLERANCE[torch.bfloat16]))
-        layers.append(_layer(found, positions))
+        layers.append(_layer(found, positions, on_gpu))
         caches.append(_cache(found, context))
 
     Recorder(positions, None, keep).run(model, ids)
@@ -51,13 +52,15 @@ def _wanted(policies: list[Policy], context: int) -> int:
     return wanted
 
 
-def _layer(found: Recorded, positions: Positions) -> Layer:
+def _layer(found: Recorded, positions: Positions, on_gpu: bool) -> Layer:
     norms = found.residual_norms
+    tensors = [tensor.detach() for tensor in (found.q, found.k, found.v, found.w_o)]
+    if not on_gpu:
+        tensors = [tensor.cpu().contiguous() for tensor in tensors]
+    elif len({tensor.dtype for tensor in tensors}) > 1:
+        tensors = [tensor.float() for tensor in tensors]
     return Layer(
-        found.q.detach().cpu().contiguous(),
-        found.k.detach().cpu().contiguous(),
-        found.v.detach().cpu().contiguous(),
-        found.w_o.detach().cpu().contiguous(),
+        *tensors,
         scale=found.scale,
         softcap=found.softcap,
         window=found.sliding_window,
