@@ -77,6 +77,7 @@ struct Arrays {
     for (Index i = 0; i < kTokens; ++i) info.query_positions.push_back(i);
     LayerSummary layer;
     layer.geometry = {kHeads, kHeads, kSize, kSize, kModel};
+    layer.q_type = layer.k_type = layer.v_type = layer.w_o_type = ElementType::float32;
     info.layers = {layer};
     return {info,
             [this, on_device](Index, LayerArray array, DumpInfo::Rows rows) { return view(array, rows, on_device); }};
