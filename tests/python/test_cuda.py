@@ -54,8 +54,8 @@ def test_tensors_on_the_gpu_give_what_host_tensors_give(dtype, head_size, layout
     for policy in POLICIES:
         expected = laprox.scores(host, policy, budget="10%", backend="cuda")
         np.testing.assert_array_equal(laprox.scores(device, policy, budget="10%", backend="cuda"), expected, policy)
-    found = laprox.sweep(device, POLICIES, ["5%", "20%"], backend="cuda", save_kept=True)
-    expected = laprox.sweep(host, POLICIES, ["5%", "20%"], backend="cuda", save_kept=True)
+    found = laprox.sweep(device, POLICIES, ["10%", "20%"], backend="cuda", save_kept=True)
+    expected = laprox.sweep(host, POLICIES, ["10%", "20%"], backend="cuda", save_kept=True)
     for name in ("model_relative_error", "model_residual_error", "kept_count", "kept_tokens"):
         np.testing.assert_array_equal(found[name].values, expected[name].values, name)
 
@@ -134,7 +134,7 @@ def test_other_streams_are_not_waited_for():
 def test_values_that_are_not_finite_are_named(name, place, dtype, layout):
     given = on_gpu(tensors(dtype))
     given[name][tuple(eval(place))] = float("nan")
-    given[name][..., -1, -1] = float("inf")
+    given[name].view(-1)[-1] = float("inf")  # a later one is not told
     with pytest.raises(laprox.DumpError, match=f"layer 0, {name}: expected finite values, found nan at ") as error:
         laprox.scores(layer(layout(given)), "h2o", backend="cuda")
     assert place in str(error.value)
