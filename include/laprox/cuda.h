@@ -17,16 +17,4 @@ std::unique_ptr<Backend> make_cuda_backend(int device = 0, int threads = 0);
 /// one copy on the device. Throws BackendError where there is no such device.
 std::shared_ptr<const DeviceMemory> make_cuda_memory(int device, void* stream);
 
-/// Keeps the calling thread's current CUDA device, whatever a backend chooses meanwhile.
-class KeepCudaDevice {
- public:
-  KeepCudaDevice();
-  ~KeepCudaDevice();
-  KeepCudaDevice(const KeepCudaDevice&) = delete;
-  KeepCudaDevice& operator=(const KeepCudaDevice&) = delete;
-
- private:
-  int device_ = -1;
-};
-
 }  // namespace laprox

@@ -52,6 +52,14 @@ std::optional<double> parse_real(std::string_view text) {
 
 std::optional<long long> parse_integer(std::string_view text) { return parse_number<long long>(text); }
 
+std::string describe(const std::vector<Index>& numbers) { return fmt::format("[{}]", fmt::join(numbers, ", ")); }
+
+std::vector<Index> indices_of(Index element, const std::vector<Index>& shape) {
+  std::vector<Index> at(shape.size());
+  for (std::size_t i = shape.size(); i-- > 0; element /= shape[i]) at[i] = element % shape[i];
+  return at;
+}
+
 std::string join(const std::vector<std::string>& parts, std::string_view separator) {
   return fmt::format("{}", fmt::join(parts, separator));
 }

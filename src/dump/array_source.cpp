@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/convert.h"
+#include "base/text.h"
 #include "laprox/error.h"
 
 namespace laprox {
@@ -13,18 +14,6 @@ namespace {
 
 /// Rows of q that are checked at a time where they are not kept: a few MB.
 constexpr Index kCheckedElements = Index{1} << 22;
-
-std::string describe(const std::vector<Index>& numbers) {
-  std::string text = "[";
-  for (std::size_t i = 0; i < numbers.size(); ++i) text += fmt::format("{}{}", i > 0 ? ", " : "", numbers[i]);
-  return text + "]";
-}
-
-std::string element_name(Index element, const std::vector<Index>& shape) {
-  std::vector<Index> at(shape.size());
-  for (std::size_t i = shape.size(); i-- > 0; element /= shape[i]) at[i] = element % shape[i];
-  return describe(at);
-}
 
 Tensor convert(const ArrayView& array, ElementType type) {
   Tensor target(type, array.shape);
@@ -57,11 +46,8 @@ double element(const Tensor& tensor, Index number) {
     return value;
   }
   StridedArray one = tensor.on_device();
-  for (std::size_t d = one.shape.size(); d-- > 0;) {
-    const Index extent = one.shape[d];
-    one = one.part(d, number % extent, 1);
-    number /= extent;
-  }
+  const std::vector<Index> at = indices_of(number, one.shape);
+  for (std::size_t d = 0; d < at.size(); ++d) one = one.part(d, at[d], 1);
   std::byte host[8];
   tensor.memory()->download(one, host);
   io::convert(host, one.type, &value, 1);
@@ -153,7 +139,7 @@ Tensor ArraySource::read(Index layer, LayerArray array, DumpInfo::Rows rows, Ele
   if (!bad) return tensor;
   const double value = element(tensor, *bad);
   const bool narrowed = found.type == ElementType::float64 && type == ElementType::float32;
-  std::string where = element_name(*bad, shape);
+  std::string where = describe(indices_of(*bad, shape));
   if (array == LayerArray::q && rows.first > 0) where += fmt::format(" of the rows from {} on", rows.first);
   throw DumpError(info_.path.string(), object, narrowed ? "finite values within the range of float32" : "finite values",
                   fmt::format("{} at {}", value, where), narrowed ? "the reference backend computes in float64" : "");

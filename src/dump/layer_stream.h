@@ -10,19 +10,22 @@
 
 namespace laprox {
 
-/// The element type in which `backend` is given a layer: its own, or the layer's half type where it takes that.
-inline ElementType tensor_type(const Backend& backend, const LayerSummary& layer) {
+/// The half type in which all tensors of a layer are stored, if there is one.
+inline std::optional<ElementType> half_type(const LayerSummary& layer) {
   const auto stored = layer.common_type();
-  const bool is_half = stored == ElementType::float16 || stored == ElementType::bfloat16;
-  return is_half && backend.takes_half_types() ? *stored : backend.element_type();
+  return stored == ElementType::float16 || stored == ElementType::bfloat16 ? stored : std::nullopt;
 }
 
-/// The element type in which a layer waits for its turn: its half type where all its tensors have the same, which takes
-/// half the memory or less.
+/// The element type in which `backend` is given a layer: its own, or the layer's half type where it takes that.
+inline ElementType tensor_type(const Backend& backend, const LayerSummary& layer) {
+  const auto half = half_type(layer);
+  return half && backend.takes_half_types() ? *half : backend.element_type();
+}
+
+/// The element type in which a layer waits for its turn: its half type if it has one, which takes half the memory or
+/// less.
 inline ElementType type_read_ahead(const Backend& backend, const LayerSummary& layer) {
-  const auto stored = layer.common_type();
-  const bool is_half = stored == ElementType::float16 || stored == ElementType::bfloat16;
-  return is_half ? *stored : tensor_type(backend, layer);
+  return half_type(layer).value_or(backend.element_type());
 }
 
 /// A layer of a dump, with these rows of q.

@@ -17,12 +17,6 @@ namespace {
 /// Rows of q that are checked at a time where they are not kept: a few MB.
 constexpr Index kCheckedElements = Index{1} << 22;
 
-std::string element_name(Index element, const std::vector<Index>& shape) {
-  std::vector<Index> at(shape.size());
-  for (std::size_t i = shape.size(); i-- > 0; element /= shape[i]) at[i] = element % shape[i];
-  return io::describe(at);
-}
-
 }  // namespace
 
 struct DumpReader::Impl {
@@ -82,7 +76,7 @@ struct DumpReader::Impl {
     if (!bad) return;
     double value = 0;
     io::convert(tensor.raw() + *bad * size_of(tensor.type()), tensor.type(), &value, 1);
-    std::string where = element_name(*bad, tensor.shape());
+    std::string where = describe(indices_of(*bad, tensor.shape()));
     if (first_row > 0) where += fmt::format(" of the rows from {} on", first_row);
     const bool narrowed = stored == ElementType::float64 && tensor.type() == ElementType::float32;
     file.refuse(name, narrowed ? "finite values within the range of float32" : "finite values",

@@ -125,8 +125,6 @@ std::string describe_type(const H5::DataType& type) {
   }
 }
 
-std::string describe(const std::vector<Index>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
-
 Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, const std::string& kind)
     : path_(path.string()), state_(state_of(path, kind)), file_(open_file(path, kind)) {
   H5O_info_t info;

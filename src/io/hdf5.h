@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/text.h"
 #include "laprox/tensor.h"
 
 namespace laprox::io {
@@ -90,7 +91,7 @@ class Hdf5Reader {
   mutable std::set<std::string> sound_;  ///< datasets whose storage was checked
 };
 
-std::string describe(const std::vector<Index>& shape);
+using laprox::describe;
 /// "a 16-bit integer", for messages.
 std::string describe_type(const H5::DataType& type);
 

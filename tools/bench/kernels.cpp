@@ -1,7 +1,6 @@
 #include <benchmark/benchmark.h>
 
 #include <cmath>
-#include <fstream>
 #include <numeric>
 #include <string>
 
@@ -9,33 +8,13 @@
 #include "laprox/backend.h"
 #include "laprox/policy.h"
 #include "layers.h"
+#include "peak_memory.h"
 
 namespace laprox::bench {
 
 namespace {
 
 constexpr Index kWindow = 32;
-
-/// The process's resident memory, whose high-water mark is reset at construction.
-class PeakMemory {
- public:
-  PeakMemory() {
-    std::ofstream("/proc/self/clear_refs") << 5;
-    start_ = read("VmRSS:");
-  }
-  double above_start() const { return read("VmHWM:") - start_; }
-
- private:
-  static double read(const std::string& name) {
-    std::ifstream status("/proc/self/status");
-    for (std::string word; status >> word;) {
-      double kilobytes = 0;
-      if (word == name && status >> kilobytes) return 1024 * kilobytes;
-    }
-    return std::nan("");
-  }
-  double start_ = 0;
-};
 
 /// H2O's column sums; arguments: context length, threads.
 void column_sums(benchmark::State& state) {

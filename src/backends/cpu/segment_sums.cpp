@@ -21,10 +21,6 @@ constexpr std::size_t kChainBatches = 8;
 
 Lanes or_zero(Lanes maximum) { return select(maximum == kNothing, Lanes{}, maximum); }
 
-void add_to(float* target, const float* source, Index count) {
-  for (Index c = 0; c < count; c += kLanes) store(target + c, load(target + c) + load(source + c));
-}
-
 /// Scratch of one thread, which serves one sum after the other.
 struct Scratch {
   Buffer<float> weights, chain_sum, chain_values;
@@ -59,8 +55,8 @@ void sum_weights(const WeightBlock& block, const float* weights, std::span<const
              scratch.values.count(), chain_values, value_stride, !starts_chain);
     const bool ends_chain = first + kTokenBatch >= tokens.size() || (first / kTokenBatch + 1) % kChainBatches == 0;
     if (!ends_chain) continue;
-    add_to(total.sum.data(), chain_sum, stride);
-    add_to(total.values.data(), chain_values, real_rows * value_stride);
+    add_scaled(total.sum.data(), 1, chain_sum, 1, stride);
+    add_scaled(total.values.data(), 1, chain_values, 1, real_rows * value_stride);
   }
 }
 
@@ -129,9 +125,7 @@ void PartialSoftmax::join(const PartialSoftmax& other) {
     const auto theirs = static_cast<float>(std::exp(static_cast<double>(other.maximum[r]) - largest));
     maximum[r] = largest;
     sum[r] = mine * sum[r] + theirs * other.sum[r];
-    float* to = &values[r * value_stride];
-    const float* from = &other.values[r * value_stride];
-    for (Index c = 0; c < value_stride; c += kLanes) store(to + c, mine * load(to + c) + theirs * load(from + c));
+    add_scaled(&values[r * value_stride], mine, &other.values[r * value_stride], theirs, value_stride);
   }
 }
 

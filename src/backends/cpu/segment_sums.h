@@ -20,6 +20,13 @@ struct WeightBlock {
   Index value_size;
 };
 
+/// target = old_factor target + new_factor source, of `count` elements, a multiple of kLanes.
+inline void add_scaled(float* target, float old_factor, const float* source, float new_factor, Index count) {
+  for (Index c = 0; c < count; c += kLanes) {
+    store(target + c, old_factor * load(target + c) + new_factor * load(source + c));
+  }
+}
+
 /// maximum[r] = max over tokens of logits[token][r], and from them the weights: never 0 where the query sees the token.
 void form_weights(const float* logits, Index tokens, Index stride, float* maximum, float* weights);
 

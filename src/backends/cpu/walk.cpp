@@ -35,12 +35,6 @@ double share(const RowSums& part, const RowSums& rest) {
   return mine / (mine + rest.sum * std::exp(rest.maximum - largest));
 }
 
-void add_scaled(float* target, float old_factor, const float* source, float new_factor, Index count) {
-  for (Index c = 0; c < count; c += kLanes) {
-    store(target + c, old_factor * load(target + c) + new_factor * load(source + c));
-  }
-}
-
 /// Forms the deltas of one query row at every distinct count from the sums of its segments.
 class RowDeltas {
  public:

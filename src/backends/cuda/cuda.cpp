@@ -2,11 +2,9 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <thread>
-
 #include "backends/cuda/errors.h"
 #include "backends/cuda/scoring.h"
+#include "base/parallel.h"
 #include "laprox/error.h"
 
 namespace laprox {
@@ -23,14 +21,12 @@ class CudaBackend : public Backend {
   bool takes_half_types() const override { return true; }
   int threads() const override { return threads_; }
   std::unique_ptr<ScoringKernels> scoring(const LayerTensors& layer) const override {
-    const KeepCudaDevice keep;
-    cuda::check(cudaSetDevice(device_), "choosing the GPU");
+    const cuda::UseDevice use(device_);
     return std::make_unique<cuda::Scoring>(layer, device_, threads_);
   }
   LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
                            SoftmaxMode mode) const override {
-    const KeepCudaDevice keep;
-    cuda::check(cudaSetDevice(device_), "choosing the GPU");
+    const cuda::UseDevice use(device_);
     return cuda::layer_errors(layer, policies, mode);
   }
 
@@ -48,10 +44,8 @@ std::unique_ptr<Backend> make_cuda_backend(int device, int threads) {
   if (device < 0 || device >= devices) {
     throw BackendError(fmt::format("CUDA: there is no GPU {}; this machine has {}, counted from 0", device, devices));
   }
-  const KeepCudaDevice keep;
-  cuda::check(cudaSetDevice(device), "choosing the GPU");
-  const int available = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  return std::make_unique<CudaBackend>(device, threads == 0 ? available : threads);
+  const cuda::UseDevice use(device);
+  return std::make_unique<CudaBackend>(device, thread_count(threads));
 }
 
 }  // namespace laprox

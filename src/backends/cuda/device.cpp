@@ -104,6 +104,15 @@ std::string describe_device(int device) {
                      static_cast<double>(properties.totalGlobalMem) / 1e9);
 }
 
+UseDevice::UseDevice(int device) {
+  if (cudaGetDevice(&before_) != cudaSuccess) cudaGetLastError();
+  check(cudaSetDevice(device), "choosing the GPU");
+}
+
+UseDevice::~UseDevice() {
+  if (before_ >= 0) cudaSetDevice(before_);
+}
+
 UsePool::UsePool(cudaStream_t stream) : before_(pool_order) {
   thread_local int device_with_pool = -1;
   int device = 0;

@@ -74,6 +74,18 @@ class Event {
 void* allocate_device(std::size_t bytes);
 void* allocate_pinned(std::size_t bytes);
 
+/// Inside, the calling thread's current device is this one; afterwards it is what it was. Throws BackendError.
+class UseDevice {
+ public:
+  explicit UseDevice(int device);
+  ~UseDevice();
+  UseDevice(const UseDevice&) = delete;
+  UseDevice& operator=(const UseDevice&) = delete;
+
+ private:
+  int before_ = -1;
+};
+
 /// Inside, memory that this thread takes comes from the device's pool in the order of `stream`, on which all work on it
 /// must be: that neither waits for the device nor asks the driver for pages. The stream must outlive the memory.
 class UsePool {

@@ -41,6 +41,18 @@ __device__ inline void start_all(float (&c)[8][4], float (&linear)[8][4], const 
   commit_wgmma();
 }
 
+/// Calls visit(j, e, place, pair) for those of 64 queries that a lane has: `place`, whose products are c[j][2 half +
+/// e].
+template <class Visit>
+__device__ inline void visit_queries(const PairTerms* of_pairs, const Visit& visit) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float4 pairs = reinterpret_cast<const float4*>(of_pairs)[4 * j + lane_column()];
+    visit(j, 0, 8 * j + 2 * lane_column(), PairTerms{pairs.x, pairs.y});
+    visit(j, 1, 8 * j + 2 * lane_column() + 1, PairTerms{pairs.z, pairs.w});
+  }
+}
+
 /// The energies of a lane's two keys at 64 queries, summed, where no weight is above kSmall, so that 1 / (1 - a)^2 is a
 /// short series: exact to 3e-7 of itself. False, and nothing summed, where one is, in any lane of the warp.
 __device__ inline bool small_energies(const float (&c)[8][4], const float (&linear)[8][4], float factor,
@@ -49,24 +61,17 @@ __device__ inline bool small_energies(const float (&c)[8][4], const float (&line
   constexpr float kSmall = 0x1p-6F;
   float largest = 0;
   sums[0] = sums[1] = 0;
+  visit_queries(of_pairs, [&](int j, int e, int place, const PairTerms& pair) {
+    const float2 row = *reinterpret_cast<const float2*>(of_rows + place);  // the softmax stands first
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const float4 pairs = reinterpret_cast<const float4*>(of_pairs)[4 * j + lane_column()];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      // The softmax stands first.
-      const float2 row = *reinterpret_cast<const float2*>(of_rows + 8 * j + 2 * lane_column() + e);
-      const float scale = e ? pairs.z : pairs.x, square = e ? pairs.w : pairs.y;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float weight = fast_exp2(__fmaf_rn(c[j][2 * half + e], factor, -row.x)) * row.y;
-        const float series = __fmaf_rn(__fmaf_rn(__fmaf_rn(4, weight, 3), weight, 2), weight, 1);
-        const float form = fmaxf(__fmaf_rn(-scale, linear[j][2 * half + e], forms[half] + square), 0);
-        sums[half] = __fmaf_rn(weight * weight * series, form, sums[half]);
-        largest = fmaxf(largest, weight);
-      }
+    for (int half = 0; half < 2; ++half) {
+      const float weight = fast_exp2(__fmaf_rn(c[j][2 * half + e], factor, -row.x)) * row.y;
+      const float series = __fmaf_rn(__fmaf_rn(__fmaf_rn(4, weight, 3), weight, 2), weight, 1);
+      const float form = fmaxf(__fmaf_rn(-pair.scale, linear[j][2 * half + e], forms[half] + pair.square), 0);
+      sums[half] = __fmaf_rn(weight * weight * series, form, sums[half]);
+      largest = fmaxf(largest, weight);
     }
-  }
+  });
   return !__any_sync(~0U, largest > kSmall);
 }
 
@@ -76,22 +81,16 @@ __device__ inline void any_energies(const float (&c)[8][4], const float (&linear
                                     const float (&forms)[2], const RowTerms* of_rows, const PairTerms* of_pairs,
                                     int key, float (&sums)[2], const Counts& counts) {
   sums[0] = sums[1] = 0;
+  visit_queries(of_pairs, [&](int j, int e, int place, const PairTerms& pair) {
+    const RowTerms row = of_rows[place];
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const float4 pairs = reinterpret_cast<const float4*>(of_pairs)[4 * j + lane_column()];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int place = 8 * j + 2 * lane_column() + e;
-      const RowTerms row = of_rows[place];
-      const float scale = e ? pairs.z : pairs.x, square = e ? pairs.w : pairs.y;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float energy = far_energy(c[j][2 * half + e], factor, row, linear[j][2 * half + e], scale, forms[half], square);
-        if (key + 8 * half == row.token) energy = row.energy;
-        sums[half] += counts(half, place) ? energy : 0;
-      }
+    for (int half = 0; half < 2; ++half) {
+      const float logit = c[j][2 * half + e], product = linear[j][2 * half + e];
+      float energy = far_energy(logit, factor, row, product, pair.scale, forms[half], pair.square);
+      if (key + 8 * half == row.token) energy = row.energy;
+      sums[half] += counts(half, place) ? energy : 0;
     }
-  }
+  });
 }
 
 /// As in far_energies.cu: block (head, group of keys) keeps keys and values and streams the queries that are far behind

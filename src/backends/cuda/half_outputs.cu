@@ -1,6 +1,5 @@
 #include <algorithm>
 
-#include "backends/cuda/dispatch.cuh"
 #include "backends/cuda/half_outputs.cuh"
 #include "backends/cuda/half_products.cuh"
 
@@ -73,37 +72,23 @@ __global__ void __launch_bounds__(kThreads, KeyValueTiles<T, Size>::kResidentBlo
   using V = HalfRows<__half, Size>;
   extern __shared__ __align__(1024) uint4 shared[];
   const Layer& layer = terms.layer;
-  const int kv_head = static_cast<int>(blockIdx.x) % layer.kv_heads,
-            split = static_cast<int>(blockIdx.x) / layer.kv_heads;
-  // Later queries see more keys: they begin first.
-  const int first_block = static_cast<int>(gridDim.y - 1 - blockIdx.y) * S::kRowBlocks;
-  const int row_block = first_block + static_cast<int>(threadIdx.x) / 64;
-  const bool idle = row_block >= row_blocks;
-  const RowBlock rows(layer, terms.range, kv_head, idle ? first_block : row_block, kRowBlockRows);
-  const RowBlock low(layer, terms.range, kv_head, first_block, kRowBlockRows);
-  const RowBlock high(layer, terms.range, kv_head, min(first_block + S::kRowBlocks, row_blocks) - 1, kRowBlockRows);
-  const int begin = low.first_key / kTile, tiles = (high.last_key + kTile - 1) / kTile - begin;
-  const int first = begin + static_cast<int>(static_cast<long long>(tiles) * split / splits);
-  const int last = begin + static_cast<int>(static_cast<long long>(tiles) * (split + 1) / splits);
-
-  const T* keys = static_cast<const T*>(layer.k) + static_cast<size_t>(kv_head) * layer.tokens * Size;
-  const __half* values = terms.values + static_cast<size_t>(kv_head) * layer.tokens * Size;
+  const RestBlock<S> block(terms, row_blocks, splits);
+  const T* keys = static_cast<const T*>(layer.k) + static_cast<size_t>(block.kv_head) * layer.tokens * Size;
+  const __half* values = terms.values + static_cast<size_t>(block.kv_head) * layer.tokens * Size;
   LeftRows<T, Size> queries;
   queries.load_queries(
-      static_cast<const T*>(layer.q) + (static_cast<size_t>(rows.head) * layer.queries + rows.first) * Size,
-      idle ? 0 : rows.count());
-  const size_t first_row = static_cast<size_t>(kv_head) * terms.rows + min(row_block, row_blocks - 1) * kRowBlockRows +
-                           first_warp_row() + lane_row();
-  RestRows of_rows(terms, first_row, !idle);
+      static_cast<const T*>(layer.q) + (static_cast<size_t>(block.rows.head) * layer.queries + block.rows.first) * Size,
+      block.idle ? 0 : block.rows.count());
+  RestRows of_rows(terms, block.first_row, !block.idle);
   float outputs[Size / 8][4] = {};
   const LogitForm form(layer);
   stream_tiles<S>(
-      keys, layer.tokens, first, last, shared,
+      keys, layer.tokens, block.first, block.last, shared,
       [&](int tile, const uint4* chunks) {
-        if (idle) return;
+        if (block.idle) return;
         float c[8][4];
         tile_products<S>(c, queries, chunks);
-        finish_products(c, layer, rows, tile * kTile, form);
+        finish_products(c, layer, block.rows, tile * kTile, form);
         TileWeights weights;
         of_rows.weigh(c, form.factor, tile * kTile, weights);
         add_values<V, Size>(outputs, weights, chunks + HalfRows<T, Size>::kTileBytes / 16);
@@ -111,10 +96,10 @@ __global__ void __launch_bounds__(kThreads, KeyValueTiles<T, Size>::kResidentBlo
       [&](int tile, uint4* chunks) {
         start_tile<V>(chunks + HalfRows<T, Size>::kTileBytes / 16, values, layer.tokens, tile);
       });
-  if (idle) return;
+  if (block.idle) return;
 
-  const size_t row = static_cast<size_t>(split) * layer.kv_heads * terms.rows + first_row;
-  of_rows.template store<Size>(outputs, terms.value_scales[kv_head] / kWeightScale, parts + row * Size,
+  const size_t row = static_cast<size_t>(block.split) * layer.kv_heads * terms.rows + block.first_row;
+  of_rows.template store<Size>(outputs, terms.value_scales[block.kv_head] / kWeightScale, parts + row * Size,
                                remainders + row);
 }
 
@@ -143,23 +128,7 @@ __global__ void sum_remainders_kernel(HalfTerms terms, const float* parts, int s
 
 /// As rest_parts_sm90, for any device.
 int rest_parts_sm80(const HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
-  const Layer& layer = terms.layer;
-  const RowLayout layout(layer, terms.range);
-  const size_t rows = static_cast<size_t>(layer.kv_heads) * terms.rows;
-  int splits = 1;
-  for_half_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
-    if constexpr (Size <= kMostHalfSize) {
-      using S = KeyValueTiles<T, Size>;
-      const int groups = (layout.row_blocks + S::kRowBlocks - 1) / S::kRowBlocks;
-      splits = shares_of<S>((layer.tokens + kTile - 1) / kTile, layer.kv_heads * groups);
-      float* parts = splits == 1 ? terms.rests : scratch.parts.at_least(splits * rows * Size);
-      allow_shared_memory(rests_kernel<T, Size>, S::kSharedBytes);
-      rests_kernel<T, Size><<<dim3(splits * layer.kv_heads, groups), kThreads, S::kSharedBytes, stream>>>(
-          terms, layout.row_blocks, splits, parts, scratch.remainder_parts.at_least(splits * rows));
-    }
-  });
-  check_launch("outputs without dominant entries");
-  return splits;
+  return launch_rests<KeyValueTiles>(terms, scratch, stream, []<class T, int Size>() { return rests_kernel<T, Size>; });
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 #pragma once
 
+#include "backends/cuda/dispatch.cuh"
 #include "backends/cuda/half_removal.h"
 #include "backends/cuda/left_rows.cuh"
-#include "backends/cuda/tensor_core.cuh"
+#include "backends/cuda/stream.cuh"
 
 namespace laprox::cuda {
 
@@ -96,6 +97,59 @@ struct RestRows {
     }
   }
 };
+
+/// What one block of either kernel works on: its warps' row blocks, S::kRowBlocks of two warps each, and its share of
+/// the tiles of keys that any of them sees, [first, last).
+template <class S>
+struct RestBlock {
+  int kv_head, split, first_block, row_block;
+  bool idle;  ///< there is no such row block
+  RowBlock rows;
+  int first, last;
+  size_t first_row;  ///< of the lane, among all KV heads' rows
+
+  /// Later queries see more keys: they begin first.
+  __device__ RestBlock(const HalfTerms& terms, int row_blocks, int splits)
+      : kv_head(static_cast<int>(blockIdx.x) % terms.layer.kv_heads),
+        split(static_cast<int>(blockIdx.x) / terms.layer.kv_heads),
+        first_block(static_cast<int>(gridDim.y - 1 - blockIdx.y) * S::kRowBlocks),
+        row_block(first_block + static_cast<int>(threadIdx.x) / 64),
+        idle(row_block >= row_blocks),
+        rows(terms.layer, terms.range, kv_head, idle ? first_block : row_block, kRowBlockRows) {
+    const RowBlock low(terms.layer, terms.range, kv_head, first_block, kRowBlockRows);
+    const RowBlock high(terms.layer, terms.range, kv_head, min(first_block + S::kRowBlocks, row_blocks) - 1,
+                        kRowBlockRows);
+    const int begin = low.first_key / kTile, tiles = (high.last_key + kTile - 1) / kTile - begin;
+    first = begin + static_cast<int>(static_cast<long long>(tiles) * split / splits);
+    last = begin + static_cast<int>(static_cast<long long>(tiles) * (split + 1) / splits);
+    first_row = static_cast<size_t>(kv_head) * terms.rows + min(row_block, row_blocks - 1) * kRowBlockRows +
+                first_warp_row() + lane_row();
+  }
+};
+
+/// Launches kernel<T, Size>(terms, row blocks, shares, parts, remainders) of Tiles<T, Size>: rests and remainders by
+/// shares of the keys, or where there is one share the rests themselves. Returns the number of shares.
+template <template <class, int> class Tiles, class Kernels>
+int launch_rests(const HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream, const Kernels& kernels) {
+  const Layer& layer = terms.layer;
+  const RowLayout layout(layer, terms.range);
+  const size_t rows = static_cast<size_t>(layer.kv_heads) * terms.rows;
+  int splits = 1;
+  for_half_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
+    if constexpr (Size <= kMostHalfSize) {
+      using S = Tiles<T, Size>;
+      const auto kernel = kernels.template operator()<T, Size>();
+      const int groups = (layout.row_blocks + S::kRowBlocks - 1) / S::kRowBlocks;
+      splits = shares_of<S>((layer.tokens + kTile - 1) / kTile, layer.kv_heads * groups);
+      float* parts = splits == 1 ? terms.rests : scratch.parts.at_least(splits * rows * Size);
+      allow_shared_memory(kernel, S::kSharedBytes);
+      kernel<<<dim3(splits * layer.kv_heads, groups), S::kBlockThreads, S::kSharedBytes, stream>>>(
+          terms, layout.row_blocks, splits, parts, scratch.remainder_parts.at_least(splits * rows));
+    }
+  });
+  check_launch("outputs without dominant entries");
+  return splits;
+}
 
 /// half_outputs_sm90.cu: rests and remainders by shares of the keys, [shares, kv_heads, rows, S] and [shares, kv_heads,
 /// rows], or where there is one share the rests themselves; notes the dominant entries. Returns the number of shares.

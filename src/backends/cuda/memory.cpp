@@ -28,8 +28,7 @@ class CudaMemory : public DeviceMemory {
   std::string name() const override { return fmt::format("cuda:{}", device_); }
 
   void download(const StridedArray& source, std::byte* target) const override {
-    const KeepCudaDevice keep;
-    const Working working = start();
+    const Working working(*this);
     const std::byte* from = source.data;
     const auto bytes = static_cast<std::size_t>(source.size() * size_of(source.type));
     cuda::DeviceBuffer<std::byte> packed;
@@ -42,8 +41,7 @@ class CudaMemory : public DeviceMemory {
   }
 
   std::optional<Index> first_non_finite(const StridedArray& source) const override {
-    const KeepCudaDevice keep;
-    const Working working = start();
+    const Working working(*this);
     cuda::DeviceBuffer<unsigned long long> smallest(1);
     cuda::find_non_finite(source, smallest.data(), stream_);
     unsigned long long found = 0;
@@ -55,15 +53,13 @@ class CudaMemory : public DeviceMemory {
  private:
   /// What one thread at a time holds while it works on stream_.
   struct Working {
-    std::unique_lock<std::mutex> lock;
+    explicit Working(const CudaMemory& memory) : lock(memory.mutex_), device(memory.device_), pool(memory.stream_) {
+      memory.ready_.hold(memory.stream_);
+    }
+    std::scoped_lock<std::mutex> lock;
+    cuda::UseDevice device;
     cuda::UsePool pool;
   };
-  Working start() const {
-    std::unique_lock lock(mutex_);
-    cuda::check(cudaSetDevice(device_), "choosing the GPU");
-    ready_.hold(stream_);
-    return {std::move(lock), cuda::UsePool(stream_)};
-  }
 
   int device_;
   cuda::Stream stream_;
@@ -73,17 +69,8 @@ class CudaMemory : public DeviceMemory {
 
 }  // namespace
 
-KeepCudaDevice::KeepCudaDevice() {
-  if (cudaGetDevice(&device_) != cudaSuccess) cudaGetLastError();
-}
-
-KeepCudaDevice::~KeepCudaDevice() {
-  if (device_ >= 0) cudaSetDevice(device_);
-}
-
 std::shared_ptr<const DeviceMemory> make_cuda_memory(int device, void* stream) {
-  const KeepCudaDevice keep;
-  cuda::check(cudaSetDevice(device), "choosing the GPU");
+  const cuda::UseDevice use(device);
   return std::make_shared<const CudaMemory>(device, static_cast<cudaStream_t>(stream));
 }
 

@@ -43,12 +43,7 @@ Matrix value_norms(const Layer& layer, cudaStream_t stream) {
 }
 
 Scoring::Working Scoring::start() {
-  return {KeepCudaDevice(), UsePool(on_own_device()), layer_on_device()};  // one after the other
-}
-
-cudaStream_t Scoring::on_own_device() const {
-  check(cudaSetDevice(device_), "choosing the GPU");
-  return stream_;
+  return {UseDevice(device_), UsePool(stream_), layer_on_device()};  // one after the other
 }
 
 const Layer& Scoring::layer_on_device() {

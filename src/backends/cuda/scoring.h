@@ -31,12 +31,11 @@ class Scoring : public ScoringKernels {
  private:
   /// What a primitive holds while it works.
   struct Working {
-    KeepCudaDevice keep;
+    UseDevice device;
     UsePool pool;
     const Layer& layer;
   };
   Working start();
-  cudaStream_t on_own_device() const;
   const Layer& layer_on_device();
   QueryRange window_queries(Index window) const;
   void visit_head(const float* logits, const float* weights, const float* outputs, QueryRange range, Index kv_head,

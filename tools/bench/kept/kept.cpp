@@ -18,6 +18,8 @@
 #include "laprox/backend.h"
 #include "laprox/policy.h"
 #include "laprox/sweep.h"
+#include "layers.h"
+#include "peak_memory.h"
 
 namespace {
 
@@ -25,16 +27,6 @@ using laprox::Index;
 using Bytes = std::vector<std::byte>;
 
 constexpr Index kQueries = 32;
-constexpr laprox::LayerGeometry kLlama{32, 8, 128, 128, 4096};
-
-/// A figure of /proc/self/status in bytes.
-std::size_t memory(const std::string& name) {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.starts_with(name + ":")) return std::strtoull(line.c_str() + name.size() + 1, nullptr, 10) * 1024;
-  }
-  return 0;
-}
 
 struct Layer {
   std::vector<std::vector<Index>> shapes;
@@ -68,7 +60,7 @@ int main(int argc, char** argv) {
   info.context_length = info.tokens = tokens;
   for (Index position = tokens - kQueries; position < tokens; ++position) info.query_positions.push_back(position);
   laprox::LayerSummary summary;
-  summary.geometry = kLlama;
+  summary.geometry = laprox::bench::kLlama;
   summary.attention.scale = 1 / std::sqrt(128.0);
   summary.q_type = summary.k_type = summary.v_type = summary.w_o_type = laprox::ElementType::bfloat16;
   summary.has_residual_norms = true;
@@ -89,7 +81,7 @@ int main(int argc, char** argv) {
   options.policies = {laprox::parse_policy(argv[4])};
   options.budgets = {laprox::parse_budget(argv[5])};
   const auto backend = laprox::make_cpu_backend(std::atoi(argv[6]));
-  const std::size_t before = memory("VmRSS");
+  const laprox::bench::PeakMemory memory;
   Index kept = 0;
   for (int i = 0; i < std::atoi(argv[7]); ++i) {
     const auto start = std::chrono::steady_clock::now();
@@ -99,5 +91,5 @@ int main(int argc, char** argv) {
     for (const auto& layer : selections[0].counts[0])
       for (const Index count : layer) kept += count;
   }
-  fmt::print("kept {} above {}\n", kept, memory("VmHWM") - before);
+  fmt::print("kept {} above {:.0f}\n", kept, memory.above_start());
 }

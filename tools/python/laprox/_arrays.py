@@ -49,6 +49,11 @@ def is_on_gpu(value: Any) -> bool:
     return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) == _DLPACK_CUDA
 
 
+def device_of(array: np.ndarray | _core.DeviceArray) -> int:
+    """The number of the GPU that holds an array of as_array, -1 for the host."""
+    return array.device if isinstance(array, _core.DeviceArray) else -1
+
+
 def current_stream(device: int) -> int:
     """The CUDA stream that PyTorch works on now, where it is in use; else the default stream, 0."""
     torch = sys.modules.get("torch")

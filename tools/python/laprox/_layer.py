@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import _core, _shapes
-from ._arrays import as_array, as_integers, as_reals, current_stream
+from ._arrays import as_array, as_integers, as_reals, current_stream, device_of
 from ._errors import ArrayError, UsageError
 
 _MEANINGS = {"q": (3, "[H_q, N, d]"), "k": (3, "[H_kv, T, d]"), "v": (3, "[H_kv, T, d_v]"), "w_o": (2, "[H_q * d_v, D]")}
@@ -109,8 +109,7 @@ class Layer:
 
     def _common_device(self) -> int:
         """The number of the GPU that holds the tensors, -1 for the host."""
-        places = {name: getattr(self._arrays[name][0], "device", "cpu") for name in _MEANINGS}
-        places = {name: place if isinstance(place, int) else -1 for name, place in places.items()}
+        places = {name: device_of(self._arrays[name][0]) for name in _MEANINGS}
         for name, place in places.items():
             if place != places["q"]:
                 _refuse(name, f"it on {_place(places['q'])}, where q is", _place(place))

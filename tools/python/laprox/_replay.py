@@ -227,8 +227,8 @@ def _backend(name: str, threads: int, prompts: Sequence[Any]) -> _core.Backend:
     devices = {device for device in map(_device, prompts) if device >= 0}
     if len(devices) > 1:
         raise UsageError(f"expected prompts on one GPU, found some on each of {', '.join(f'cuda:{d}' for d in sorted(devices))}")
-    device = devices.pop() if devices else 0
-    if name != "cuda" and any(_device(prompt) >= 0 for prompt in prompts):
+    device = next(iter(devices), 0)
+    if devices and name != "cuda":
         raise BackendError(
             f'the layers are on the GPU cuda:{device}, and the backend {name} reads the host\'s memory; say backend="cuda", or '
             "make the layers of tensors on the host (.cpu())"

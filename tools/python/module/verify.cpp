@@ -71,6 +71,7 @@ nb::dict verify(const LayerSource& source, const Backend& backend, const std::ve
     const Progress tell = make_progress(std::move(progress));
     const nb::gil_scoped_release unlocked;
     VerifyOptions options;
+    options.threads = backend.threads();
     for (const auto& policy : policies) options.policies.push_back(*policy);
     for (const std::string& budget : budgets) options.budgets.push_back(parse_budget(budget));
     result = verify_backend(source, backend, options, tell);
