@@ -76,6 +76,7 @@ class LayerView {
 
   /// The prompt's keys [C, d] and values [C, d_v] of one KV head, in float64.
   Matrix keys(Index kv_head) const;
+  Matrix keys(Index kv_head, Index first, Index count) const;  ///< of `count` tokens from `first` on
   Matrix values(Index kv_head) const;
   /// The stored queries [N, d] of one query head, in float64, and their positions.
   Matrix queries_of(Index query_head) const;

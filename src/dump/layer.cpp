@@ -32,7 +32,11 @@ LayerView::LayerView(const LayerTensors& layer) : layer_(layer) {
           "a scorer never sees a held-out query");
 }
 
-Matrix LayerView::keys(Index kv_head) const { return rows_of(layer_.k, kv_head, 0, context_length()); }
+Matrix LayerView::keys(Index kv_head) const { return keys(kv_head, 0, context_length()); }
+
+Matrix LayerView::keys(Index kv_head, Index first, Index count) const {
+  return rows_of(layer_.k, kv_head, first, count);
+}
 
 Matrix LayerView::values(Index kv_head) const { return rows_of(layer_.v, kv_head, 0, context_length()); }
 

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "laprox/error.h"
+#include "policy/descending.h"
 
 namespace laprox {
 
@@ -13,8 +14,8 @@ Ranking rank_by_score(std::span<const double> scores, const Pins& pins) {
   std::iota(order.begin(), order.end(), 0);
   const auto unpinned = std::stable_partition(order.begin(), order.end(),
                                               [&](std::int32_t token) { return pins.contains(token, context); });
-  // The partition leaves tokens ascending, so a stable sort breaks ties by token.
-  std::stable_sort(unpinned, order.end(), [&](std::int32_t a, std::int32_t b) { return scores[a] > scores[b]; });
+  // The partition leaves tokens ascending, so ties are broken by token.
+  sort_descending({unpinned, order.end()}, scores);
   return order;
 }
 

@@ -16,12 +16,11 @@ namespace laprox {
 
 namespace {
 
-std::vector<std::int32_t> kept_tokens(const Selection& selection, std::size_t budget, std::size_t layer,
-                                      std::size_t head) {
-  const Ranking& ranking = selection.rankings(budget)[layer][head];
-  std::vector<std::int32_t> kept(ranking.begin(), ranking.begin() + selection.counts[budget][layer][head]);
-  std::sort(kept.begin(), kept.end());
-  return kept;
+/// Whether the first `count` tokens of two rankings are the same ones.
+bool begin_with_the_same(const Ranking& a, const Ranking& b, Index count) {
+  std::vector<bool> kept(a.size());
+  for (Index n = 0; n < count; ++n) kept[a[n]] = true;
+  return std::all_of(b.begin(), b.begin() + count, [&](std::int32_t token) { return kept[token]; });
 }
 
 /// Queries that the residual stream's norm is averaged over where the scorer has no window.
@@ -373,7 +372,8 @@ bool keep_the_same(const Selection& a, const Selection& b, std::size_t budget) {
   if (a.counts[budget] != b.counts[budget]) return false;
   for (std::size_t layer = 0; layer < a.counts[budget].size(); ++layer) {
     for (std::size_t head = 0; head < a.rankings(budget)[layer].size(); ++head) {
-      if (kept_tokens(a, budget, layer, head) != kept_tokens(b, budget, layer, head)) return false;
+      const Ranking &of_a = a.rankings(budget)[layer][head], &of_b = b.rankings(budget)[layer][head];
+      if (!begin_with_the_same(of_a, of_b, a.counts[budget][layer][head])) return false;
     }
   }
   return true;

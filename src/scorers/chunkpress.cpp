@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "base/parallel.h"
 #include "scorers/chunk_shares.h"
@@ -62,10 +61,7 @@ class ChunkPress : public Scorer {
 
   Eigen::RowVectorXd by_keys(const Matrix& keys) const {
     if (base_ == "knorm") return -keys.rowwise().norm().transpose();
-    std::vector<Index> tokens(static_cast<std::size_t>(keys.rows()));
-    std::iota(tokens.begin(), tokens.end(), Index{0});
-    const std::vector<double> scores = dissimilarity(keys, tokens);
-    return Eigen::Map<const Eigen::RowVectorXd>(scores.data(), keys.rows());
+    return dissimilarity(keys);
   }
 
   /// SnapKV on the chunk alone; its last `window` tokens come before all others of it.

@@ -15,18 +15,17 @@ GroupReduction group_of(const Options& options) {
 Matrix reduce_groups(const Matrix& query_heads, Index group, GroupReduction reduction) {
   Matrix reduced(query_heads.rows() / group, query_heads.cols());
   for (Index kv_head = 0; kv_head < reduced.rows(); ++kv_head) {
-    const auto rows = query_heads.middleRows(kv_head * group, group);
-    switch (reduction) {
-      case GroupReduction::mean:
-        reduced.row(kv_head) = rows.colwise().mean();
-        break;
-      case GroupReduction::maximum:
-        reduced.row(kv_head) = rows.colwise().maxCoeff();
-        break;
-      case GroupReduction::sum:
-        reduced.row(kv_head) = rows.colwise().sum();
-        break;
+    // Row by row: columns lie far from one another.
+    auto row = reduced.row(kv_head);
+    row = query_heads.row(kv_head * group);
+    for (Index head = kv_head * group + 1; head < (kv_head + 1) * group; ++head) {
+      if (reduction == GroupReduction::maximum) {
+        row = row.cwiseMax(query_heads.row(head));
+      } else {
+        row += query_heads.row(head);
+      }
     }
+    if (reduction == GroupReduction::mean) row /= static_cast<double>(group);
   }
   return reduced;
 }

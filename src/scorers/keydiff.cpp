@@ -2,6 +2,7 @@
 #include <numeric>
 
 #include "laprox/scorer.h"
+#include "scorers/key_blocks.h"
 #include "scorers/key_directions.h"
 
 namespace laprox {
@@ -15,14 +16,12 @@ class KeyDiff : public Scorer {
       : Scorer({.depends_on_budget = options.integer("block") > 0, .scores_are_places = options.integer("block") > 0}),
         block_(options.integer("block")) {}
 
-  Matrix score(const LayerView& layer, ScoringKernels&) const override {
-    std::vector<Index> tokens(static_cast<std::size_t>(layer.context_length()));
-    std::iota(tokens.begin(), tokens.end(), Index{0});
+  Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
+    const Matrix anchors = mean_directions(layer, kernels.threads());
     Matrix scores(layer.geometry().kv_heads, layer.context_length());
-    for (Index head = 0; head < scores.rows(); ++head) {
-      const std::vector<double> row = dissimilarity(layer.keys(head), tokens);
-      std::copy(row.begin(), row.end(), &scores(head, 0));
-    }
+    for_each_key_block(layer, kernels.threads(), [&](Index head, Index, Index first, const Matrix& keys) {
+      scores.row(head).segment(first, keys.rows()) = dissimilarity_to(anchors.row(head), keys);
+    });
     return scores;
   }
 
@@ -40,13 +39,28 @@ class KeyDiff : public Scorer {
   }
 
  private:
+  /// Of each KV head's keys: [kv_heads, d]. Blocks are added in their order, whatever the threads.
+  static Matrix mean_directions(const LayerView& layer, int threads) {
+    const LayerGeometry& g = layer.geometry();
+    const Index blocks = (layer.context_length() + kKeyBlock - 1) / kKeyBlock;
+    Matrix of_blocks(g.kv_heads * blocks, g.head_size), means(g.kv_heads, g.head_size);
+    for_each_key_block(layer, threads, [&](Index head, Index block, Index, const Matrix& keys) {
+      of_blocks.row(head * blocks + block) = summed_directions(keys);
+    });
+    for (Index head = 0; head < g.kv_heads; ++head) {
+      means.row(head) = of_blocks.middleRows(head * blocks, blocks).colwise().sum();
+    }
+    return means / static_cast<double>(layer.context_length());
+  }
+
   /// The first `size` tokens, then block by block: the best `size` of those held and the block's.
   std::vector<Index> survivors(const Matrix& keys, Index size) const {
     std::vector<Index> held(static_cast<std::size_t>(size));
     std::iota(held.begin(), held.end(), Index{0});
     for (Index first = size; first < keys.rows(); first += block_) {
       for (Index i = first; i < std::min(keys.rows(), first + block_); ++i) held.push_back(i);
-      const Ranking order = rank_by_score(dissimilarity(keys, held), {});
+      const Eigen::RowVectorXd scores = dissimilarity(keys(held, Eigen::all));
+      const Ranking order = rank_by_score({scores.data(), held.size()}, {});
       std::vector<Index> best;
       for (Index n = 0; n < size; ++n) best.push_back(held[order[n]]);
       std::sort(best.begin(), best.end());

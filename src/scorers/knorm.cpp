@@ -1,4 +1,5 @@
 #include "laprox/scorer.h"
+#include "scorers/key_blocks.h"
 
 namespace laprox {
 
@@ -10,10 +11,11 @@ class Knorm : public Scorer {
   explicit Knorm(const Options& options)
       : Scorer({.spends_exactly = options.integer("skip-layers") == 0}), skip_layers_(options.integer("skip-layers")) {}
 
-  Matrix score(const LayerView& layer, ScoringKernels&) const override {
+  Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
     Matrix scores(layer.geometry().kv_heads, layer.context_length());
-    for (Index head = 0; head < scores.rows(); ++head)
-      scores.row(head) = -layer.keys(head).rowwise().norm().transpose();
+    for_each_key_block(layer, kernels.threads(), [&](Index head, Index, Index first, const Matrix& keys) {
+      scores.row(head).segment(first, keys.rows()) = -keys.rowwise().norm().transpose();
+    });
     return scores;
   }
 

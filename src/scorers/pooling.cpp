@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "laprox/error.h"
 
@@ -10,14 +11,27 @@ namespace laprox {
 
 namespace {
 
-double pooled(const std::vector<double>& row, Index token, Pool pool, Index kernel) {
-  const Index first = std::max<Index>(0, token - kernel / 2);
-  const Index last = std::min<Index>(static_cast<Index>(row.size()) - 1, token + kernel / 2);
-  const auto begin = row.begin() + first, end = row.begin() + last + 1;
-  if (pool == Pool::maximum) return *std::max_element(begin, end);
-  double sum = 0;
-  for (auto value = begin; value != end; ++value) sum += *value;
-  return sum / static_cast<double>(kernel);
+/// Tokens that are pooled at a time: they stay in the first-level cache, offset by offset of the kernel.
+constexpr Index kPooledTokens = 1024;
+
+/// What `count` tokens from `first` on become: the largest or the mean of themselves and their neighbours in `row`.
+Eigen::ArrayXd pooled(const Eigen::ArrayXd& row, Index first, Index count, Pool pool, Index kernel) {
+  const bool maximum = pool == Pool::maximum;
+  Eigen::ArrayXd result = Eigen::ArrayXd::Constant(count, maximum ? -std::numeric_limits<double>::infinity() : 0.0);
+  for (Index offset = -(kernel / 2); offset <= kernel / 2; ++offset) {
+    // The tokens that have a neighbour there.
+    const Index begin = std::max(first, -offset), end = std::min(first + count, row.size() - offset);
+    if (begin >= end) continue;
+    auto target = result.segment(begin - first, end - begin);
+    const auto neighbours = row.segment(begin + offset, end - begin);
+    if (maximum) {
+      target = target.max(neighbours);
+    } else {
+      target += neighbours;
+    }
+  }
+  if (!maximum) result /= static_cast<double>(kernel);
+  return result;
 }
 
 }  // namespace
@@ -41,10 +55,12 @@ void check_kernel(Index kernel, const std::string& who) {
 
 void pool_between(Matrix& rows, Index first, Index last, Pool pool, Index kernel) {
   if (pool == Pool::none || first >= last) return;
-  std::vector<double> row(static_cast<std::size_t>(last - first));
   for (Index r = 0; r < rows.rows(); ++r) {
-    std::copy_n(&rows(r, first), last - first, row.begin());
-    for (Index token = first; token < last; ++token) rows(r, token) = pooled(row, token - first, pool, kernel);
+    const Eigen::ArrayXd row = rows.row(r).segment(first, last - first);
+    for (Index token = 0; token < row.size(); token += kPooledTokens) {
+      const Index count = std::min(kPooledTokens, row.size() - token);
+      rows.row(r).segment(first + token, count) = pooled(row, token, count, pool, kernel);
+    }
   }
 }
 

@@ -123,10 +123,10 @@ TEST_CASE("LaProx scores that stay on the device are the policy's") {
     const HalfLayer prompt = rounded(random_layer(shape, ++seed), std::max<Index>(0, shape.context - 32), shape.context,
                                      ElementType::bfloat16);
     const cuda::Stream stream;
-    const cuda::DeviceLayer layer(prompt.half, stream);
+    const cuda::DeviceLayer layer(prompt.half, 1, stream);
     cuda::LaProxScores scores(layer.view(), 32, 7);
     scores.launch(stream);
-    const Matrix found = cuda::download_matrix(scores.scores(), shape.geometry.kv_heads, shape.context, stream);
+    const Matrix found = cuda::download_matrix(scores.scores(), shape.geometry.kv_heads, shape.context, 1, stream);
     const Matrix exact = policy.scorer->score(LayerView(prompt.exact), *reference->scoring(prompt.exact));
     CHECK(difference(found, exact) <= kScore);
   }

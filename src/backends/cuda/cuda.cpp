@@ -27,7 +27,7 @@ class CudaBackend : public Backend {
   LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies,
                            SoftmaxMode mode) const override {
     const cuda::UseDevice use(device_);
-    return cuda::layer_errors(layer, policies, mode);
+    return cuda::layer_errors(layer, policies, mode, threads_);
   }
 
  private:

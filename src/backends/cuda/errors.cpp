@@ -163,13 +163,13 @@ class CancelledRows {
 };
 
 void add_batch_errors(const LayerTensors& tensors, const Layer& layer, std::span<const LayerKeep> policies,
-                      SoftmaxMode mode, cudaStream_t stream, LayerErrors& result) {
+                      SoftmaxMode mode, int threads, cudaStream_t stream, LayerErrors& result) {
   HeadOutputs heads(layer, policies, mode, stream);
   heads.compute();
   const Index cells = heads.cells(), queries = layer.queries, query_heads = layer.query_heads;
   const DeviceBuffer<float> bias = on_device(tensors.bias, stream);
   const DeviceBuffer<float> exact = project(layer, bias, heads.values(), stream);
-  result.exact.output = download_matrix(exact.data(), queries, layer.model_size, stream);
+  result.exact.output = download_matrix(exact.data(), queries, layer.model_size, threads, stream);
   check_finite(result.exact.output, tensors.layer);
 
   DeviceBuffer<double> squares(elements(cells, query_heads));
@@ -208,30 +208,32 @@ void add_batch_errors(const LayerTensors& tensors, const Layer& layer, std::span
 }
 
 /// ||A_h[:, i]|| ||v_i W_O^h|| over the judged queries: what evicting i adds to the bound. [query_heads, C]
-Matrix bound_terms(const Layer& layer, cudaStream_t stream) {
+Matrix bound_terms(const Layer& layer, int threads, cudaStream_t stream) {
   const QueryRange range{0, layer.queries};
   DeviceBuffer<float2> partial;
   DeviceBuffer<RowSoftmax> softmax;
   row_softmax(layer, range, partial, softmax, stream);
   DeviceBuffer<float> squares(elements(layer.query_heads, layer.context));
   window_columns(layer, range, softmax.data(), nullptr, squares.data(), stream);
-  const Matrix norms = download_matrix(squares.data(), layer.query_heads, layer.context, stream).cwiseSqrt();
-  return norms.cwiseProduct(value_norms(layer, stream));
+  const Matrix norms = download_matrix(squares.data(), layer.query_heads, layer.context, threads, stream).cwiseSqrt();
+  return norms.cwiseProduct(value_norms(layer, threads, stream));
 }
 
 }  // namespace
 
-LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies, SoftmaxMode mode) {
+LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies, SoftmaxMode mode,
+                         int threads) {
   const Stream stream;
   const UsePool pool(stream);
-  const DeviceLayer device_layer(layer, stream);
+  const DeviceLayer device_layer(layer, threads, stream);
   const Layer& view = device_layer.view();
   LayerErrors result;
-  for_each_batch(policies, cells_per_batch(layer),
-                 [&](std::span<const LayerKeep> batch) { add_batch_errors(layer, view, batch, mode, stream, result); });
+  for_each_batch(policies, cells_per_batch(layer), [&](std::span<const LayerKeep> batch) {
+    add_batch_errors(layer, view, batch, mode, threads, stream, result);
+  });
 
   if (mode == SoftmaxMode::truncated) {
-    set_bounds(bound_terms(view, stream), layer.geometry.group(), policies, result);
+    set_bounds(bound_terms(view, threads, stream), layer.geometry.group(), policies, result);
   }
   return result;
 }

@@ -7,6 +7,7 @@ namespace laprox::cuda {
 
 /// Backend::layer_errors: logits on tensor cores, everything that errors are formed from in float32 with float64 sums,
 /// one walk along each ranking, errors without cancellation.
-LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies, SoftmaxMode mode);
+LayerErrors layer_errors(const LayerTensors& layer, const std::vector<LayerKeep>& policies, SoftmaxMode mode,
+                         int threads);
 
 }  // namespace laprox::cuda

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "backends/cuda/memory.h"
+#include "base/parallel.h"
 #include "laprox/error.h"
 #include "laprox/layer.h"
 
@@ -15,11 +16,13 @@ namespace laprox::cuda {
 namespace {
 
 constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
+/// What a thread copies at a time.
+constexpr std::size_t kCopiedBytes = std::size_t{1} << 20;
 
 /// Two pinned buffers that take turns: one is filled by the CPU while the other one is copied to the device.
 class Staging {
  public:
-  explicit Staging(cudaStream_t stream) : stream_(stream) {}
+  Staging(int threads, cudaStream_t stream) : threads_(threads), stream_(stream) {}
   ~Staging() {
     if (halves_[0].memory) cudaStreamSynchronize(stream_);
     for (Half& half : halves_) cudaFreeHost(half.memory);
@@ -51,8 +54,19 @@ class Staging {
     Event is_free;
   };
 
-  static void fill(std::byte* target, const std::byte* source, std::size_t rows, std::size_t row_bytes,
-                   std::size_t stride_bytes) {
+  /// One core copies slower than the device takes it.
+  void fill(std::byte* target, const std::byte* source, std::size_t rows, std::size_t row_bytes,
+            std::size_t stride_bytes) const {
+    const std::size_t at_once = std::max<std::size_t>(1, kCopiedBytes / stride_bytes);
+    parallel_for(threads_, static_cast<Index>((rows + at_once - 1) / at_once), [&](Index task) {
+      const std::size_t first = static_cast<std::size_t>(task) * at_once;
+      fill_rows(target + first * stride_bytes, source + first * row_bytes, std::min(at_once, rows - first), row_bytes,
+                stride_bytes);
+    });
+  }
+
+  static void fill_rows(std::byte* target, const std::byte* source, std::size_t rows, std::size_t row_bytes,
+                        std::size_t stride_bytes) {
     if (row_bytes == stride_bytes) {
       std::memcpy(target, source, rows * row_bytes);
       return;
@@ -63,6 +77,7 @@ class Staging {
     }
   }
 
+  int threads_;
   cudaStream_t stream_;
   Half halves_[2];
   std::size_t next_ = 0;
@@ -102,7 +117,7 @@ const void* rows_on_device(const Tensor& tensor, int stride, DeviceBuffer<std::b
 
 int padded_size(int size) { return size <= 64 ? 64 : size <= 128 ? 128 : size <= 256 ? 256 : 0; }
 
-DeviceLayer::DeviceLayer(const LayerTensors& layer, cudaStream_t stream) {
+DeviceLayer::DeviceLayer(const LayerTensors& layer, int threads, cudaStream_t stream) {
   const LayerGeometry& g = layer.geometry;
   view_.element = element_of(layer.q.type());
   view_.query_heads = static_cast<int>(g.query_heads);
@@ -120,7 +135,7 @@ DeviceLayer::DeviceLayer(const LayerTensors& layer, cudaStream_t stream) {
   view_.softcap = static_cast<float>(layer.attention.softcap);
   view_.sliding_window = static_cast<int>(std::min(layer.attention.sliding_window, layer.tokens));
 
-  Staging staging(stream);
+  Staging staging(threads, stream);
   const std::size_t element = static_cast<std::size_t>(size_of(layer.q.type()));
   const auto copy = [&](DeviceBuffer<std::byte>& buffer, const Tensor& tensor, int stride) -> const void* {
     require(tensor.type() == layer.q.type(), "the tensors of a layer share one element type");

@@ -40,7 +40,7 @@ class DeviceLayer {
   /// device are used there, or packed by one copy on it where their rows are not laid out as Layer's. `layer` is of
   /// float16, bfloat16 or float32 and outlives this. Throws BackendError where the device has too little memory, the
   /// head sizes are too large, or a tensor is on another device.
-  DeviceLayer(const LayerTensors& layer, cudaStream_t stream);
+  DeviceLayer(const LayerTensors& layer, int threads, cudaStream_t stream);
   const Layer& view() const { return view_; }
 
  private:

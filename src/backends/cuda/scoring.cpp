@@ -16,7 +16,7 @@ namespace {
 std::size_t elements(Index rows, Index columns) { return static_cast<std::size_t>(rows * columns); }
 
 /// v_i W^a (W^b)^T v_i^T for pairs of query heads, `per_kv_head` of each KV head: [pairs, C].
-Matrix forms_of(const Layer& layer, const std::vector<FormPair>& pairs, int per_kv_head, bool square_root,
+Matrix forms_of(const Layer& layer, const std::vector<FormPair>& pairs, int per_kv_head, bool square_root, int threads,
                 cudaStream_t stream) {
   const int count = static_cast<int>(pairs.size());
   DeviceBuffer<FormPair> on_device(pairs.size());
@@ -25,21 +25,24 @@ Matrix forms_of(const Layer& layer, const std::vector<FormPair>& pairs, int per_
   pack_forms(layer, on_device.data(), count, forms, stream);
   DeviceBuffer<float> out(elements(count, layer.context));
   value_forms(layer, forms, per_kv_head, square_root, out.data(), stream);
-  return download_matrix(out.data(), count, layer.context, stream);
+  return download_matrix(out.data(), count, layer.context, threads, stream);
 }
 
 }  // namespace
 
-Matrix download_matrix(const float* source, Index rows, Index columns, cudaStream_t stream) {
+Matrix download_matrix(const float* source, Index rows, Index columns, int threads, cudaStream_t stream) {
   Buffer<float> host(rows * columns);
   download(host.data(), source, elements(rows, columns), stream);
-  return MatrixView<float>(host.data(), rows, columns).cast<double>();
+  const MatrixView<float> view(host.data(), rows, columns);
+  Matrix matrix(rows, columns);
+  parallel_for(threads, rows, [&](Index row) { matrix.row(row) = view.row(row).cast<double>(); });
+  return matrix;
 }
 
-Matrix value_norms(const Layer& layer, cudaStream_t stream) {
+Matrix value_norms(const Layer& layer, int threads, cudaStream_t stream) {
   std::vector<FormPair> pairs;
   for (int head = 0; head < layer.query_heads; ++head) pairs.push_back({head, head});
-  return forms_of(layer, pairs, layer.group, true, stream);
+  return forms_of(layer, pairs, layer.group, true, threads, stream);
 }
 
 Scoring::Working Scoring::start() {
@@ -47,7 +50,7 @@ Scoring::Working Scoring::start() {
 }
 
 const Layer& Scoring::layer_on_device() {
-  if (!device_layer_) device_layer_ = std::make_unique<DeviceLayer>(layer_, stream_);
+  if (!device_layer_) device_layer_ = std::make_unique<DeviceLayer>(layer_, threads_, stream_);
   return device_layer_->view();
 }
 
@@ -64,8 +67,8 @@ WindowStatistics Scoring::compute_window_statistics(Index window) {
   row_softmax(layer, range, partial_, softmax_, stream_);
   DeviceBuffer<float> sums(elements(layer.query_heads, layer.context)), squares(sums.size());
   window_columns(layer, range, softmax_.data(), sums.data(), squares.data(), stream_);
-  return {download_matrix(sums.data(), layer.query_heads, layer.context, stream_),
-          download_matrix(squares.data(), layer.query_heads, layer.context, stream_)};
+  return {download_matrix(sums.data(), layer.query_heads, layer.context, threads_, stream_),
+          download_matrix(squares.data(), layer.query_heads, layer.context, threads_, stream_)};
 }
 
 Matrix Scoring::compute_window_products(Index window) {
@@ -81,7 +84,7 @@ Matrix Scoring::compute_window_products(Index window) {
     to_weights(layer, range, kv_head, table.data(), partial_, stream_);
     weight_products(layer, range, table.data(), products.data() + kv_head * pairs * layer.context, stream_);
   }
-  return download_matrix(products.data(), layer.kv_heads * pairs, layer.context, stream_);
+  return download_matrix(products.data(), layer.kv_heads * pairs, layer.context, threads_, stream_);
 }
 
 Matrix Scoring::compute_column_sums() {
@@ -91,7 +94,7 @@ Matrix Scoring::compute_column_sums() {
   row_softmax(layer, {0, layer.queries}, partial_, softmax_, stream_);
   DeviceBuffer<float> sums(elements(layer.query_heads, layer.context));
   all_columns(layer, softmax_.data(), sums.data(), stream_);
-  return download_matrix(sums.data(), layer.query_heads, layer.context, stream_);
+  return download_matrix(sums.data(), layer.query_heads, layer.context, threads_, stream_);
 }
 
 void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
@@ -148,7 +151,7 @@ void Scoring::visit_head(const float* logits, const float* weights, const float*
 
 Matrix Scoring::compute_value_norms() {
   const Working working = start();
-  return cuda::value_norms(working.layer, stream_);
+  return cuda::value_norms(working.layer, threads_, stream_);
 }
 
 Matrix Scoring::compute_value_l1_norms() {
@@ -175,7 +178,7 @@ Matrix Scoring::compute_value_products() {
       for (int b = a; b < layer.group; ++b) pairs.push_back({kv_head * layer.group + a, kv_head * layer.group + b});
     }
   }
-  const Matrix forms = forms_of(layer, pairs, layer.group * (layer.group + 1) / 2, false, stream_);
+  const Matrix forms = forms_of(layer, pairs, layer.group * (layer.group + 1) / 2, false, threads_, stream_);
   Matrix products(layer.kv_heads * group * group, layer.context);
   for (std::size_t p = 0; p < pairs.size(); ++p) {
     // <v W^a, v W^b> = <v W^b, v W^a>

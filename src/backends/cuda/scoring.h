@@ -49,10 +49,10 @@ class Scoring : public ScoringKernels {
   DeviceBuffer<RowSoftmax> softmax_;
 };
 
-/// A float matrix in device memory as a Matrix.
-Matrix download_matrix(const float* source, Index rows, Index columns, cudaStream_t stream);
+/// A float matrix in device memory as a Matrix, widened by `threads` threads.
+Matrix download_matrix(const float* source, Index rows, Index columns, int threads, cudaStream_t stream);
 
 /// ||v_i W_O^h||_2: [query_heads, C].
-Matrix value_norms(const Layer& layer, cudaStream_t stream);
+Matrix value_norms(const Layer& layer, int threads, cudaStream_t stream);
 
 }  // namespace laprox::cuda

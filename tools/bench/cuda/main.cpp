@@ -16,6 +16,7 @@
 #include "backends/cuda/laprox.h"
 #include "backends/cuda/removal.h"
 #include "backends/cuda/scoring.h"
+#include "base/parallel.h"
 #include "check.h"
 #include "data.h"
 #include "laprox/array_source.h"
@@ -27,6 +28,9 @@ namespace {
 
 using namespace laprox;
 using laprox::cuda::check;
+
+/// All of the host's cores copy layers.
+const int kThreads = thread_count(0);
 
 /// Milliseconds of each of many warm runs, launched from a graph as an engine would; the median.
 double median_ms(cudaStream_t stream, const std::function<void()>& launch, int runs = 100) {
@@ -85,11 +89,11 @@ class OnlySm80 {
 void bench_laprox(Index tokens) {
   const bench::BenchLayer data = bench::make_layer(tokens, 32);
   const cuda::Stream stream;
-  const cuda::DeviceLayer on_device(data.half, stream);
+  const cuda::DeviceLayer on_device(data.half, kThreads, stream);
   const cuda::Layer& layer = on_device.view();
   cuda::LaProxScores scores(layer, 32, 7);
   const double ms = median_ms(stream, [&] { scores.launch(stream); });
-  const Matrix found = cuda::download_matrix(scores.scores(), layer.kv_heads, tokens, stream);
+  const Matrix found = cuda::download_matrix(scores.scores(), layer.kv_heads, tokens, kThreads, stream);
   report(fmt::format("laprox {}", tokens), ms, bench::laprox_error(data.exact, found, 32, 7));
   {
     const OnlySm80 only;
@@ -126,7 +130,7 @@ double sum_error(const Matrix& sums, Index queries) {
 void bench_h2o(Index tokens, int runs, bool reference) {
   const bench::BenchLayer data = bench::make_layer(tokens, tokens);
   const cuda::Stream stream;
-  const cuda::DeviceLayer on_device(data.half, stream);
+  const cuda::DeviceLayer on_device(data.half, kThreads, stream);
   const cuda::Layer& layer = on_device.view();
   cuda::DeviceBuffer<float2> partial;
   cuda::DeviceBuffer<cuda::RowSoftmax> softmax;
@@ -138,7 +142,7 @@ void bench_h2o(Index tokens, int runs, bool reference) {
     columns();
   };
   const double ms = median_ms(stream, both, runs);
-  const Matrix found = cuda::download_matrix(sums.data(), layer.query_heads, tokens, stream);
+  const Matrix found = cuda::download_matrix(sums.data(), layer.query_heads, tokens, kThreads, stream);
   report(fmt::format("h2o {}", tokens), ms, reference ? bench::column_sum_error(data.exact, found) : -1);
   report(fmt::format("h2o mass {}", tokens), 0, sum_error(found, tokens));
   report(fmt::format("h2o rows {}", tokens), median_ms(stream, rows, runs));
@@ -163,7 +167,7 @@ double energy_error(const cuda::Layer& layer, const cuda::DeviceBuffer<double>& 
 void bench_removal(Index tokens) {
   const bench::BenchLayer data = bench::make_layer(tokens, 32);
   const cuda::Stream stream;
-  const cuda::DeviceLayer on_device(data.half, stream);
+  const cuda::DeviceLayer on_device(data.half, kThreads, stream);
   const cuda::Layer& layer = on_device.view();
   cuda::DeviceBuffer<double> energies(static_cast<std::size_t>(layer.kv_heads) * static_cast<std::size_t>(tokens));
   cuda::RemovalScratch scratch;
@@ -181,7 +185,7 @@ void bench_removal(Index tokens) {
 void bench_far(Index tokens, int runs, bool reference) {
   const bench::BenchLayer data = bench::make_layer(tokens, tokens);
   const cuda::Stream stream;
-  const cuda::DeviceLayer on_device(data.half, stream);
+  const cuda::DeviceLayer on_device(data.half, kThreads, stream);
   const cuda::Layer& layer = on_device.view();
   cuda::DeviceBuffer<double> energies(static_cast<std::size_t>(layer.kv_heads) * static_cast<std::size_t>(tokens));
   cuda::RemovalScratch scratch;
@@ -251,7 +255,7 @@ void bench_sweep(Index tokens) {
   const double bytes = 2.0 * static_cast<double>(layer.q.size() + layer.k.size() + layer.v.size() + layer.w_o.size());
   report(fmt::format("transfer {}", tokens), ms * bytes / static_cast<double>(piece));
   report(fmt::format("layer to device {}", tokens), median_wall_ms(3, [&] {
-           const cuda::DeviceLayer copy(layer, stream);
+           const cuda::DeviceLayer copy(layer, kThreads, stream);
            stream.wait();
          }));
   cudaFreeHost(pinned);
