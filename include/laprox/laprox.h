@@ -6,6 +6,7 @@
 #include "laprox/array_source.h"
 #include "laprox/backend.h"
 #include "laprox/budget.h"
+#include "laprox/candidate.h"
 #include "laprox/comparison.h"
 #include "laprox/cost.h"
 #include "laprox/differences.h"

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "laprox/candidate.h"
 #include "laprox/dump_reader.h"
 #include "laprox/sweep.h"
 
@@ -109,13 +110,13 @@ struct VerifyOptions {
 Verification verify_backend(const LayerSource& dump, const Backend& backend, const VerifyOptions& options,
                             const Progress& progress = {});
 
-/// Checks the results of a foreign kernel in a file of the layout that write_scores writes (data/README.md documents
-/// it): any layers, and of each any of
-///   scores [kv_heads, C]; column_norms, column_sums [query_heads, C]; value_norms [query_heads, C]; output [M, D];
-///   kept [budgets, kv_heads, C].
-/// The one policy of the options says what scores, column statistics and kept sets are those of; unless given, the
-/// file's attribute `policy` does. Throws DumpError where the file breaks the layout or belongs to another dump;
-/// UsageError where the policy is missing or contradicts the file, or the dump cannot serve it.
+/// Checks the results of a foreign kernel: any layers, and of each any of a Candidate's arrays. The one policy of the
+/// options says what scores, column statistics and kept sets are those of; unless given, the candidate does. Throws
+/// UsageError where the policy is missing or contradicts the candidate, or the dump cannot serve it.
+Verification verify_candidate(const LayerSource& dump, const Candidate& candidate, const VerifyOptions& options,
+                              const Progress& progress = {});
+/// The same for a file of the layout that write_scores writes (data/README.md documents it). Throws DumpError where the
+/// file breaks the layout or belongs to another dump.
 Verification verify_candidate(const DumpReader& dump, const std::filesystem::path& candidate,
                               const VerifyOptions& options, const Progress& progress = {});
 

@@ -9,6 +9,7 @@
 #include "io/dump_layout.h"
 #include "io/score_layout.h"
 #include "laprox/error.h"
+#include "laprox/verify.h"
 
 namespace laprox::io {
 
@@ -35,7 +36,7 @@ ElementType type_named(const std::string& name, const Hdf5Reader& reader) {
 }  // namespace
 
 CandidateReader::CandidateReader(const std::filesystem::path& path, const DumpReader& dump)
-    : reader_(path, "results of a kernel in the layout of laprox score") {
+    : name_(path.string()), reader_(path, "results of a kernel in the layout of laprox score") {
   context_ = dump.info().context_length;
   try {
     check_format(dump);
@@ -243,3 +244,12 @@ std::vector<std::uint8_t> CandidateReader::mask_of_list(std::span<const std::int
 }
 
 }  // namespace laprox::io
+
+namespace laprox {
+
+Verification verify_candidate(const DumpReader& dump, const std::filesystem::path& candidate,
+                              const VerifyOptions& options, const Progress& progress) {
+  return verify_candidate(dump, io::CandidateReader(candidate, dump), options, progress);
+}
+
+}  // namespace laprox

@@ -3,37 +3,37 @@
 #include <span>
 
 #include "io/hdf5.h"
-#include "laprox/budget.h"
+#include "laprox/candidate.h"
 #include "laprox/dump_reader.h"
 
 namespace laprox::io {
 
-/// A foreign kernel's results on one dump, in the layout of score files. The constructor checks the whole structure.
-class CandidateReader {
+/// Results in the layout of score files. The constructor checks the whole structure.
+class CandidateReader : public Candidate {
  public:
   /// `dump` is the dump that the file should belong to; its hash is computed only where the file states one. Throws
   /// DumpError, FileError.
   CandidateReader(const std::filesystem::path& path, const DumpReader& dump);
 
-  const std::optional<std::string>& policy() const { return policy_; }
-  const std::optional<ElementType>& precision() const { return precision_; }
-  const std::vector<BudgetRequest>& budgets() const { return budgets_; }
-  const std::vector<Index>& output_positions() const { return output_positions_; }
+  std::string name() const override { return name_; }
+  const std::optional<std::string>& policy() const override { return policy_; }
+  const std::optional<ElementType>& precision() const override { return precision_; }
+  const std::vector<BudgetRequest>& budgets() const override { return budgets_; }
+  const std::vector<Index>& output_positions() const override { return output_positions_; }
 
-  bool has(Index layer, const std::string& dataset) const { return reader_.has(object(layer, dataset)); }
-  /// Whether any layer has it.
-  bool has(const std::string& dataset) const;
+  bool has(Index layer, const std::string& dataset) const override { return reader_.has(object(layer, dataset)); }
+  bool has(const std::string& dataset) const override;
 
-  /// The element type of scores, column_norms, column_sums, value_norms or output.
-  ElementType type(Index layer, const std::string& dataset) const { return reader_.array(object(layer, dataset)).type; }
-  /// One of them in float64. Its values may be anything.
-  Matrix read(Index layer, const std::string& dataset) const;
-  /// [budget][kv_head][token]: 1 or 0, from masks or from lists of tokens. Throws DumpError on numbers that are
-  /// neither.
-  std::vector<std::vector<std::vector<std::uint8_t>>> read_kept(Index layer) const;
+  ElementType type(Index layer, const std::string& dataset) const override {
+    return reader_.array(object(layer, dataset)).type;
+  }
+  Matrix read(Index layer, const std::string& dataset) const override;
+  /// From masks or from lists of tokens. Throws DumpError on numbers that are neither.
+  std::vector<std::vector<std::vector<std::uint8_t>>> read_kept(Index layer) const override;
 
-  /// Throws DumpError for a dataset that the file should not have.
-  [[noreturn]] void refuse(const std::string& dataset, const std::string& expected, const std::string& found) const;
+  /// Throws DumpError.
+  [[noreturn]] void refuse(const std::string& dataset, const std::string& expected,
+                           const std::string& found) const override;
 
  private:
   static std::string object(Index layer, const std::string& dataset);
@@ -46,6 +46,7 @@ class CandidateReader {
   std::vector<std::uint8_t> mask_of_list(std::span<const std::int64_t> tokens, const std::string& name,
                                          Index head) const;
 
+  std::string name_;
   Hdf5Reader reader_;
   Index context_ = 0;
   std::optional<std::string> policy_;

@@ -4,7 +4,6 @@
 
 #include "base/parallel.h"
 #include "dump/queries.h"
-#include "io/candidate_reader.h"
 #include "verify/kept.h"
 #include "verify/yardsticks.h"
 
@@ -16,18 +15,23 @@ using namespace verify;
 
 class CandidateVerifier {
  public:
-  CandidateVerifier(const DumpReader& dump, const std::filesystem::path& path, const VerifyOptions& options)
-      : dump_(dump), info_(dump.info()), file_(path, dump), reference_(make_reference_backend()), options_(options) {
-    result_.subject = path.string();
-    choose_policy(path.string());
+  CandidateVerifier(const LayerSource& dump, const Candidate& candidate, const VerifyOptions& options)
+      : dump_(dump),
+        info_(dump.info()),
+        candidate_(candidate),
+        reference_(make_reference_backend()),
+        options_(options) {
+    result_.subject = candidate.name();
+    choose_policy(candidate.name());
     choose_rows();
-    if (file_.has("ranking")) result_.skipped.push_back({"ranking", "it follows from the scores and is not assessed"});
-    if (file_.has("scores") && policy_->scorer->traits().scores_are_places) {
+    if (candidate_.has("ranking"))
+      result_.skipped.push_back({"ranking", "it follows from the scores and is not assessed"});
+    if (candidate_.has("scores") && policy_->scorer->traits().scores_are_places) {
       result_.skipped.push_back({"scores", kPlaces});
     }
-    if (file_.has("kept")) {
+    if (candidate_.has("kept")) {
       kept_precision_.emplace(precision_of_kept());
-      kept_.emplace(*policy_, file_.budgets(), info_, *kept_precision_, KeptAssessor::Subject::candidate);
+      kept_.emplace(*policy_, candidate_.budgets(), info_, *kept_precision_, KeptAssessor::Subject::candidate);
     }
   }
 
@@ -35,7 +39,7 @@ class CandidateVerifier {
     const Index count = static_cast<Index>(info_.layers.size());
     for (Index layer = 0; layer < count; ++layer) {
       assess_scoring(layer);
-      if (file_.has(layer, "output")) assess_candidate_output(layer);
+      if (candidate_.has(layer, "output")) assess_candidate_output(layer);
       if (progress) progress(layer, count, "verify");
     }
     for (auto& [name, check] : checks_) result_.values.push_back(std::move(check));
@@ -44,22 +48,22 @@ class CandidateVerifier {
   }
 
  private:
-  std::optional<Policy> asked_policy(const std::string& path) const {
+  std::optional<Policy> asked_policy(const std::string& who) const {
     if (options_.policies.empty()) return std::nullopt;
     if (options_.policies.size() == 1) return options_.policies[0];
     throw UsageError(
-        fmt::format("{} holds the results of one policy; --policy names {}", path, options_.policies.size()));
+        fmt::format("{} holds the results of one policy; --policy names {}", who, options_.policies.size()));
   }
 
   std::optional<Policy> stated_policy(const std::string& path) const {
-    if (!file_.policy()) return std::nullopt;
+    if (!candidate_.policy()) return std::nullopt;
     try {
-      Policy policy = parse_policy(*file_.policy());
+      Policy policy = parse_policy(*candidate_.policy());
       // What the file spells out in full would fill every line.
       policy.label = policy.scorer_name + "+" + policy.allocator_name;
       return policy;
     } catch (const UsageError& error) {
-      throw DumpError(path, "/ attribute policy", "a policy of laprox", *file_.policy(), error.what());
+      throw DumpError(path, "/ attribute policy", "a policy of laprox", *candidate_.policy(), error.what());
     }
   }
 
@@ -74,7 +78,9 @@ class CandidateVerifier {
     }
     policy_ = asked ? asked : stated;
     if (policy_) return check_policy();
-    if (!file_.has("scores") && !file_.has("kept") && !file_.has("column_norms") && !file_.has("column_sums")) return;
+    if (!candidate_.has("scores") && !candidate_.has("kept") && !candidate_.has("column_norms") &&
+        !candidate_.has("column_sums"))
+      return;
     throw UsageError(
         fmt::format("{}: --policy: of which policy are these the results? Give --policy, or write it into the file's "
                     "root attribute 'policy'",
@@ -84,12 +90,13 @@ class CandidateVerifier {
   /// Whether the dump can serve the policy, and the policy can have such results.
   void check_policy() {
     result_.policy = to_string(*policy_);
-    const bool kept = file_.has("kept");
-    check_selection_request(info_,
-                            {.policies = {*policy_}, .budgets = kept ? file_.budgets() : std::vector<BudgetRequest>{}});
-    if (policy_->scorer->traits().depends_on_budget && file_.has("scores") && file_.budgets().size() != 1) {
-      file_.refuse("scores", "one budget in the root attribute budgets, because the scores of this policy depend on it",
-                   fmt::format("{} budgets", file_.budgets().size()));
+    const bool kept = candidate_.has("kept");
+    check_selection_request(
+        info_, {.policies = {*policy_}, .budgets = kept ? candidate_.budgets() : std::vector<BudgetRequest>{}});
+    if (policy_->scorer->traits().depends_on_budget && candidate_.has("scores") && candidate_.budgets().size() != 1) {
+      candidate_.refuse("scores",
+                        "one budget in the root attribute budgets, because the scores of this policy depend on it",
+                        fmt::format("{} budgets", candidate_.budgets().size()));
     }
     check_statistics(policy_->scorer->traits().queries.kind);
   }
@@ -97,11 +104,11 @@ class CandidateVerifier {
   /// Column statistics are those of the queries that the policy reads.
   void check_statistics(QueryNeed::Kind kind) const {
     const std::string who = "policy '" + policy_->label + "'";
-    if (file_.has("column_norms") && (kind == QueryNeed::Kind::none || kind == QueryNeed::Kind::all)) {
-      file_.refuse("column_norms", "nothing, because " + who + " reads no observation window", "a dataset");
+    if (candidate_.has("column_norms") && (kind == QueryNeed::Kind::none || kind == QueryNeed::Kind::all)) {
+      candidate_.refuse("column_norms", "nothing, because " + who + " reads no observation window", "a dataset");
     }
-    if (file_.has("column_sums") && kind == QueryNeed::Kind::none) {
-      file_.refuse("column_sums", "nothing, because " + who + " reads no queries", "a dataset");
+    if (candidate_.has("column_sums") && kind == QueryNeed::Kind::none) {
+      candidate_.refuse("column_sums", "nothing, because " + who + " reads no queries", "a dataset");
     }
   }
 
@@ -110,9 +117,9 @@ class CandidateVerifier {
     rows_ = judged_   ? judging_rows(info_, {})
             : policy_ ? scoring_rows(info_, {*policy_})
                       : info_.rows_between(info_.context_length, info_.context_length);
-    const bool scores = file_.has("scores") || file_.has("kept");
+    const bool scores = candidate_.has("scores") || candidate_.has("kept");
     if (!scores) return;
-    for (const BudgetRequest& budget : file_.budgets()) {
+    for (const BudgetRequest& budget : candidate_.budgets()) {
       budgets_.push_back(resolve(budget, info_).tokens_per_head());
     }
   }
@@ -120,15 +127,15 @@ class CandidateVerifier {
   /// What is asked for, else what the file states.
   std::optional<Precision> stated_precision() const {
     if (options_.precision) return Precision(*options_.precision);
-    if (file_.precision()) return Precision(*file_.precision());
+    if (candidate_.precision()) return Precision(*candidate_.precision());
     return std::nullopt;
   }
 
   Precision precision_of(Index layer, const std::string& dataset) const {
-    const Precision stored(file_.type(layer, dataset)), precision = stated_precision().value_or(stored);
+    const Precision stored(candidate_.type(layer, dataset)), precision = stated_precision().value_or(stored);
     if (stored.unit_roundoff() > precision.unit_roundoff()) {
-      file_.refuse(dataset, fmt::format("numbers that can be assessed in {}", to_string(precision.type())),
-                   fmt::format("{}, which is coarser", to_string(stored.type())));
+      candidate_.refuse(dataset, fmt::format("numbers that can be assessed in {}", to_string(precision.type())),
+                        fmt::format("{}, which is coarser", to_string(stored.type())));
     }
     return precision;
   }
@@ -139,8 +146,8 @@ class CandidateVerifier {
     std::optional<Precision> coarsest;
     for (Index layer = 0; layer < static_cast<Index>(info_.layers.size()); ++layer) {
       for (const char* dataset : {"scores", "column_norms", "column_sums", "value_norms", "output"}) {
-        if (!file_.has(layer, dataset)) continue;
-        const Precision precision(file_.type(layer, dataset));
+        if (!candidate_.has(layer, dataset)) continue;
+        const Precision precision(candidate_.type(layer, dataset));
         if (!coarsest || precision.unit_roundoff() > coarsest->unit_roundoff()) coarsest = precision;
       }
     }
@@ -161,8 +168,8 @@ class CandidateVerifier {
   }
 
   void assess_scoring(Index layer) {
-    const bool any = file_.has(layer, "scores") || file_.has(layer, "column_norms") ||
-                     file_.has(layer, "column_sums") || file_.has(layer, "value_norms");
+    const bool any = candidate_.has(layer, "scores") || candidate_.has(layer, "column_norms") ||
+                     candidate_.has(layer, "column_sums") || candidate_.has(layer, "value_norms");
     if (!any && !kept_) return;
     Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows_, ElementType::float64), judged_,
                           thread_count(options_.threads));
@@ -176,45 +183,45 @@ class CandidateVerifier {
   }
 
   void assess_dataset(Yardsticks& yardsticks, const std::string& name, const Primitive& primitive) {
-    if (!file_.has(yardsticks.layer(), name)) return;
+    if (!candidate_.has(yardsticks.layer(), name)) return;
     const Precision precision = precision_of(yardsticks.layer(), name);
-    yardsticks.assess(file_.read(yardsticks.layer(), name), primitive, precision, check_of(name, precision));
+    yardsticks.assess(candidate_.read(yardsticks.layer(), name), primitive, precision, check_of(name, precision));
   }
 
   void assess_policy(Yardsticks& yardsticks) {
     const Index layer = yardsticks.layer();
-    const bool scores = file_.has(layer, "scores");
+    const bool scores = candidate_.has(layer, "scores");
     if (!scores && !kept_) return;
     const QueryNeed::Kind needs = policy_->scorer->traits().queries.kind;
     LayerScores expected = yardsticks.expected_scores(*policy_, budgets_);
     if (scores && !policy_->scorer->traits().scores_are_places) {
       const Precision precision = precision_of(layer, "scores");
       const auto plain = yardsticks.plain_scores(*policy_, budgets_, precision);
-      const Matrix found = file_.read(layer, "scores");
+      const Matrix found = candidate_.read(layer, "scores");
       assess_scores(found, expected, plain, 0, *policy_, precision, yardsticks.weight_error(needs, precision), layer,
                     check_of("scores", precision));
     }
     if (!kept_) return;
     kept_->add_layer(std::move(expected), yardsticks.plain_scores(*policy_, budgets_, *kept_precision_),
                      yardsticks.weight_error(needs, *kept_precision_));
-    if (file_.has(layer, "kept")) masks_[layer] = file_.read_kept(layer);
+    if (candidate_.has(layer, "kept")) masks_[layer] = candidate_.read_kept(layer);
   }
 
   /// The queries at the file's output positions lie anywhere among the stored ones.
   void assess_candidate_output(Index layer) {
-    const auto& positions = file_.output_positions();
+    const auto& positions = candidate_.output_positions();
     if (positions.empty()) return;
     const DumpInfo::Rows rows = info_.rows_between(positions.front(), positions.back() + 1);
     LayerTensors tensors = dump_.read_layer(layer, rows, ElementType::float64);
     const Precision precision = precision_of(layer, "output");
     set_queries(tensors, copy_queries_at(tensors, positions));
-    assess_output(*reference_, tensors, file_.read(layer, "output"), precision, thread_count(options_.threads),
+    assess_output(*reference_, tensors, candidate_.read(layer, "output"), precision, thread_count(options_.threads),
                   check_of("output", precision));
   }
 
-  const DumpReader& dump_;
+  const LayerSource& dump_;
   const DumpInfo& info_;
-  io::CandidateReader file_;
+  const Candidate& candidate_;
   std::unique_ptr<Backend> reference_;
   VerifyOptions options_;
   Verification result_;
@@ -230,8 +237,8 @@ class CandidateVerifier {
 
 }  // namespace
 
-Verification verify_candidate(const DumpReader& dump, const std::filesystem::path& candidate,
-                              const VerifyOptions& options, const Progress& progress) {
+Verification verify_candidate(const LayerSource& dump, const Candidate& candidate, const VerifyOptions& options,
+                              const Progress& progress) {
   check_own_caches(dump.info());
   return CandidateVerifier(dump, candidate, options).run(progress);
 }

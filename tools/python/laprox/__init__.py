@@ -19,7 +19,8 @@ from ._dump import Dump, open_dump
 from ._errors import ArrayError, BackendError, Bug, DumpError, Error, FileError, UsageError, VerificationError
 from ._layer import Layer
 from ._policies import PolicyInfo, allocators, policies, policy
-from ._replay import Kept, kept, scores, sweep, verify
+from ._replay import Kept, kept, scores, sweep
+from ._verify import verify
 
 if TYPE_CHECKING:
     from . import plot

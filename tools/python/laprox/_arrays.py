@@ -72,15 +72,20 @@ def stream_handle(stream: Any) -> int:
 
 def as_reals(value: Any, name: str, size: int | None, meaning: str) -> list[float]:
     """A short vector, such as one sink per query head, as finite Python numbers."""
-    array, element_type = _to_numpy(value, name)
-    if element_type == "bfloat16":
-        array = (array.astype(np.uint32) << 16).view(np.float32)
+    array = widened(*_to_numpy(value, name))
     if array.ndim != 1 or (size is not None and array.shape[0] != size):
         wanted = "" if size is None else f" = [{size}]"
         raise ArrayError(f"{name}: expected shape {meaning}{wanted}, found {list(array.shape)}")
     if not np.isfinite(array).all():
         raise ArrayError(f"{name}: expected finite values, found {array[~np.isfinite(array)][0]}")
-    return array.astype(np.float64).tolist()
+    return array.tolist()
+
+
+def widened(array: np.ndarray, element_type: str) -> np.ndarray:
+    """An array of as_array on the host, as float64."""
+    if element_type == "bfloat16":
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float64)
 
 
 def as_integers(value: Any, name: str) -> list[int]:

@@ -75,7 +75,7 @@ def scores(
     """
     with ExitStack() as stack:
         found = _core.scores(
-            _source(layers, stack, stream),
+            source_of(layers, stack, stream),
             parse(policy),
             None if budget is None else str(budget),
             _backend(backend, threads, [layers]),
@@ -103,7 +103,7 @@ def kept(
     if len(budgets) != 1:
         raise UsageError(f"kept: expected one budget, found {len(budgets)}: {', '.join(budgets)}")
     with ExitStack() as stack:
-        source = _source(layers, stack, stream)
+        source = source_of(layers, stack, stream)
         [[cells]] = _core.kept(source, [parsed], budgets, _backend(backend, threads, [layers]), progress)
     return Kept([mask.view(bool) for _, mask in cells], [tokens for tokens, _ in cells], parsed.spec, budgets[0])
 
@@ -166,7 +166,7 @@ def sweep(
         raise UsageError(f"segments: expected 0 or more, found {segments}")
     with ExitStack() as stack:
         listed = _prompts(prompts)
-        sources = [_source(prompt, stack, stream) for prompt in listed]
+        sources = [source_of(prompt, stack, stream) for prompt in listed]
         report = _core.sweep(
             sources,
             parse_many(policies),
@@ -182,30 +182,6 @@ def sweep(
     return to_dataset(report)
 
 
-def verify(
-    layers: Prompt,
-    *,
-    backend: str = "cpu",
-    threads: int = 0,
-    policies: PolicyLike | Iterable[PolicyLike] = (),
-    budgets: str | int | Sequence[str | int] = "10%",
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Checks a backend's primitives, scores and kept sets on these layers against the float64 reference, as `laprox verify` does.
-
-    Returns a dict with passed (bool) and the lists values, kept and skipped, each entry with its parts: what was measured, what
-    is allowed, and where. Without `policies`, with the whole catalogue. The reference reads layers on the host alone.
-    """
-    if _device(layers) >= 0:
-        raise BackendError(
-            "the layers are on a GPU, and the float64 reference reads the host's memory; make them of tensors there (.cpu())"
-        )
-    with ExitStack() as stack:
-        return _core.verify(
-            _source(layers, stack), _core.make_backend(backend, threads), parse_many(policies), parse_budgets(budgets), progress
-        )
-
-
 def _prompts(prompts: Any) -> list[Prompt]:
     """One prompt, or several, as a list."""
     if isinstance(prompts, (Layer, Dump, str, Path)):
@@ -216,7 +192,7 @@ def _prompts(prompts: Any) -> list[Prompt]:
     return given
 
 
-def _device(prompt: Any) -> int:
+def device_of_prompt(prompt: Any) -> int:
     """The GPU that a prompt's layers are on; -1: none."""
     first = prompt if isinstance(prompt, Layer) else prompt[0] if isinstance(prompt, (list, tuple)) and prompt else None
     return first._device if isinstance(first, Layer) else -1
@@ -224,7 +200,7 @@ def _device(prompt: Any) -> int:
 
 def _backend(name: str, threads: int, prompts: Sequence[Any]) -> _core.Backend:
     """The backend of that name, on the GPU that the prompts' layers are on. Raises BackendError where it does not read them."""
-    devices = {device for device in map(_device, prompts) if device >= 0}
+    devices = {device for device in map(device_of_prompt, prompts) if device >= 0}
     if len(devices) > 1:
         raise UsageError(f"expected prompts on one GPU, found some on each of {', '.join(f'cuda:{d}' for d in sorted(devices))}")
     device = next(iter(devices), 0)
@@ -236,7 +212,8 @@ def _backend(name: str, threads: int, prompts: Sequence[Any]) -> _core.Backend:
     return _core.make_backend(name, threads, device)
 
 
-def _source(prompt: Prompt, stack: ExitStack, stream: Any = None) -> _core.Source:
+def source_of(prompt: Prompt, stack: ExitStack, stream: Any = None) -> _core.Source:
+    """A prompt for the C++ library; a dump that is opened here is closed with `stack`."""
     handle = None if stream is None else stream_handle(stream)
     if isinstance(prompt, Layer):
         return source_of_layers([prompt], stream=handle)

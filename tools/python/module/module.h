@@ -23,6 +23,9 @@ void add_layer_view(nb::module_& module);
 void add_replay(nb::module_& module);
 void add_verify(nb::module_& module);
 
+/// The element type that the package calls so.
+ElementType element_type(const std::string& name);
+
 /// Values that become a NumPy array without being copied.
 template <class T>
 nb::ndarray<nb::numpy, T> to_numpy(std::vector<T> values, std::vector<std::size_t> shape) {

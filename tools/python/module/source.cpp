@@ -11,13 +11,6 @@ namespace laprox::python {
 
 namespace {
 
-ElementType element_type(const std::string& name) {
-  for (ElementType type : {ElementType::float16, ElementType::bfloat16, ElementType::float32, ElementType::float64}) {
-    if (to_string(type) == name) return type;
-  }
-  throw Bug("the package passes known element types, not " + name);
-}
-
 /// A reference to a Python object that any thread may drop.
 std::shared_ptr<const void> share(nb::object object) {
   return {object.release().ptr(), [](void* held) {
@@ -147,6 +140,13 @@ std::shared_ptr<LayerSource> make_source(const nb::dict& info, const nb::list& l
 }
 
 }  // namespace
+
+ElementType element_type(const std::string& name) {
+  for (ElementType type : {ElementType::float16, ElementType::bfloat16, ElementType::float32, ElementType::float64}) {
+    if (to_string(type) == name) return type;
+  }
+  throw Bug("the package passes known element types, not " + name);
+}
 
 void add_source(nb::module_& module) {
   nb::class_<HeldDeviceArray>(module, "DeviceArray",

@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "candidate.h"
 #include "module.h"
 
 namespace laprox::python {
@@ -27,6 +28,20 @@ nb::list describe(const std::vector<VerdictPart>& parts) {
   return entries;
 }
 
+nb::dict describe(const Failing& failing) {
+  nb::dict rows, entry;
+  for (const auto& [layer, of_layer] : failing.rows) {
+    rows[nb::cast(layer)] = nb::cast(std::vector<Index>(of_layer.begin(), of_layer.end()));
+  }
+  entry["elements"] = failing.elements;
+  entry["rows_by_layer"] = rows;
+  entry["columns"] = nb::make_tuple(failing.first_column, failing.last_column);
+  entry["ratio"] = failing.least_ratio <= failing.most_ratio
+                       ? nb::object(nb::make_tuple(failing.least_ratio, failing.most_ratio))
+                       : nb::none();
+  return entry;
+}
+
 nb::dict describe(const Verification& result) {
   nb::list values, kept, skipped;
   for (const ValueCheck& check : result.values) {
@@ -37,6 +52,7 @@ nb::dict describe(const Verification& result) {
     entry["elements"] = check.elements;
     entry["passed"] = check.passed();
     entry["parts"] = describe(check.parts);
+    entry["failing"] = describe(check.failing);
     values.append(entry);
   }
   for (const KeptCheck& check : result.kept) {
@@ -79,9 +95,30 @@ nb::dict verify(const LayerSource& source, const Backend& backend, const std::ve
   return describe(result);
 }
 
+nb::dict verify_candidate(const LayerSource& source, const nb::dict& arrays, const nb::dict& kept,
+                          std::vector<Index> output_positions, const std::vector<std::shared_ptr<Policy>>& policies,
+                          const std::vector<std::string>& budgets, const std::string& precision, int threads,
+                          nb::object progress) {
+  const std::unique_ptr<Candidate> candidate = make_candidate(arrays, kept, budgets, std::move(output_positions));
+  Verification result;
+  {
+    const Progress tell = make_progress(std::move(progress));
+    const nb::gil_scoped_release unlocked;
+    VerifyOptions options;
+    options.threads = threads;
+    if (!precision.empty()) options.precision = element_type(precision);
+    for (const auto& policy : policies) options.policies.push_back(*policy);
+    result = verify_candidate(source, *candidate, options, tell);
+  }
+  return describe(result);
+}
+
 }  // namespace
 
 void add_verify(nb::module_& module) {
+  module.def("verify_candidate", &verify_candidate, nb::arg("source"), nb::arg("arrays"), nb::arg("kept"),
+             nb::arg("output_positions"), nb::arg("policies"), nb::arg("budgets"), nb::arg("precision"),
+             nb::arg("threads"), nb::arg("progress").none());
   module.def("verify", &verify, nb::arg("source"), nb::arg("backend"), nb::arg("policies"), nb::arg("budgets"),
              nb::arg("progress").none());
 }
