@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <string>
@@ -16,11 +17,15 @@ struct QueryNeed {
   enum class Kind {
     none,
     window,  ///< the last `window` prompt queries
-    all,     ///< all prompt queries
+    all,     ///< all prompt queries, or the last `of_all` ones beside the window
     judged   ///< the very queries that judge: an oracle
   };
   Kind kind = Kind::none;
   Index window = 0;
+  Index of_all = 0;  ///< 0: every one
+
+  /// How many prompt queries Kind::all stands for.
+  Index counted(Index context) const { return of_all > 0 ? std::min(std::max(of_all, window), context) : context; }
 };
 
 /// Column statistics of the observation window's attention, all [query_heads, C]. A_h[t, i] is the causal softmax of
@@ -69,9 +74,10 @@ class ScoringKernels {
   /// A_h[t, i], taken as at most 1 - 1e-6. The energy at t is ||sum_h Delta_h[t, i]||^2 over the heads of the group,
   /// or, unless `joint`, sum_h ||Delta_h[t, i]||^2. Over the last min(window, C) stored queries.
   const Matrix& removal_energies(Index window, OverQueries over, bool joint);
-  /// sum over h of the group and all prompt queries t >= i + distance of ||Delta_h[t, i]||^2: [kv_heads, C].
-  const Matrix& far_energies(Index distance);
-  /// Announces far_energies(distance), so that a backend can compute it in one pass with column_sums.
+  /// sum over h of the group and the last `queries` prompt queries (0: all) with t >= i + distance of
+  /// ||Delta_h[t, i]||^2: [kv_heads, C].
+  const Matrix& far_energies(Index distance, Index queries = 0);
+  /// Announces far_energies(distance) of all queries, so that a backend can compute it in one pass with column_sums.
   virtual void expect_far_energies(Index /*distance*/) {}
 
   /// Calls visit once for every query head, in any order and from several threads at once, with the attention of the
@@ -89,7 +95,7 @@ class ScoringKernels {
   virtual Matrix compute_value_l1_norms() = 0;
   virtual Matrix compute_value_products() = 0;
   virtual Matrix compute_removal_energies(Index window, OverQueries over, bool joint) = 0;
-  virtual Matrix compute_far_energies(Index distance) = 0;
+  virtual Matrix compute_far_energies(Index distance, Index queries) = 0;
 
  private:
   /// A primitive's results by its parameters.
@@ -108,7 +114,7 @@ class ScoringKernels {
   Memo<WindowStatistics, Index> window_statistics_;
   Memo<Matrix, Index> window_products_;
   Memo<Matrix, Index, OverQueries, bool> removal_energies_;
-  Memo<Matrix, Index> far_energies_;
+  Memo<Matrix, Index, Index> far_energies_;
   Memo<Matrix> column_sums_, value_norms_, value_l1_norms_, value_products_;
 };
 

@@ -24,8 +24,8 @@ const Matrix& ScoringKernels::value_products() {
 const Matrix& ScoringKernels::removal_energies(Index window, OverQueries over, bool joint) {
   return recall(removal_energies_, &ScoringKernels::compute_removal_energies, window, over, joint);
 }
-const Matrix& ScoringKernels::far_energies(Index distance) {
-  return recall(far_energies_, &ScoringKernels::compute_far_energies, distance);
+const Matrix& ScoringKernels::far_energies(Index distance, Index queries) {
+  return recall(far_energies_, &ScoringKernels::compute_far_energies, distance, queries);
 }
 
 namespace {

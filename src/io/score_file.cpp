@@ -53,7 +53,9 @@ void write_primitives(H5::Group& group, const Policy& policy, Index queries, Sco
     write_primitive(group, "column_norms", statistics.squares.cwiseSqrt());
     write_primitive(group, "column_sums", statistics.sum);
   }
-  if (need.kind == QueryNeed::Kind::all) write_primitive(group, "column_sums", kernels.column_sums());
+  if (need.kind == QueryNeed::Kind::all && need.of_all == 0) {
+    write_primitive(group, "column_sums", kernels.column_sums());
+  }
   write_primitive(group, "value_norms", kernels.value_norms());
 }
 

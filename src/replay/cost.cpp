@@ -22,8 +22,8 @@ double product(std::initializer_list<Index> factors) {
 struct Queries {
   Index scoring = 0;  ///< prompt queries that are read
   Index window = 0;   ///< of these, the longest window
+  Index recent = 0;   ///< of these, the last ones that a pass over queries and keys takes
   Index judging = 0;
-  bool all = false;
 };
 
 Queries count_queries(const DumpInfo& dump, const SweepOptions& options) {
@@ -35,12 +35,12 @@ Queries count_queries(const DumpInfo& dump, const SweepOptions& options) {
   bool judged = false;
   for (const Policy& policy : options.policies) {
     const QueryNeed need = policy.scorer->traits().queries;
-    if (need.kind == QueryNeed::Kind::all) queries.all = true;
+    if (need.kind == QueryNeed::Kind::all) queries.recent = std::max(queries.recent, need.counted(dump.context_length));
     if (need.kind == QueryNeed::Kind::window) queries.window = std::max(queries.window, need.window);
     judged = judged || need.kind == QueryNeed::Kind::judged;
   }
   queries.window = std::min(queries.window, dump.context_length);
-  queries.scoring = (queries.all ? dump.context_length : queries.window) + (judged ? queries.judging : 0);
+  queries.scoring = std::max(queries.recent, queries.window) + (judged ? queries.judging : 0);
   if (judged) queries.window = std::max(queries.window, queries.judging);
   return queries;
 }
@@ -89,7 +89,7 @@ void add_layer(Cost& cost, const LayerSummary& layer, const DumpInfo& dump, cons
   cost.ranking_bytes += product({policies, g.kv_heads, context, 12});
 
   cost.scoring_flops += 2 * product({g.query_heads, queries.window, context, g.head_size});
-  if (queries.all) cost.column_sum_flops += product({g.query_heads, context, context, g.head_size});
+  cost.column_sum_flops += product({g.query_heads, queries.recent, 2 * context - queries.recent, g.head_size});
   cost.value_norm_flops += 2 * product({g.query_heads, context, g.value_size, g.value_size});
   for (const Policy& policy : options.policies) {
     cost.oracle_flops += policy.scorer->flops(g, context, queries.judging);

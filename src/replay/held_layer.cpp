@@ -34,7 +34,7 @@ class HeldLayer::Kernels : public ScoringKernels {
   Matrix compute_removal_energies(Index window, OverQueries over, bool joint) override {
     return own_->removal_energies(window, over, joint);
   }
-  Matrix compute_far_energies(Index distance) override { return own_->far_energies(distance); }
+  Matrix compute_far_energies(Index distance, Index queries) override { return own_->far_energies(distance, queries); }
 
  private:
   /// The held entries' columns; rows of one KV head are neighbours.

@@ -26,23 +26,27 @@ class LaProxR : public Scorer {
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
     const Index context = layer.context_length(), end = std::max<Index>(0, context - traits().pins.last);
     Matrix energies = kernels.removal_energies(traits().queries.window, over_, joint_);
-    if (traits().far_distance > 0) add_far(energies, kernels.far_energies(traits().far_distance));
+    if (traits().far_distance > 0) add_far(energies, kernels.far_energies(traits().far_distance, traits().far_queries));
     pool_between(energies, std::min(traits().pins.first, end), end, pool_, kernel_);
     return energies.cwiseSqrt();
   }
 
  private:
   static ScorerTraits traits_of(const Options& options) {
-    const Index far = options.integer("far");
+    const Index far = options.integer("far"), far_queries = options.integer("far-queries");
     return {.queries = {.kind = far > 0 ? QueryNeed::Kind::all : QueryNeed::Kind::window,
-                        .window = options.integer("window")},
+                        .window = options.integer("window"),
+                        .of_all = far_queries},
             .pins = {.first = options.integer("sinks"), .last = options.integer("pinned")},
-            .far_distance = far};
+            .far_distance = far,
+            .far_queries = far_queries};
   }
 
   void add_far(Matrix& energies, const Matrix& far) const {
+    const Index read = traits().far_queries;
     for (Index i = 0; i < energies.cols(); ++i) {
-      const Index queries = std::max(energies.cols() - traits().far_distance - i, kFewestQueries);
+      const Index distant = energies.cols() - traits().far_distance - i;
+      const Index queries = std::max(read > 0 ? std::min(distant, read) : distant, kFewestQueries);
       energies.col(i) += far_weight_ / static_cast<double>(queries) * far.col(i);
     }
   }
@@ -71,6 +75,7 @@ ScorerInfo laprox_r_info() {
   for (OptionSpec& spec : pooling_options("max", 21)) options.push_back(std::move(spec));
   options.push_back(OptionSpec::integer("far", 0, 0, 1 << 20,
                                         "0: none; else adds what all prompt queries at this distance or more lose"));
+  options.push_back(OptionSpec::integer("far-queries", 0, 0, 1 << 30, "of these, the last so many are read; 0: all"));
   options.push_back(OptionSpec::real("far-weight", 8, 0, 1e6, "weight of what distant queries lose"));
   return {
       .name = "laprox-r",
@@ -82,11 +87,12 @@ ScorerInfo laprox_r_info() {
           "of the pooled max over the window's queries of ||Delta[t, i]||^2 (over=sum: their sum; joint=false: without "
           "the products of different query heads). The first `sinks` and the last `pinned` tokens are kept, and "
           "pooling stays between them. far=n adds far-weight times the mean of ||Delta||^2 over all prompt queries t "
-          ">= i + n, without products of different heads: what the window does not attend to and distant queries do. "
+          ">= i + n, without products of different heads: what the window does not attend to and distant queries do; "
+          "far-queries=m: over the last m prompt queries alone, so that the cost is linear in the prompt's length. "
           "The allocator global:normalize=residual (the default) divides each layer's scores by the size of the "
           "residual stream that its output is added to.",
       .default_allocator = "global:normalize=residual",
-      .needs = "window queries (with far: all prompt queries), K, V, W_o, residual norms",
+      .needs = "window queries (with far: all prompt queries, or the last far-queries), K, V, W_o, residual norms",
       .options = std::move(options),
       .make = make_laprox_r,
   };

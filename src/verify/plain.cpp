@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "backends/far_queries.h"
 #include "base/parallel.h"
 #include "laprox/error.h"
 #include "verify/plain_arithmetic.h"
@@ -107,10 +108,12 @@ class PlainScoring : public ScoringKernels {
     return squares_of(norms);
   }
 
-  Matrix compute_far_energies(Index distance) override {
+  Matrix compute_far_energies(Index distance, Index queries) override {
+    const Index count = far_queries(layer_, queries);
     Matrix norms(layer_.geometry.kv_heads, layer_.context_length);
     Array by_head(layer_.geometry.query_heads, layer_.context_length);
-    parallel_for(threads_, by_head.rows(), [&](Index head) { by_head.row(head) = far_energies_of(head, distance); });
+    parallel_for(threads_, by_head.rows(),
+                 [&](Index head) { by_head.row(head) = far_energies_of(head, distance, count); });
     const Index group = layer_.geometry.group();
     for (Index kv_head = 0; kv_head < norms.rows(); ++kv_head) {
       norms.row(kv_head) = rounded_norms(by_head.middleRows(kv_head * group, group).colwise().sum());
@@ -140,13 +143,14 @@ class PlainScoring : public ScoringKernels {
     arithmetic_.round(moved);
     return moved;
   }
-  /// Of one query head: [1, C]. Blocks of queries and of entries stay in cache.
-  Array far_energies_of(Index head, Index distance) const {
+  /// Of one query head, over its last `queries` queries: [1, C]. Blocks of queries and of entries stay in cache.
+  Array far_energies_of(Index head, Index distance, Index queries) const {
     constexpr Index kQueries = 64, kEntries = 32;
     Array total = Array::Zero(1, layer_.context_length);
-    for (Index first = distance; first < layer_.queries(); first += kQueries) {
-      const Index count = std::min(kQueries, layer_.queries() - first);
-      const Removal removal = removal_of(head, first, count);
+    const Index context = layer_.context_length, unstored = context - layer_.queries();
+    for (Index first = std::max(distance, context - queries); first < context; first += kQueries) {
+      const Index count = std::min(kQueries, context - first);
+      const Removal removal = removal_of(head, first - unstored, count);
       for (Index entry = 0; entry <= first + count - 1 - distance; entry += kEntries) {
         for (Index t = std::max<Index>(0, entry + distance - first); t < count; ++t) {
           const Index entries = std::min(kEntries, first + t - distance + 1 - entry);

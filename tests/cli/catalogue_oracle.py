@@ -285,21 +285,34 @@ def removal_energy(dump, layer, window, over="max", joint=True):
     return energy.max(1) if over == "max" else energy.sum(1)
 
 
-def far_energy(dump, layer, far):
-    """F_g[i] over all prompt queries that are `far` or more behind the entry: [H_kv, C]."""
+def far_energy(dump, layer, far, queries=0):
+    """F_g[i] over the last `queries` prompt queries (0: all) that are `far` or more behind the entry: [H_kv, C]."""
     token, energy = np.arange(dump.context), np.zeros((len(layer.q), dump.context))
-    for t in range(dump.context):
+    queries = min(queries or dump.context, dump.context)
+    for t in range(dump.context - queries, dump.context):
         reached = token <= t - far
         energy[:, reached] += (removals(dump, layer, dump.rows([t]))[:, 0] ** 2).sum(-1)[:, reached]
-    return reduce_group(energy, layer, "sum") / np.maximum(dump.context - far - token, 16)
+    return reduce_group(energy, layer, "sum") / np.maximum(np.minimum(dump.context - far - token, queries), 16)
 
 
 def laprox_r(
-    dump, layer, budget, window=32, sinks=4, pinned=None, over="max", joint=True, pool="max", kernel=21, far=0, far_weight=8.0
+    dump,
+    layer,
+    budget,
+    window=32,
+    sinks=4,
+    pinned=None,
+    over="max",
+    joint=True,
+    pool="max",
+    kernel=21,
+    far=0,
+    far_queries=0,
+    far_weight=8.0,
 ):
     energy = removal_energy(dump, layer, window, over, joint)
     if far:
-        energy = energy + far_weight * far_energy(dump, layer, far)
+        energy = energy + far_weight * far_energy(dump, layer, far, far_queries)
     end = dump.context - min(window if pinned is None else pinned, dump.context)
     return behind_the_sinks(np.sqrt(pooled(energy[:, min(sinks, end) : end], pool, kernel)), min(sinks, end))
 

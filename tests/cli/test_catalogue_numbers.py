@@ -87,6 +87,8 @@ ANY_DUMP = [
 ALL_QUERIES = [
     f"laprox-far:{SMALL}",
     f"laprox-r:{SMALL},far=3,far-weight=0.5",
+    f"laprox-r:{SMALL},far=3,far-queries=20",
+    f"laprox-r:{SMALL},far=12,far-queries=45,pool=avg",
     "observed-attention",
     "scissorhands:recent=6",
     "noncausal:chunk=16",

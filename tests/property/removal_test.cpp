@@ -113,6 +113,23 @@ TEST_CASE("with one query head per KV head, distant energies are those of remova
   }
 }
 
+TEST_CASE("distant energies of the last queries are those of a layer that stores no others") {
+  const auto both = backends();
+  for (const Index queries : {1, 17, 40, 90}) {
+    const LayerTensors whole = random_layer(
+        {.geometry = {4, 2, 16, 8, 24}, .context = 90, .attention = {.scale = 0.25, .sliding_window = 70}}, 9);
+    const LayerTensors all_exact = with_queries(whole, 0, 90, ElementType::float64);
+    const LayerTensors exact = with_queries(whole, 90 - queries, 90, ElementType::float64);
+    const LayerTensors single = with_queries(whole, 90 - queries, 90, ElementType::float32);
+    const LayerTensors all = with_queries(whole, 0, 90, ElementType::float32);
+    CAPTURE(queries);
+    const Matrix expected = both[0]->scoring(all_exact)->far_energies(7, queries);
+    CHECK(both[0]->scoring(exact)->far_energies(7, queries) == expected);
+    CHECK(relative_difference(both[1]->scoring(single)->far_energies(7, queries), expected) <= 1e-4);
+    CHECK(relative_difference(both[1]->scoring(all)->far_energies(7, queries), expected) <= 1e-4);
+  }
+}
+
 TEST_CASE("float32 keeps its digits where values are nearly equal to the output") {
   const auto both = backends();
   unsigned seed = 50;

@@ -6,10 +6,13 @@
 
 namespace laprox::cpu {
 
-Index causal_chunk_begin(Index chunk, Index context) {
-  const double share = std::sqrt(static_cast<double>(chunk) / static_cast<double>(kCausalChunks));
-  const Index query = static_cast<Index>(share * static_cast<double>(context));
-  return chunk == kCausalChunks ? context : query / kQueryBlock * kQueryBlock;
+Index causal_chunk_begin(Index chunk, Index context, Index first) {
+  const double share = static_cast<double>(chunk) / static_cast<double>(kCausalChunks);
+  // The area up to a query is half its square.
+  const double before = static_cast<double>(first) / static_cast<double>(context);
+  const double place = std::sqrt(before * before + (1 - before * before) * share);
+  const Index query = static_cast<Index>(place * static_cast<double>(context));
+  return chunk == kCausalChunks ? context : std::max(first, query / kQueryBlock * kQueryBlock);
 }
 
 CausalRows::CausalRows(const LayerTensors& layer, Index head, const Panels& keys)
@@ -33,7 +36,8 @@ void CausalRows::compute(Index first_query, Index last_query, Index alignment) {
 
 void CausalRows::scale_queries(Index first_query) {
   const Index size = layer_.geometry.head_size;
-  const float* q = layer_.q.data<float>() + (head_ * layer_.queries() + first_query) * size;
+  const Index row = first_query - (layer_.context_length - layer_.queries());
+  const float* q = layer_.q.data<float>() + (head_ * layer_.queries() + row) * size;
   const float scale = static_cast<float>(layer_.attention.scale);
   for (Index i = 0; i < rows_ * size; ++i) queries_[i] = scale * q[i];
 }

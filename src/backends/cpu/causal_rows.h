@@ -10,10 +10,12 @@ inline constexpr Index kQueryBlock = 2 * kTile;
 /// number of threads.
 inline constexpr Index kCausalChunks = 16;
 
-/// The query at which chunk `chunk` begins: chunks of equal area under the causal triangle, in whole blocks.
-Index causal_chunk_begin(Index chunk, Index context);
+/// The query at which chunk `chunk` of the queries [first, context) begins: chunks of equal area under the causal
+/// triangle, in whole blocks.
+Index causal_chunk_begin(Index chunk, Index context, Index first = 0);
 
-/// Whole rows of exp(logit - largest) of a block of prompt queries of one query head, which has all of them stored.
+/// Whole rows of exp(logit - largest) of a block of prompt queries of one query head. The layer stores the last ones,
+/// up to context_length - 1.
 class CausalRows {
  public:
   /// `keys`: the KV head's keys as columns. Both must outlive the rows.

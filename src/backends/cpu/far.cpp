@@ -1,11 +1,11 @@
 #include <Eigen/Eigenvalues>
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "backends/cpu/far_rows.h"
 #include "backends/cpu/scoring.h"
 #include "base/parallel.h"
-#include "laprox/error.h"
 
 namespace laprox::cpu {
 
@@ -33,15 +33,18 @@ class Differences {
     const auto k = layer_.k.matrix<float>(head_ / layer_.geometry.group()).row(key);
     const auto q = layer_.q.matrix<float>(head_);
     double sum = 0;
-    for (Index t = key + distance_; t < layer_.context_length && form.first_visible(t) <= key; ++t) {
-      if (softmax_.top[t] == key) {
-        sum += softmax_.top_energy[t];
+    const Index unstored = layer_.context_length - layer_.queries();
+    for (Index t = std::max(softmax_.first, key + distance_); t < layer_.context_length && form.first_visible(t) <= key;
+         ++t) {
+      const Index place = t - softmax_.first;
+      if (softmax_.top[place] == key) {
+        sum += softmax_.top_energy[place];
         continue;
       }
-      double logit = form.scale * static_cast<double>(q.row(t).dot(k));
+      double logit = form.scale * static_cast<double>(q.row(t - unstored).dot(k));
       if (form.softcap > 0) logit = form.softcap * std::tanh(logit / form.softcap);
-      const double e = std::exp(logit - softmax_.largest[t]), odds = e / (softmax_.total[t] - e);
-      sum += odds * odds * static_cast<double>((outputs_.row(t) - value).squaredNorm());
+      const double e = std::exp(logit - softmax_.largest[place]), odds = e / (softmax_.total[place] - e);
+      sum += odds * odds * static_cast<double>((outputs_.row(place) - value).squaredNorm());
     }
     return sum;
   }
@@ -52,16 +55,17 @@ class Differences {
   const ValuePanels& values_;
   const HeadSoftmax& softmax_;
   Matrix factor_;        ///< L [d_v, d_v]
-  FloatMatrix outputs_;  ///< [C, d_v] o L
+  FloatMatrix outputs_;  ///< [queries, d_v] o L
 };
 
-/// One KV head's pass: column sums and energies of its group.
+/// One KV head's pass over the last `queries` queries: column sums and energies of its group.
 class GroupPass {
  public:
-  GroupPass(const LayerTensors& layer, Index kv_head, Index distance, int threads)
+  GroupPass(const LayerTensors& layer, Index kv_head, Index distance, Index queries, int threads)
       : layer_(layer),
         first_head_(kv_head * layer.geometry.group()),
         distance_(distance),
+        first_query_(layer.context_length - queries),
         threads_(threads),
         keys_(layer.geometry.head_size, layer.context_length),
         values_(layer, kv_head, threads) {
@@ -77,14 +81,14 @@ class GroupPass {
     std::vector<HeadSoftmax> softmax;
     for (Index a = 0; a < group; ++a) {
       forms.emplace_back(layer_, first_head_ + a, values_);
-      softmax.emplace_back(layer_);
+      softmax.emplace_back(layer_, first_query_);
     }
     Matrix partial = Matrix::Zero(3 * tasks, padded(context));
     parallel_for(threads_, tasks, [&](Index task) {
       const auto a = static_cast<std::size_t>(task / kCausalChunks);
-      const Index chunk = task % kCausalChunks, end = causal_chunk_begin(chunk + 1, context);
+      const Index chunk = task % kCausalChunks, end = causal_chunk_begin(chunk + 1, context, first_query_);
       FarRows rows(layer_, first_head_ + static_cast<Index>(a), distance_, keys_, values_, forms[a], softmax[a]);
-      for (Index query = causal_chunk_begin(chunk, context); query < end; query += kQueryBlock) {
+      for (Index query = causal_chunk_begin(chunk, context, first_query_); query < end; query += kQueryBlock) {
         rows.add(query, std::min(end, query + kQueryBlock), &partial(task, 0), &partial(tasks + task, 0),
                  &partial(2 * tasks + task, 0));
       }
@@ -123,7 +127,7 @@ class GroupPass {
   }
 
   const LayerTensors& layer_;
-  Index first_head_, distance_;
+  Index first_head_, distance_, first_query_;
   int threads_;
   Panels keys_;
   ValuePanels values_;
@@ -131,12 +135,11 @@ class GroupPass {
 
 }  // namespace
 
-CausalSums causal_sums(const LayerTensors& layer, Index distance, int threads) {
-  require(layer.queries() == layer.context_length, "far energies read every prompt query");
+CausalSums causal_sums(const LayerTensors& layer, Index distance, Index queries, int threads) {
   CausalSums sums{Matrix(layer.geometry.query_heads, layer.context_length),
                   Matrix(layer.geometry.kv_heads, layer.context_length)};
   for (Index kv_head = 0; kv_head < layer.geometry.kv_heads; ++kv_head) {
-    sums.far.row(kv_head) = GroupPass(layer, kv_head, distance, threads).run(sums.columns);
+    sums.far.row(kv_head) = GroupPass(layer, kv_head, distance, queries, threads).run(sums.columns);
   }
   return sums;
 }

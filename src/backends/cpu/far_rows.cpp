@@ -83,18 +83,19 @@ void FarRows::add(Index first, Index last, double* columns, double* energies, do
 
 /// Finds the key that has more than half of the query's weight, takes it out of the row, and sums the others.
 void FarRows::set_dominant_apart(Index at, Index query) {
+  const Index place = query - softmax_.first;
   float* row = rows_.row(at);
-  softmax_.top[query] = -1;
-  softmax_.largest[query] = rows_.largest(at);
-  softmax_.total[query] = 1 / rows_.inverse(at);
-  rest_[at] = static_cast<double>(softmax_.total[query]) - static_cast<double>(rows_.of_sink(at));
-  if (softmax_.total[query] >= 2) return;
+  softmax_.top[place] = -1;
+  softmax_.largest[place] = rows_.largest(at);
+  softmax_.total[place] = 1 / rows_.inverse(at);
+  rest_[at] = static_cast<double>(softmax_.total[place]) - static_cast<double>(rows_.of_sink(at));
+  if (softmax_.total[place] >= 2) return;
   float* top = std::find(row, row + rows_.stride(), 1.0F);  // exp(0); the sink's is the largest where there is none
   if (top == row + rows_.stride()) return;
   *top = 0;
   Lanes rest{};
   for (Index i = 0; i < rows_.stride(); i += kLanes) rest += load(row + i);
-  softmax_.top[query] = static_cast<std::int32_t>(rows_.first_key() + (top - row));
+  softmax_.top[place] = static_cast<std::int32_t>(rows_.first_key() + (top - row));
   rest_[at] = sum(rest);
 }
 
@@ -113,18 +114,19 @@ void FarRows::sum_values() {
 
 /// o - mean = (e_top v_top + sum of the others' e v - e_sink mean) / total, v being centred; a sink's value is 0.
 void FarRows::form_outputs(Index first_query) {
+  const Index first = first_query - softmax_.first;
   for (Index row = 0; row < rows_.rows(); ++row) {
-    const Index query = first_query + row;
-    const double of_sink = rows_.of_sink(row), top = softmax_.top[query] >= 0 ? 1 : 0;
+    const Index place = first + row;
+    const double of_sink = rows_.of_sink(row), top = softmax_.top[place] >= 0 ? 1 : 0;
     Eigen::RowVectorXd output = rest_values_.row(row) - of_sink * values_.centred.mean();
-    if (top > 0) output += values_.centred.exact(softmax_.top[query]);
-    softmax_.outputs.row(query) = (output / (top + rest_[row] + of_sink)).cast<float>();
+    if (top > 0) output += values_.centred.exact(softmax_.top[place]);
+    softmax_.outputs.row(place) = (output / (top + rest_[row] + of_sink)).cast<float>();
   }
-  multiply(rows_.rows(), size_, {&softmax_.outputs(first_query, 0), size_, 1}, forms_.twice_gram, 0,
+  multiply(rows_.rows(), size_, {&softmax_.outputs(first, 0), size_, 1}, forms_.twice_gram, 0,
            forms_.twice_gram.count(), moments_.data(), moments_.cols());
   for (Index row = 0; row < rows_.rows(); ++row) {
     const double twice =
-        softmax_.outputs.row(first_query + row).cast<double>().dot(moments_.row(row).head(size_).cast<double>());
+        softmax_.outputs.row(first + row).cast<double>().dot(moments_.row(row).head(size_).cast<double>());
     squares_[row] = static_cast<float>(std::max(0.0, twice / 2));
     roots_[row] = std::sqrt(squares_[row]);
   }
@@ -133,7 +135,7 @@ void FarRows::form_outputs(Index first_query) {
 /// The energies of the keys taken apart, from c (o - v) itself.
 void FarRows::add_dominant(Index first_query, double* energies) {
   for (Index row = 0; row < rows_.rows(); ++row) {
-    const Index query = first_query + row, top = softmax_.top[query];
+    const Index query = first_query + row, place = query - softmax_.first, top = softmax_.top[place];
     if (top < 0 || top > query - distance_) continue;
     const double of_sink = rows_.of_sink(row), others = rest_[row] + of_sink, total = 1 + others;
     const double away = std::max(others / total, 1 - kLargestWeight);
@@ -143,7 +145,7 @@ void FarRows::add_dominant(Index first_query, double* energies) {
     const double factor = (1 - away) / away / total;
     const Eigen::RowVectorXf moved = (factor * difference).cast<float>();
     const double energy = (moved * forms_.gram).cast<double>().dot(moved.cast<double>());
-    softmax_.top_energy[query] = energy;
+    softmax_.top_energy[place] = energy;
     energies[top] += energy;
   }
 }
@@ -155,7 +157,7 @@ void FarRows::add_block(Index block, Index first_query, double* energies, double
   multiply(rows, size_, {moments_.data(), moments_.cols(), 1}, values_.columns, first / kPanel, (first + keys) / kPanel,
            linear_.data(), kKeyBlock);
   float totals[kQueryBlock];
-  for (Index row = 0; row < rows; ++row) totals[row] = softmax_.total[first_query + row];
+  for (Index row = 0; row < rows; ++row) totals[row] = softmax_.total[first_query - softmax_.first + row];
   for (Index i = 0; i < keys; i += kLanes) {
     const Lanes form = load(&forms_.forms[first + i]), root = load(&forms_.roots[first + i]);
     Lanes energy{}, bound{};

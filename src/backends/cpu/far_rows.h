@@ -31,16 +31,18 @@ struct HeadForms {
   Buffer<float> roots;  ///< [padded C] its root
 };
 
-/// What the softmax of every prompt query of one head came to.
+/// What the softmax of the last prompt queries of one head, those from `first` on, came to; by query - first.
 struct HeadSoftmax {
-  explicit HeadSoftmax(const LayerTensors& layer)
-      : outputs(layer.context_length, layer.geometry.value_size),
-        largest(layer.context_length),
-        total(layer.context_length),
-        top_energy(layer.context_length),
-        top(layer.context_length) {}
+  HeadSoftmax(const LayerTensors& layer, Index first_query)
+      : first(first_query),
+        outputs(layer.context_length - first, layer.geometry.value_size),
+        largest(layer.context_length - first),
+        total(layer.context_length - first),
+        top_energy(layer.context_length - first),
+        top(layer.context_length - first) {}
 
-  FloatMatrix outputs;        ///< [C, d_v] o minus the values' mean
+  Index first;
+  FloatMatrix outputs;        ///< [queries, d_v] o minus the values' mean
   Buffer<float> largest;      ///< of the logits and the sink's
   Buffer<float> total;        ///< sum of exp(logit - largest), the sink's included
   Buffer<double> top_energy;  ///< the energy of the key that has more than half of the weight

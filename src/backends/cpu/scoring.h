@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "backends/far_queries.h"
 #include "laprox/backend.h"
 
 namespace laprox::cpu {
@@ -18,12 +19,12 @@ Matrix value_l1_norms(const LayerTensors& layer, int threads);
 Matrix value_products(const LayerTensors& layer, int threads);
 Matrix removal_energies(const LayerTensors& layer, Index window, OverQueries over, bool joint, int threads);
 
-/// What one pass over all prompt queries gives.
+/// What one pass over the last `queries` prompt queries gives.
 struct CausalSums {
-  Matrix columns;  ///< column_sums, to the bit
+  Matrix columns;  ///< column_sums, to the bit where these are all
   Matrix far;      ///< far_energies
 };
-CausalSums causal_sums(const LayerTensors& layer, Index distance, int threads);
+CausalSums causal_sums(const LayerTensors& layer, Index distance, Index queries, int threads);
 
 /// The scoring primitives in float32 with float64 sums over chunks.
 class Scoring : public ScoringKernels {
@@ -52,9 +53,10 @@ class Scoring : public ScoringKernels {
   Matrix compute_removal_energies(Index window, OverQueries over, bool joint) override {
     return cpu::removal_energies(layer_, window, over, joint, threads_);
   }
-  Matrix compute_far_energies(Index distance) override {
-    CausalSums sums = causal_sums(layer_, distance, threads_);
-    columns_ = std::move(sums.columns);
+  Matrix compute_far_energies(Index distance, Index queries) override {
+    const Index count = far_queries(layer_, queries);
+    CausalSums sums = causal_sums(layer_, distance, count, threads_);
+    if (count == layer_.context_length) columns_ = std::move(sums.columns);
     return std::move(sums.far);
   }
 

@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(kThreads, FarTiles<T, Size>::kResidentBlocks)
   // Earlier keys are seen by more queries: they begin first.
   const int block_key = static_cast<int>(blockIdx.y) * kBlockKeys;
   const int key = block_key + static_cast<int>(threadIdx.x) / 32 * kWarpKeys, count = layer.context - key;
-  const int window = layer.sliding_window > 0 ? layer.sliding_window : layer.queries;
-  const FarTileRange tiles(layer, block_key, kBlockKeys, window, distance, kTile);
+  const FarQueries queries(terms, distance);
+  const FarTileRange tiles(queries, block_key, kBlockKeys, kTile);
 
   LeftRows<T, Size> keys[kKeyTiles];
   LeftRows<__half, Size> values[kKeyTiles];
@@ -43,7 +43,6 @@ __global__ void __launch_bounds__(kThreads, FarTiles<T, Size>::kResidentBlocks)
       forms[i][half] = terms.forms[static_cast<size_t>(head) * layer.context + of_key];
     }
   }
-  const T* queries = static_cast<const T*>(layer.q) + static_cast<size_t>(head) * layer.queries * Size;
   const size_t of_head = static_cast<size_t>(head) * terms.padded;
   const LogitForm form(layer);
   double sums[kKeyTiles][2] = {};
@@ -63,8 +62,7 @@ __global__ void __launch_bounds__(kThreads, FarTiles<T, Size>::kResidentBlocks)
 #pragma unroll
     for (auto& row : c) form.apply_cap(row);
     const int first_query = tile * kTile + step;
-    const bool all =
-        first_query >= key + kWarpKeys - 1 + distance && first_query + 15 < min(key + window, layer.queries);
+    const bool all = queries.all_count(first_query, 16, key, kWarpKeys);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const int place = step + 8 * n + 2 * lane_column();
@@ -83,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, FarTiles<T, Size>::kResidentBlocks)
             float energy = far_energy(c[i][n][2 * half + e], form.factor, row, linear[i][n][2 * half + e], pair.scale,
                                       forms[i][half], pair.square);
             if (at == row.token) energy = row.energy;
-            if (!all && (query >= layer.queries || query < at + distance || !sees(layer, query, at))) energy = 0;
+            if (!all && !queries.counts(layer, query, at)) energy = 0;
             of_tile[i][half] += energy;
           }
         }
@@ -91,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, FarTiles<T, Size>::kResidentBlocks)
     }
   };
   stream_tiles<S>(
-      queries, layer.queries, tiles.first, tiles.last, shared,
+      queries.rows<T, Size>(terms, head), queries.count, tiles.first, tiles.last, shared,
       [&](int tile, const uint4* chunks) {
         if (count <= 0) return;
         float of_tile[kKeyTiles][2] = {};  // short chains of sums keep their digits

@@ -31,15 +31,42 @@ __device__ inline void start_far_terms(uint4* chunks, const HalfTerms& terms, si
   start_terms(chunks + Shape::kPairChunks, terms.pair_terms + of_head + start, kQueries, real);
 }
 
-/// Tiles [first, last) of the queries that are `distance` or more behind the first of `keys` keys from block_key on,
-/// and see the last one. window: how far back a query sees.
+/// The queries of a pass, the last prompt ones, by their rows: row r is at the position first_position + r.
+struct FarQueries {
+  int count, first_position, distance;
+  int window;  ///< how far back a query sees
+
+  __device__ FarQueries(const HalfTerms& terms, int far)
+      : count(terms.range.count),
+        first_position(terms.layer.context - terms.range.count),
+        distance(far),
+        window(terms.layer.sliding_window > 0 ? terms.layer.sliding_window : terms.layer.context) {}
+  /// The head's queries from row 0 on.
+  template <class T, int Size>
+  __device__ const T* rows(const HalfTerms& terms, int head) const {
+    const size_t first = static_cast<size_t>(head) * terms.layer.queries + terms.range.first;
+    return static_cast<const T*>(terms.layer.q) + first * Size;
+  }
+  /// Whether `rows` rows from `row` on all count for `keys` keys from `key` on.
+  __device__ bool all_count(int row, int rows, int key, int keys) const {
+    const int position = first_position + row;
+    return position >= key + keys - 1 + distance && position + rows - 1 < key + window && row + rows <= count;
+  }
+  /// Whether one row counts for one key.
+  __device__ bool counts(const Layer& layer, int row, int key) const {
+    const int position = first_position + row;
+    return row < count && position >= key + distance && sees(layer, position, key);
+  }
+};
+
+/// Tiles [first, last) of the rows that count for one of `keys` keys from block_key on.
 struct FarTileRange {
   int first, last;
-  __device__ FarTileRange(const Layer& layer, int block_key, int keys, int window, int distance, int tile) {
-    const long long last_query =
-        min(static_cast<long long>(layer.queries), static_cast<long long>(block_key) + keys - 1 + window);
-    first = static_cast<int>((static_cast<long long>(block_key) + distance) / tile);
-    last = max(first, static_cast<int>((last_query + tile - 1) / tile));
+  __device__ FarTileRange(const FarQueries& queries, int block_key, int keys, int tile) {
+    const long long begin = static_cast<long long>(block_key) + queries.distance - queries.first_position;
+    const long long end = static_cast<long long>(block_key) + keys - 1 + queries.window - queries.first_position;
+    first = static_cast<int>(max(begin, 0LL) / tile);
+    last = max(first, static_cast<int>((min(end, static_cast<long long>(queries.count)) + tile - 1) / tile));
   }
 };
 

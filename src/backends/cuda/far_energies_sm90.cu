@@ -106,8 +106,8 @@ __global__ void __launch_bounds__(FarTiles<T, Size>::kBlockThreads, 1)
   const int block_key = static_cast<int>(blockIdx.y) * kBlockKeys, warp = static_cast<int>(threadIdx.x) / 32;
   const int group_key = block_key + warp / 4 * kGroupKeys, warp_key = group_key + warp % 4 * 16,
             key = warp_key + lane_row();
-  const int window = layer.sliding_window > 0 ? layer.sliding_window : layer.queries;
-  const FarTileRange tiles(layer, block_key, kBlockKeys, window, distance, kQueries);
+  const FarQueries queries(terms, distance);
+  const FarTileRange tiles(queries, block_key, kBlockKeys, kQueries);
 
   LeftRows<T, Size> keys;
   LeftRows<__half, Size> values;
@@ -119,7 +119,6 @@ __global__ void __launch_bounds__(FarTiles<T, Size>::kBlockThreads, 1)
   for (int half = 0; half < 2; ++half) {
     forms[half] = terms.forms[static_cast<size_t>(head) * layer.context + min(key + 8 * half, layer.context - 1)];
   }
-  const T* queries = static_cast<const T*>(layer.q) + static_cast<size_t>(head) * layer.queries * Size;
   const size_t of_head = static_cast<size_t>(head) * terms.padded;
   const LogitForm form(layer);
   double sums[2] = {};
@@ -127,20 +126,18 @@ __global__ void __launch_bounds__(FarTiles<T, Size>::kBlockThreads, 1)
   const auto add = [&](float(&c)[8][4], const float(&linear)[8][4], int first_query, const RowTerms* of_rows,
                        const PairTerms* of_pairs) {
     form.apply_cap(c);
-    const bool all = first_query >= group_key + kGroupKeys - 1 + distance &&
-                     first_query + 63 < min(group_key + window, layer.queries);
+    const bool all = queries.all_count(first_query, 64, group_key, kGroupKeys);
     float of_part[2];  // short chains of sums keep their digits
     if (!all || !small_energies(c, linear, form.factor, forms, of_rows, of_pairs, of_part)) {
       any_energies(c, linear, form.factor, forms, of_rows, of_pairs, key, of_part, [&](int half, int place) {
-        const int at = key + 8 * half, query = first_query + place;
-        return all || (query < layer.queries && query >= at + distance && sees(layer, query, at));
+        return all || queries.counts(layer, first_query + place, key + 8 * half);
       });
     }
     sums[0] += of_part[0];
     sums[1] += of_part[1];
   };
   stream_tiles<S>(
-      queries, layer.queries, tiles.first, tiles.last, shared,
+      queries.rows<T, Size>(terms, head), queries.count, tiles.first, tiles.last, shared,
       [&](int tile, const uint4* chunks) {
         const RowTerms* of_rows = reinterpret_cast<const RowTerms*>(chunks + S::kRowChunks);
         const PairTerms* of_pairs = reinterpret_cast<const PairTerms*>(chunks + S::kPairChunks);

@@ -98,8 +98,8 @@ void half_moments(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream);
 /// It needs window_shared_bytes of a block's shared memory.
 int window_shared_bytes(const Layer& layer);
 void window_energies(const HalfTerms& terms, bool maximum, double* energies, cudaStream_t stream);
-/// far_energies.cu: energies [kv_heads, C] over all queries that are `distance` or more behind an entry, which are
-/// those at the positions 0 .. N - 1; of each head alone. by_head: scratch [query_heads, C].
+/// far_energies.cu: energies [kv_heads, C] over those queries of terms.range, the last ones of the prompt, that are
+/// `distance` or more behind an entry; of each head alone. by_head: scratch [query_heads, C].
 void far_head_energies(const HalfTerms& terms, int distance, double* by_head, double* energies, cudaStream_t stream);
 /// far_energies_sm90.cu: those of each head, [query_heads, C], by a kernel for sm_90a.
 void far_head_energies_sm90(const HalfTerms& terms, int distance, double* by_head, cudaStream_t stream);

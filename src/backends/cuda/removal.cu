@@ -110,13 +110,14 @@ bool removal_energies_half(const Layer& layer, QueryRange range, bool maximum, b
 }
 
 /// Some KV heads at a time, so that what all queries have to be kept for fits.
-bool far_energies_half(const Layer& layer, int distance, double* energies, HalfScratch& scratch, cudaStream_t stream) {
-  const long long each = 8LL * layer.group * layer.queries * layer.value_stride;
+bool far_energies_half(const Layer& layer, int distance, int queries, double* energies, HalfScratch& scratch,
+                       cudaStream_t stream) {
+  const long long each = 8LL * layer.group * queries * layer.value_stride;
   const int at_once = static_cast<int>(std::clamp<long long>(kBatchBytes / each, 1, layer.kv_heads));
   double* by_head = scratch.by_head.at_least(static_cast<size_t>(at_once) * layer.group * layer.context);
   for (int first = 0; first < layer.kv_heads; first += at_once) {
     HalfTerms terms{.layer = some_heads(layer, first, std::min(at_once, layer.kv_heads - first)),
-                    .range = {0, layer.queries},
+                    .range = {layer.queries - queries, queries},
                     .pairs = {layer.group, false}};
     if (!form_terms(terms, scratch, stream)) return false;
     far_head_energies(terms, distance, by_head, energies + static_cast<size_t>(first) * layer.context, stream);
@@ -135,11 +136,13 @@ void removal_energies(const Layer& layer, QueryRange range, bool maximum, bool j
   removal_energies_double(layer, range, maximum, joint, energies, scratch.in_double, stream);
 }
 
-void far_energies(const Layer& layer, int distance, double* energies, RemovalScratch& scratch, cudaStream_t stream) {
-  if (has_half_kernels(layer) && far_energies_half(layer, distance, energies, scratch.half, stream)) return;
+void far_energies(const Layer& layer, int distance, int queries, double* energies, RemovalScratch& scratch,
+                  cudaStream_t stream) {
+  if (has_half_kernels(layer) && far_energies_half(layer, distance, queries, energies, scratch.half, stream)) return;
   // Half types of other sizes are not known to need exact logits, which take most of the time.
   const bool fast = layer.element != Element::float32 && !has_half_kernels(layer);
-  far_energies_double(layer, distance, fast ? LogitSums::fast : LogitSums::exact, energies, scratch.in_double, stream);
+  far_energies_double(layer, distance, queries, fast ? LogitSums::fast : LogitSums::exact, energies, scratch.in_double,
+                      stream);
 }
 
 }  // namespace laprox::cuda

@@ -30,13 +30,15 @@ struct RemovalScratch {
 /// removal.cu: ScoringKernels::removal_energies over the queries of `range`: [kv_heads, C]. Waits for the device.
 void removal_energies(const Layer& layer, QueryRange range, bool maximum, bool joint, double* energies,
                       RemovalScratch& scratch, cudaStream_t stream);
-/// ScoringKernels::far_energies; the stored queries must be those at the positions 0 .. N - 1. Waits for the device.
-void far_energies(const Layer& layer, int distance, double* energies, RemovalScratch& scratch, cudaStream_t stream);
+/// ScoringKernels::far_energies over the last `queries` stored queries, which are the prompt's last ones. Waits for the
+/// device.
+void far_energies(const Layer& layer, int distance, int queries, double* energies, RemovalScratch& scratch,
+                  cudaStream_t stream);
 
 /// removal_double.cu: the same in float64 from the logits on, for every layer.
 void removal_energies_double(const Layer& layer, QueryRange range, bool maximum, bool joint, double* energies,
                              DoubleScratch& scratch, cudaStream_t stream);
-void far_energies_double(const Layer& layer, int distance, LogitSums sums, double* energies, DoubleScratch& scratch,
-                         cudaStream_t stream);
+void far_energies_double(const Layer& layer, int distance, int queries, LogitSums sums, double* energies,
+                         DoubleScratch& scratch, cudaStream_t stream);
 
 }  // namespace laprox::cuda

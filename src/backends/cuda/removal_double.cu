@@ -334,17 +334,18 @@ void removal_energies_double(const Layer& layer, QueryRange range, bool maximum,
   check(cudaStreamSynchronize(stream), "waiting for the device");
 }
 
-void far_energies_double(const Layer& layer, int distance, LogitSums sums, double* energies, DoubleScratch& scratch,
-                         cudaStream_t stream) {
+void far_energies_double(const Layer& layer, int distance, int queries, LogitSums sums, double* energies,
+                         DoubleScratch& scratch, cudaStream_t stream) {
   clear(layer, energies, stream);
   const long long fitting = 2 * kScratch / (static_cast<long long>(layer.tokens) * layer.group);
-  const int queries = static_cast<int>(std::clamp<long long>(fitting, 32, kMostQueries));
+  const int at_once = static_cast<int>(std::clamp<long long>(fitting, 32, kMostQueries));
+  const int begin = layer.queries - queries, unstored = layer.context - layer.queries;
   for_element(layer.element, [&]<class T>() {
     for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
-      for (int first = 0; first < layer.queries; first += queries) {
-        const QueryRange range{first, std::min(queries, layer.queries - first)};
-        const Group g = group_of(layer, range, kv_head, range.first + range.count, false);
-        if (first == 0) {
+      for (int first = begin; first < layer.queries; first += at_once) {
+        const QueryRange range{first, std::min(at_once, layer.queries - first)};
+        const Group g = group_of(layer, range, kv_head, unstored + range.first + range.count, false);
+        if (first == begin) {
           form_grams<T>(g, scratch, stream);
           form_values<T>(g, scratch, stream);
         }

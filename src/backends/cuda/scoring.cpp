@@ -5,6 +5,7 @@
 
 #include "backends/cuda/pieces.h"
 #include "backends/cuda/removal.h"
+#include "backends/far_queries.h"
 #include "base/buffer.h"
 #include "base/parallel.h"
 #include "laprox/error.h"
@@ -201,13 +202,13 @@ Matrix Scoring::compute_removal_energies(Index window, OverQueries over, bool jo
   return host;
 }
 
-Matrix Scoring::compute_far_energies(Index distance) {
-  require(layer_.queries() == layer_.context_length, "far energies read every prompt query");
+Matrix Scoring::compute_far_energies(Index distance, Index queries) {
+  const auto count = static_cast<int>(far_queries(layer_, queries));
   const Working working = start();
   const Layer& layer = working.layer;
   DeviceBuffer<double> energies(elements(layer.kv_heads, layer.context));
   RemovalScratch scratch;
-  cuda::far_energies(layer, static_cast<int>(distance), energies.data(), scratch, stream_);
+  cuda::far_energies(layer, static_cast<int>(distance), count, energies.data(), scratch, stream_);
   Matrix host(layer.kv_heads, layer.context);
   download(host.data(), energies.data(), energies.size(), stream_);
   return host;

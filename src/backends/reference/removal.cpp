@@ -63,12 +63,13 @@ Matrix removal_energies(const LayerTensors& layer, Index queries, OverQueries ov
   return energies;
 }
 
-Matrix far_energies(const LayerTensors& layer, Index distance) {
+Matrix far_energies(const LayerTensors& layer, Index distance, Index queries) {
   Matrix energies = Matrix::Zero(layer.geometry.kv_heads, layer.context_length);
   for (Index head = 0; head < layer.geometry.query_heads; ++head) {
     const Matrix values = projected_values(layer, head);
-    for (Index t = 0; t < layer.context_length; ++t) {
-      visit_removals(layer, head, t, values, [&](Index i, const Eigen::RowVectorXd& change) {
+    for (Index row = layer.queries() - queries; row < layer.queries(); ++row) {
+      const Index t = layer.query_positions[row];
+      visit_removals(layer, head, row, values, [&](Index i, const Eigen::RowVectorXd& change) {
         if (t >= i + distance) energies(head / layer.geometry.group(), i) += change.squaredNorm();
       });
     }

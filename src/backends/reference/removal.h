@@ -8,6 +8,6 @@ namespace laprox::reference {
 Matrix removal_energies(const LayerTensors& layer, Index queries, OverQueries over, bool joint);
 
 /// ScoringKernels::far_energies.
-Matrix far_energies(const LayerTensors& layer, Index distance);
+Matrix far_energies(const LayerTensors& layer, Index distance, Index queries);
 
 }  // namespace laprox::reference

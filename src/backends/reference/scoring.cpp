@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "backends/far_queries.h"
 #include "backends/reference/attention.h"
 #include "backends/reference/removal.h"
 #include "laprox/error.h"
@@ -147,9 +148,8 @@ Matrix Scoring::compute_removal_energies(Index window, OverQueries over, bool jo
   return reference::removal_energies(layer_, window_queries(window), over, joint);
 }
 
-Matrix Scoring::compute_far_energies(Index distance) {
-  require(layer_.queries() == layer_.context_length, "far energies read every prompt query");
-  return reference::far_energies(layer_, distance);
+Matrix Scoring::compute_far_energies(Index distance, Index queries) {
+  return reference::far_energies(layer_, distance, far_queries(layer_, queries));
 }
 
 }  // namespace laprox::reference

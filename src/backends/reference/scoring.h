@@ -20,7 +20,7 @@ class Scoring : public ScoringKernels {
   Matrix compute_value_l1_norms() override;
   Matrix compute_value_products() override;
   Matrix compute_removal_energies(Index window, OverQueries over, bool joint) override;
-  Matrix compute_far_energies(Index distance) override;
+  Matrix compute_far_energies(Index distance, Index queries) override;
 
  private:
   Matrix attention(Index head, Index queries) const;

@@ -189,14 +189,16 @@ void bench_far(Index tokens, int runs, bool reference) {
   const cuda::Layer& layer = on_device.view();
   cuda::DeviceBuffer<double> energies(static_cast<std::size_t>(layer.kv_heads) * static_cast<std::size_t>(tokens));
   cuda::RemovalScratch scratch;
-  const double ms = median_wall_ms(runs, [&] { cuda::far_energies(layer, 128, energies.data(), scratch, stream); });
+  const double ms =
+      median_wall_ms(runs, [&] { cuda::far_energies(layer, 128, layer.queries, energies.data(), scratch, stream); });
   const auto in_double = [&](double* exact, cuda::DoubleScratch& of_double) {
-    cuda::far_energies_double(layer, 128, cuda::LogitSums::exact, exact, of_double, stream);
+    cuda::far_energies_double(layer, 128, layer.queries, cuda::LogitSums::exact, exact, of_double, stream);
   };
   report(fmt::format("laprox-far {}", tokens), ms, reference ? energy_error(layer, energies, in_double, stream) : -1);
   const OnlySm80 only;
-  report(fmt::format("laprox-far any {}", tokens),
-         median_wall_ms(runs, [&] { cuda::far_energies(layer, 128, energies.data(), scratch, stream); }));
+  report(fmt::format("laprox-far any {}", tokens), median_wall_ms(runs, [&] {
+           cuda::far_energies(layer, 128, layer.queries, energies.data(), scratch, stream);
+         }));
 }
 
 /// The layer's arrays as a source of one layer, where they lie.

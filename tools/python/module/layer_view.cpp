@@ -76,7 +76,8 @@ Array builtin_scores(const PolicyLayer& layer, const std::string& text) {
   if (need.kind == QueryNeed::Kind::judged)
     throw UsageError("policy '" + text + "' reads held-out queries, which a policy cannot");
   if (need.kind == QueryNeed::Kind::window) check_queries(layer, need.window, text.c_str());
-  if (need.kind == QueryNeed::Kind::all) check_queries(layer, layer.view().context_length(), text.c_str());
+  if (need.kind == QueryNeed::Kind::all)
+    check_queries(layer, need.counted(layer.view().context_length()), text.c_str());
   if (policy.scorer->traits().depends_on_budget) {
     const Index tokens = layer.tokens();
     if (tokens == 0)
