@@ -74,6 +74,7 @@ ANY_DUMP = [
     f"laprox:{SMALL},normalize=residual",
     f"laprox-r:{SMALL}",
     f"laprox-r:{SMALL},normalize=false",
+    f"laprox-r:{SMALL},far=3,far-queries=20",
     f"laprox-r:{SMALL},over=sum,pool=avg,sinks=2,pinned=5",
     f"laprox-r+layer:{SMALL},joint=false,pool=none",
     f"snapkv+global:{SMALL},normalize=residual",
@@ -87,7 +88,6 @@ ANY_DUMP = [
 ALL_QUERIES = [
     f"laprox-far:{SMALL}",
     f"laprox-r:{SMALL},far=3,far-weight=0.5",
-    f"laprox-r:{SMALL},far=3,far-queries=20",
     f"laprox-r:{SMALL},far=12,far-queries=45,pool=avg",
     "observed-attention",
     "scissorhands:recent=6",

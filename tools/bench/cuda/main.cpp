@@ -1,7 +1,7 @@
 // Times the CUDA kernels on one layer of llama-3.1-8b in bfloat16, data on the device, and checks every result against
 // the float64 reference where that takes no hours. Prints one line of JSON per case: name, milliseconds (median),
 // error.
-// usage: laprox_bench_cuda [laprox] [h2o] [laprox-r] [laprox-far] [sweep], all of them where none is named.
+// usage: laprox_bench_cuda [laprox] [h2o] [laprox-r] [laprox-far] [laprox-far-1024] [sweep], all of them where none is named.
 
 #include <fmt/format.h>
 
@@ -201,6 +201,23 @@ void bench_far(Index tokens, int runs, bool reference) {
          }));
 }
 
+/// The same over the last 1,024 queries alone.
+void bench_recent(Index tokens, int runs) {
+  constexpr int kQueries = 1024;
+  const bench::BenchLayer data = bench::make_layer(tokens, kQueries);
+  const cuda::Stream stream;
+  const cuda::DeviceLayer on_device(data.half, kThreads, stream);
+  const cuda::Layer& layer = on_device.view();
+  cuda::DeviceBuffer<double> energies(static_cast<std::size_t>(layer.kv_heads) * static_cast<std::size_t>(tokens));
+  cuda::RemovalScratch scratch;
+  const double ms =
+      median_wall_ms(runs, [&] { cuda::far_energies(layer, 128, kQueries, energies.data(), scratch, stream); });
+  const auto in_double = [&](double* exact, cuda::DoubleScratch& of_double) {
+    cuda::far_energies_double(layer, 128, kQueries, cuda::LogitSums::exact, exact, of_double, stream);
+  };
+  report(fmt::format("laprox-far-1024 {}", tokens), ms, energy_error(layer, energies, in_double, stream));
+}
+
 /// The layer's arrays as a source of one layer, where they lie.
 ArraySource source_of(const LayerTensors& layer) {
   DumpInfo info;
@@ -285,6 +302,12 @@ const std::vector<std::pair<std::string, std::function<void()>>> kCases = {
        bench_far(8192, 10, true);
        bench_far(32768, 3, true);
        bench_far(131072, 1, false);
+     }},
+    {"laprox-far-1024",
+     [] {
+       bench_recent(8192, 10);
+       bench_recent(32768, 10);
+       bench_recent(131072, 3);
      }},
     {"sweep", [] { bench_sweep(131072); }},
 };

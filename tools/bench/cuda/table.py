@@ -48,6 +48,9 @@ def main():
         ("laprox-far 8192", "LaProx-far energies, T = 8192", "far"),
         ("laprox-far 32768", "LaProx-far energies, T = 32768", "far"),
         ("laprox-far 131072", "LaProx-far energies, T = 131072", "far"),
+        ("laprox-far-1024 8192", "the same of the last 1,024 queries, T = 8192", "far-1024"),
+        ("laprox-far-1024 32768", "the same of the last 1,024 queries, T = 32768", "far-1024"),
+        ("laprox-far-1024 131072", "the same of the last 1,024 queries, T = 131072", "far-1024"),
     ):
         if name not in ours:
             continue
