@@ -1,7 +1,7 @@
 // Times the CUDA kernels on one layer of llama-3.1-8b in bfloat16, data on the device, and checks every result against
 // the float64 reference where that takes no hours. Prints one line of JSON per case: name, milliseconds (median),
 // error.
-// usage: laprox_bench_cuda [laprox] [h2o] [laprox-r] [laprox-far] [laprox-far-1024] [sweep], all of them where none is named.
+// usage: laprox_bench_cuda [laprox] [h2o] [laprox-r] [laprox-far] [laprox-far-1024] [sweep]; all where none is named.
 
 #include <fmt/format.h>
 
