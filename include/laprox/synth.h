@@ -23,6 +23,7 @@ struct SynthOptions {
   ElementType type = ElementType::float16;
   std::string adversarial;  ///< empty, or one of adversarial_kinds(): contents that break careless arithmetic
   std::uint64_t seed = 0;
+  int gzip = 0;       ///< level at which tensors are compressed; 0: not at all
   std::string model;  ///< written into the dump
 };
 
@@ -38,11 +39,12 @@ struct AdversarialKind {
 };
 const std::vector<AdversarialKind>& adversarial_kinds();
 
-/// Bytes of the dump that the options describe.
+/// Bytes of the dump that the options describe, before they are compressed.
 double synth_bytes(const SynthOptions& options);
 
 /// Writes a dump whose attention has what real attention has: sinks, local heads, heavy hitters, topics that come and
-/// go, and values of uneven size. The same options give the same bytes on any machine: contents are integer hashes and
+/// go, and values of uneven size. The same options give the same values on any machine, and the same
+/// bytes where they are not compressed: contents are integer hashes and
 /// IEEE sums and products in a fixed order, with no library function whose last digit varies. One layer is in memory.
 /// Throws UsageError (impossible shapes, or `path` exists and not `replace`) and FileError.
 void synthesize_dump(const std::filesystem::path& path, const SynthOptions& options, bool replace,

@@ -1,7 +1,6 @@
 #include "io/chunk_check.h"
 
 #include <fmt/format.h>
-#include <zlib.h>
 
 #include <algorithm>
 #include <array>
@@ -10,14 +9,14 @@
 #include <optional>
 
 #include "io/filter_probe.h"
+#include "io/inflate.h"
 
 namespace laprox::io {
 
 namespace {
 
 constexpr int kMostFilters = 32;
-constexpr std::size_t kChecksum = 4;     // bytes that Fletcher's adds to a chunk
-constexpr double kMostInflation = 1032;  // bytes that one byte of a deflated stream can stand for
+constexpr std::size_t kChecksum = 4;  // bytes that Fletcher's adds to a chunk
 
 class ChunkCheck {
  public:
@@ -35,6 +34,19 @@ class ChunkCheck {
     H5Pget_chunk_opts(properties.getId(), &options_);
   }
 
+  /// Every chunk is there, once: as many as should be, and one for each place. What it inflates to is looked at when it
+  /// is read.
+  void run_packed(const PackedChunks& packed) {
+    check_filters();
+    check_count(static_cast<double>(packed.count()));
+    for (Index number = 0; number < packed.count(); ++number) {
+      const std::vector<hsize_t> offset = packed.offset(packed.origin(number));
+      hsize_t size = 0;
+      if (H5Dget_chunk_storage_size(id_, offset.data(), &size) < 0 || size == 0) refuse_index();
+      check_in_file(number, size);
+    }
+  }
+
   void run() {
     check_filters();
     double needed = 1;
@@ -43,12 +55,7 @@ class ChunkCheck {
       needed *= std::ceil(static_cast<double>(shape_[i]) / static_cast<double>(chunk_[i]));
       bytes_ *= static_cast<double>(chunk_[i]);
     }
-    hsize_t stored = 0;
-    if (H5Dget_num_chunks(id_, space_.getId(), &stored) < 0) refuse_index();
-    if (static_cast<double>(stored) < needed) {
-      reader_.refuse(name_, "data", "a dataset, or a part of it, that was never written",
-                     "the program that made the file ended early, or wrote only some of it");
-    }
+    const hsize_t stored = check_count(needed);
     std::vector<hsize_t> places;
     for (hsize_t i = 0; i < stored; ++i) places.push_back(check_chunk(i));
     std::sort(places.begin(), places.end());
@@ -56,6 +63,23 @@ class ChunkCheck {
   }
 
  private:
+  /// Returns how many chunks are stored.
+  hsize_t check_count(double needed) const {
+    hsize_t stored = 0;
+    if (H5Dget_num_chunks(id_, space_.getId(), &stored) < 0 || static_cast<double>(stored) > needed) refuse_index();
+    if (static_cast<double>(stored) < needed) {
+      reader_.refuse(name_, "data", "a dataset, or a part of it, that was never written",
+                     "the program that made the file ended early, or wrote only some of it");
+    }
+    return stored;
+  }
+
+  void check_in_file(Index number, hsize_t size) const {
+    if (size > reader_.file_size()) {
+      reader_.refuse(name_, "chunks within the file", fmt::format("chunk {} of {} bytes", number, size));
+    }
+  }
+
   [[noreturn]] void refuse_index() const {
     reader_.refuse(name_, "a readable index of chunks", "a damaged one", "copy the file again");
   }
@@ -108,9 +132,7 @@ class ChunkCheck {
       if (offset[i] >= extent || offset[i] % chunk_[i] != 0) refuse_index();
       place = place * ((extent + chunk_[i] - 1) / chunk_[i]) + offset[i] / chunk_[i];
     }
-    if (size > reader_.file_size()) {
-      reader_.refuse(name_, "chunks within the file", fmt::format("chunk {} of {} bytes", number, size));
-    }
+    check_in_file(static_cast<Index>(number), size);
     // Chunks are read by their offset, which a damaged index can answer with another one.
     const bool packed = !filters_.empty();
     if (packed && (H5Dget_chunk_storage_size(id_, offset.data(), &found) < 0 || found != size)) refuse_index();
@@ -156,12 +178,8 @@ class ChunkCheck {
 
   /// What the first `deflated` of a stored chunk's bytes inflate to; nothing where they are damaged or too many.
   std::optional<std::size_t> inflated_size(const std::vector<hsize_t>& offset, std::size_t size, std::size_t deflated) {
-    if (bytes_ > kMostInflation * static_cast<double>(deflated) || !read_packed(offset, size)) return std::nullopt;
-    // One byte more than there should be, so that a chunk that is too long shows as well.
-    inflated_.resize(static_cast<std::size_t>(bytes_) + 1);
-    uLongf length = inflated_.size();
-    const int status = uncompress(inflated_.data(), &length, packed_.data(), static_cast<uLong>(deflated));
-    return status == Z_OK ? std::optional<std::size_t>(length) : std::nullopt;
+    if (!read_packed(offset, size)) return std::nullopt;
+    return inflate(packed_, deflated, static_cast<std::size_t>(bytes_), inflated_);
   }
 
   const Hdf5Reader& reader_;
@@ -173,7 +191,7 @@ class ChunkCheck {
   double bytes_;  ///< of a chunk, when unpacked
   unsigned options_ = 0;
   std::vector<H5Z_filter_t> filters_;
-  std::vector<Bytef> packed_, inflated_;
+  std::vector<unsigned char> packed_, inflated_;
   std::optional<FilterProbe> probe_;
 };
 
@@ -205,6 +223,11 @@ bool size_is_known(const std::vector<H5Z_filter_t>& filters) {
 
 void check_chunks(const Hdf5Reader& reader, const H5::DataSet& dataset, const std::string& name) {
   ChunkCheck(reader, dataset, name).run();
+}
+
+void check_packed_chunks(const Hdf5Reader& reader, const H5::DataSet& dataset, const std::string& name,
+                         const PackedChunks& packed) {
+  ChunkCheck(reader, dataset, name).run_packed(packed);
 }
 
 }  // namespace laprox::io

@@ -21,4 +21,8 @@ bool size_is_known(const std::vector<H5Z_filter_t>& filters);
 /// HDF5 itself reads what lies behind a short one in memory. Throws DumpError.
 void check_chunks(const Hdf5Reader& reader, const H5::DataSet& dataset, const std::string& name);
 
+/// The same of an array whose chunks this library inflates: their sizes are checked when they are read.
+void check_packed_chunks(const Hdf5Reader& reader, const H5::DataSet& dataset, const std::string& name,
+                         const PackedChunks& packed);
+
 }  // namespace laprox::io

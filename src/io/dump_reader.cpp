@@ -6,6 +6,7 @@
 #include <new>
 
 #include "base/convert.h"
+#include "base/parallel.h"
 #include "io/dump_layout.h"
 #include "io/sha256.h"
 #include "laprox/error.h"
@@ -20,7 +21,8 @@ constexpr Index kCheckedElements = Index{1} << 22;
 }  // namespace
 
 struct DumpReader::Impl {
-  explicit Impl(const std::filesystem::path& path) : file(path, "a laprox dump"), info(io::read_structure(file)) {}
+  Impl(const std::filesystem::path& path, int threads)
+      : file(path, "a laprox dump", thread_count(threads)), info(io::read_structure(file)) {}
 
   Tensor read_as(const std::string& name, ElementType type, const DumpInfo::Rows* rows = nullptr) const {
     const io::StoredArray stored = file.array(name);
@@ -51,6 +53,14 @@ struct DumpReader::Impl {
     if (stored.type != type) convert(raw, target);
     check_finite(name, stored.type, target, rows ? rows->first : 0);
     return target;
+  }
+
+  /// Rows of q from `first` on that are checked at a time. They end where chunks end, so that none is inflated twice.
+  Index end_of_block(const std::string& name, Index first) const {
+    const io::StoredArray stored = file.array(name);
+    const Index end = first + std::max<Index>(1, kCheckedElements / (stored.shape[0] * stored.shape[2]));
+    const Index chunk = stored.packed ? stored.packed->chunk[1] : 1, whole = end / chunk * chunk;
+    return whole > first ? whole : std::max(end, whole + chunk);
   }
 
   /// The residual stream's norms at the given rows of q.
@@ -89,7 +99,8 @@ struct DumpReader::Impl {
   std::string hash;  ///< of the contents, once it was asked for
 };
 
-DumpReader::DumpReader(const std::filesystem::path& path) : impl_(std::make_unique<Impl>(path)) {}
+DumpReader::DumpReader(const std::filesystem::path& path, int threads)
+    : impl_(std::make_unique<Impl>(path, threads)) {}
 DumpReader::~DumpReader() = default;
 DumpReader::DumpReader(DumpReader&&) noexcept = default;
 
@@ -118,13 +129,12 @@ LayerTensors DumpReader::read_layer(Index layer, DumpInfo::Rows rows, ElementTyp
 }
 
 void DumpReader::check_other_queries(Index layer, DumpInfo::Rows read) const {
-  const LayerGeometry& geometry = impl_->info.layers.at(static_cast<std::size_t>(layer)).geometry;
-  const Index block = std::max<Index>(1, kCheckedElements / (geometry.query_heads * geometry.head_size));
+  const std::string name = io::layer_object(layer, "q");
   const Index stored = static_cast<Index>(impl_->info.query_positions.size());
   for (const auto& [begin, end] : {std::pair{Index{0}, read.first}, std::pair{read.last, stored}}) {
-    for (Index first = begin; first < end; first += block) {
-      const DumpInfo::Rows rows{first, std::min(end, first + block)};
-      impl_->read_as(io::layer_object(layer, "q"), ElementType::float32, &rows);
+    for (DumpInfo::Rows rows{begin, begin}; rows.first < end; rows.first = rows.last) {
+      rows.last = std::min(end, impl_->end_of_block(name, rows.first));
+      impl_->read_as(name, ElementType::float32, &rows);
     }
   }
 }

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "base/convert.h"
@@ -18,7 +19,20 @@ H5::DataSpace space_of(const std::vector<Index>& shape) {
   return H5::DataSpace(static_cast<int>(extents.size()), extents.data());
 }
 
-void write_tensor(H5::Group& group, const std::string& name, const Tensor& tensor, ElementType type) {
+/// Compressed, in chunks of some tokens of one head, about 256 KiB: several threads have work on one head, and a range
+/// of tokens has little to inflate that it does not need.
+void compress(H5::DSetCreatPropList& properties, const std::vector<Index>& shape, ElementType type, int gzip) {
+  constexpr Index bytes = Index{1} << 18;
+  std::vector<hsize_t> chunk(shape.size(), 1);
+  const Index rows = std::max<Index>(1, bytes / (shape.back() * size_of(type)));
+  chunk.back() = static_cast<hsize_t>(shape.back());
+  chunk[chunk.size() - 2] = static_cast<hsize_t>(std::min(rows, shape[shape.size() - 2]));
+  properties.setChunk(static_cast<int>(chunk.size()), chunk.data());
+  properties.setShuffle();
+  properties.setDeflate(gzip);
+}
+
+void write_tensor(H5::Group& group, const std::string& name, const Tensor& tensor, ElementType type, int gzip) {
   std::vector<std::byte> raw(static_cast<std::size_t>(tensor.size() * size_of(type)));
   if (tensor.type() == ElementType::float64) {
     io::convert_to(tensor.data<double>(), raw.data(), type, tensor.size());
@@ -29,7 +43,9 @@ void write_tensor(H5::Group& group, const std::string& name, const Tensor& tenso
   if (type == ElementType::float16) stored = io::float16_type();
   if (type == ElementType::float32) stored = H5::PredType::NATIVE_FLOAT;
   if (type == ElementType::float64) stored = H5::PredType::NATIVE_DOUBLE;
-  H5::DataSet dataset = group.createDataSet(name, stored, space_of(tensor.shape()), io::dataset_properties());
+  H5::DSetCreatPropList properties = io::dataset_properties();
+  if (gzip > 0 && tensor.size() > 0) compress(properties, tensor.shape(), type, gzip);
+  H5::DataSet dataset = group.createDataSet(name, stored, space_of(tensor.shape()), properties);
   dataset.write(raw.data(), stored);
   if (type == ElementType::bfloat16) io::write_attribute(dataset, "dtype", std::string("bfloat16"));
 }
@@ -49,7 +65,8 @@ void write_positions(H5::H5File& file, const std::string& name, const std::vecto
 }  // namespace
 
 struct DumpWriter::Impl {
-  Impl(const std::filesystem::path& target, bool replace) : path(target), output(target, replace) {}
+  Impl(const std::filesystem::path& target, bool replace, int level)
+      : path(target), output(target, replace), gzip(level) {}
 
   /// Runs one step of writing; a full disk shows as an HDF5 exception.
   template <class Step>
@@ -65,9 +82,11 @@ struct DumpWriter::Impl {
 
   std::filesystem::path path;
   io::OutputFile output;
+  int gzip;
 };
 
-DumpWriter::DumpWriter(const DumpInfo& info, bool replace) : impl_(std::make_unique<Impl>(info.path, replace)) {
+DumpWriter::DumpWriter(const DumpInfo& info, bool replace, int gzip)
+    : impl_(std::make_unique<Impl>(info.path, replace, gzip)) {
   impl_->guarded([&] {
     H5::H5File& file = impl_->output.file();
     H5::Group root = file.openGroup("/");
@@ -92,10 +111,10 @@ void DumpWriter::write_layer(const LayerTensors& layer, ElementType type, const 
     io::write_attribute(group, "scale", layer.attention.scale);
     io::write_attribute(group, "softcap", layer.attention.softcap);
     io::write_attribute(group, "sliding_window", static_cast<long long>(layer.attention.sliding_window));
-    write_tensor(group, "q", layer.q, type);
-    write_tensor(group, "k", layer.k, type);
-    write_tensor(group, "v", layer.v, type);
-    write_tensor(group, "w_o", layer.w_o, type);
+    write_tensor(group, "q", layer.q, type, impl_->gzip);
+    write_tensor(group, "k", layer.k, type, impl_->gzip);
+    write_tensor(group, "v", layer.v, type, impl_->gzip);
+    write_tensor(group, "w_o", layer.w_o, type, impl_->gzip);
     if (!layer.bias.empty()) write_reals(group, "b_o", layer.bias.data(), {layer.geometry.model_size});
     const auto& norms = layer.residual_norms;
     if (!norms.empty()) write_reals(group, "residual_norms", norms.data(), {layer.queries()});

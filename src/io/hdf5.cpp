@@ -125,8 +125,8 @@ std::string describe_type(const H5::DataType& type) {
   }
 }
 
-Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, const std::string& kind)
-    : path_(path.string()), state_(state_of(path, kind)), file_(open_file(path, kind)) {
+Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, const std::string& kind, int threads)
+    : path_(path.string()), state_(state_of(path, kind)), file_(open_file(path, kind)), threads_(threads) {
   H5O_info_t info;
   if (H5Oget_info2(file_.getId(), &info, H5O_INFO_BASIC) >= 0) file_number_ = info.fileno;
 }
@@ -173,7 +173,7 @@ H5::Group Hdf5Reader::group(const std::string& name) const {
   return found;
 }
 
-H5::DataSet Hdf5Reader::dataset(const std::string& name) const {
+H5::DataSet Hdf5Reader::open_dataset(const std::string& name) const {
   if (!has(name)) refuse(name, "a dataset", "nothing");
   if (file_.childObjType(name) != H5O_TYPE_DATASET) refuse(name, "a dataset", "a group");
   H5::DataSet found = file_.openDataSet(name);
@@ -181,6 +181,11 @@ H5::DataSet Hdf5Reader::dataset(const std::string& name) const {
   double elements = 1;
   for (Index extent : shape(found)) elements *= static_cast<double>(extent);
   if (elements > kMostElements) refuse(name, "an array that memory can hold", "shape " + describe(shape(found)));
+  return found;
+}
+
+H5::DataSet Hdf5Reader::dataset(const std::string& name) const {
+  const H5::DataSet found = open_dataset(name);
   if (sound_.insert(name).second) check_stored(*this, found, name);
   return found;
 }
@@ -227,8 +232,12 @@ ElementType Hdf5Reader::element_type(const H5::DataSet& dataset, const std::stri
 }
 
 StoredArray Hdf5Reader::array(const std::string& name) const {
-  const H5::DataSet stored = dataset(name);
-  return {stored, element_type(stored, name), shape(stored)};
+  const H5::DataSet stored = open_dataset(name);
+  const ElementType type = element_type(stored, name);
+  const auto packed = packed_chunks(stored, memory_type(type));
+  if (!packed) return {dataset(name), type, shape(stored), packed};
+  if (indexed_.insert(name).second) check_stored(*this, stored, name, &*packed);
+  return {stored, type, shape(stored), packed};
 }
 
 std::vector<double> Hdf5Reader::reals(const std::string& name) const {
@@ -300,6 +309,10 @@ std::vector<std::string> Hdf5Reader::strings(const std::string& name) const {
 }
 
 void Hdf5Reader::read_raw(const StoredArray& array, const std::string& name, std::byte* target) const {
+  if (array.packed) {
+    const Slab whole{{}, array.packed->shape};
+    return read_packed(*this, array.dataset, name, *array.packed, whole, threads_, target);
+  }
   H5::Exception::dontPrint();
   try {
     array.dataset.read(target, memory_type(array.type));
@@ -310,6 +323,10 @@ void Hdf5Reader::read_raw(const StoredArray& array, const std::string& name, std
 
 void Hdf5Reader::read_raw_rows(const StoredArray& array, const std::string& name, Index first, Index count,
                                std::byte* target) const {
+  if (array.packed) {
+    const Slab rows{{0, first, 0}, {array.shape[0], count, array.shape[2]}};
+    return read_packed(*this, array.dataset, name, *array.packed, rows, threads_, target);
+  }
   H5::Exception::dontPrint();  // HDF5 knows this for each thread by itself
   const auto extent = [](Index n) { return static_cast<hsize_t>(n); };
   const std::array<hsize_t, 3> start{0, extent(first), 0};

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/text.h"
+#include "io/packed_chunks.h"
 #include "laprox/tensor.h"
 
 namespace laprox::io {
@@ -22,6 +23,7 @@ struct StoredArray {
   H5::DataSet dataset;
   ElementType type{};
   std::vector<Index> shape;
+  std::optional<PackedChunks> packed;  ///< where its chunks are not left to HDF5
 };
 
 /// What says that a file is still the one that was opened.
@@ -36,7 +38,8 @@ struct FileState {
 class Hdf5Reader {
  public:
   /// `kind` says what the file should be, for messages: "a laprox dump". The file is rehearsed first (rehearsal.h).
-  Hdf5Reader(const std::filesystem::path& path, const std::string& kind);
+  /// `threads`: how many inflate an array's chunks.
+  Hdf5Reader(const std::filesystem::path& path, const std::string& kind, int threads = 1);
 
   const std::string& path() const { return path_; }
   std::uint64_t file_size() const { return state_.size; }
@@ -50,7 +53,8 @@ class Hdf5Reader {
   std::vector<std::string> attributes(const H5::H5Object& owner) const;
   std::vector<Index> shape(const H5::DataSet& dataset) const;
 
-  /// An array of float16, bfloat16, float32 or float64.
+  /// An array of float16, bfloat16, float32 or float64. What its chunks inflate to is checked when it is read, where
+  /// this library inflates them (packed_chunks.h).
   StoredArray array(const std::string& name) const;
   /// A whole array of rank 1 or 2 as float64, checked to be finite.
   std::vector<double> reals(const std::string& name) const;
@@ -83,12 +87,16 @@ class Hdf5Reader {
                                                 const std::string& expected) const;
   ElementType element_type(const H5::DataSet& dataset, const std::string& name) const;
   void check_in_file(hid_t object, const std::string& name) const;
+  /// The dataset, of which nothing is known yet but its extents.
+  H5::DataSet open_dataset(const std::string& name) const;
 
   std::string path_;
   FileState state_;
   H5::H5File file_;
   unsigned long file_number_ = 0;        ///< HDF5's number of this file, which an object in another one lacks
-  mutable std::set<std::string> sound_;  ///< datasets whose storage was checked
+  int threads_;
+  mutable std::set<std::string> sound_;    ///< datasets whose storage was checked
+  mutable std::set<std::string> indexed_;  ///< arrays whose chunks are known to be there
 };
 
 using laprox::describe;

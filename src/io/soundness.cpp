@@ -23,7 +23,8 @@ void check_contiguous(const Hdf5Reader& reader, const H5::DataSet& dataset, cons
 
 }  // namespace
 
-void check_stored(const Hdf5Reader& reader, const H5::DataSet& dataset, const std::string& name) {
+void check_stored(const Hdf5Reader& reader, const H5::DataSet& dataset, const std::string& name,
+                  const PackedChunks* packed) {
   const H5::DSetCreatPropList properties = dataset.getCreatePlist();
   const H5D_layout_t layout = properties.getLayout();
   if (layout == H5D_VIRTUAL) {
@@ -34,6 +35,7 @@ void check_stored(const Hdf5Reader& reader, const H5::DataSet& dataset, const st
     reader.refuse(name, "data in this file", "external storage", "copy the data into the file with h5repack");
   }
   if (dataset.getSpace().getSimpleExtentNpoints() == 0) return;
+  if (packed) return check_packed_chunks(reader, dataset, name, *packed);
   if (layout == H5D_CHUNKED) check_chunks(reader, dataset, name);
   if (layout == H5D_CONTIGUOUS) check_contiguous(reader, dataset, name);
 }

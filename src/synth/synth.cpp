@@ -336,7 +336,7 @@ void synthesize_dump(const std::filesystem::path& path, const SynthOptions& opti
   info.tokens = options.context_length + options.decoded;
   for (Index position = first_query(options); position < info.tokens; ++position)
     info.query_positions.push_back(position);
-  DumpWriter writer(info, replace);
+  DumpWriter writer(info, replace, options.gzip);
   std::error_code ignored;
   const auto space = std::filesystem::space(std::filesystem::absolute(path).parent_path(), ignored);
   if (!ignored && static_cast<double>(space.available) < synth_bytes(options)) {

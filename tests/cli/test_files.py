@@ -62,13 +62,6 @@ def external_storage(path):
     path.with_name("v.bin").write_bytes(values.astype("f4").tobytes())
 
 
-def short_chunk(path):
-    values = replace(path, "layers/0/v", chunks=(2, 44, 16), compression="gzip")
-    with h5py.File(path, "r+") as file:
-        half = values.astype("f4").tobytes()[: values.nbytes // 2]
-        file["layers/0/v"].id.write_direct_chunk((0, 0, 0), zlib.compress(half))
-
-
 def chunk_stored_short(path, **filters):
     """Half of a chunk that, as its mask says, no filter has changed."""
     values = replace(path, "layers/0/v", chunks=(2, 44, 16), **filters)
@@ -158,7 +151,6 @@ DAMAGE = {
     virtual: ["/layers/0/v", "virtual"],
     external_link: ["/layers/0/v", "another file"],
     external_storage: ["/layers/0/v", "external"],
-    short_chunk: ["/layers/0/v", "inflates"],
     short_plain_chunk: ["/layers/0/v", "holds"],
     short_unfiltered_chunk: ["/layers/0/v", "holds"],
     one_chunk_twice: ["/layers/0/v", "index of chunks"],

@@ -141,7 +141,7 @@ void run_inspect(const InspectArguments& arguments) {
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
   std::vector<std::pair<DumpInfo, std::vector<LayerCheck>>> checked;
   for (const std::string& path : arguments.dumps) {
-    const DumpReader dump(path);
+    const DumpReader dump(path, arguments.backend.threads);
     std::vector<LayerCheck> checks;
     if (!arguments.no_check) {
       check_memory(dump.info(), {}, *backend);

@@ -23,7 +23,7 @@ void run_score(const ScoreArguments& arguments) {
   const Policy policy = parse_policy(arguments.policy);
   const std::vector<BudgetRequest> budgets = parse_budgets(arguments.budgets);
   const auto backend = arguments.backend.make();
-  const DumpReader dump(arguments.dump);
+  const DumpReader dump(arguments.dump, arguments.backend.threads);
   SweepOptions costed;
   costed.policies = {policy};
   check_memory(dump.info(), costed, *backend);

@@ -239,7 +239,7 @@ void run_sweep(SweepArguments arguments, const std::filesystem::path& config, Ra
   // Every dump is opened and every request checked before the first one is worked on.
   allow_open_files(arguments.dumps.size());
   std::vector<DumpReader> dumps;
-  for (const std::string& path : arguments.dumps) dumps.emplace_back(path);
+  for (const std::string& path : arguments.dumps) dumps.emplace_back(path, arguments.backend.threads);
   check_distinct(dumps, ranks);
   add_scores(options, arguments, dumps.front(), ranks);
   for (const DumpReader& dump : dumps) leave_out(dump.info(), of_all, options);

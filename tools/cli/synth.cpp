@@ -20,6 +20,7 @@ struct SynthArguments {
   std::optional<Index> layers, query_heads, kv_heads, head_size, value_size, model_size, sliding_window;
   std::optional<double> softcap;
   std::uint64_t seed = 0;
+  int gzip = 0;
   bool sinks = false, bias = false, force = false, quiet = false;
 };
 
@@ -53,6 +54,7 @@ SynthOptions options_of(const SynthArguments& arguments) {
   options.bias = options.bias || arguments.bias;
   options.type = parse_element_type(arguments.type, "--dtype");
   options.seed = arguments.seed;
+  options.gzip = arguments.gzip;
   options.adversarial = arguments.adversarial;
   return options;
 }
@@ -84,6 +86,9 @@ void add_synth(CLI::App& app) {
   command->add_option("--seed", a->seed, "of the contents")->capture_default_str();
   command->add_option("--dtype", a->type, "float16, bfloat16, float32 or float64")
       ->check(CLI::IsMember({"float16", "bfloat16", "float32", "float64"}))
+      ->capture_default_str();
+  command->add_option("--gzip", a->gzip, "level at which the dump is compressed; 0: not at all")
+      ->check(CLI::Range(0, 9))
       ->capture_default_str();
   command->add_option("--query-heads", a->query_heads, "instead of the preset's");
   command->add_option("--kv-heads", a->kv_heads, "instead of the preset's");

@@ -298,7 +298,7 @@ Json to_json(const DumpReader& dump, const Verification& result) {
 }
 
 void run_verify(const VerifyArguments& arguments) {
-  const DumpReader dump(arguments.dump);
+  const DumpReader dump(arguments.dump, arguments.backend.threads);
   const Verification result = verify(dump, arguments);
   if (arguments.format == "json") {
     out_as_it_is(fmt::format("{}\n", to_json(dump, result).dump(2, ' ', false, Json::error_handler_t::replace)));

@@ -15,6 +15,7 @@ from .layer import FACTS, TENSORS, Layer, Positions
 from .output import check_output, move_into_place, temporary_beside
 
 FORMAT, VERSION = "laprox-dump", 1
+CHUNK_BYTES = 1 << 18  # of a compressed tensor: several threads have work on one head, and a range of tokens little to spare
 
 
 class _Sink(io.RawIOBase):
@@ -71,6 +72,15 @@ class _Sink(io.RawIOBase):
         """Close the file below too."""
         self.raw.close()
         super().close()
+
+
+def chunk_shape(data: np.ndarray) -> tuple[int, ...]:
+    """Return the chunks of a compressed tensor: some tokens of one head, whole rows.
+
+    laprox reads ranges of tokens of all heads, and inflates each chunk that a range touches once.
+    """
+    rows = max(1, CHUNK_BYTES // (data.shape[-1] * data.itemsize))
+    return (*(1 for _ in data.shape[:-2]), min(rows, data.shape[-2]), data.shape[-1])
 
 
 class DumpWriter:
@@ -180,10 +190,11 @@ class DumpWriter:
         self.layers += 1
 
     def _put(self, group: h5py.Group, name: str, tensor: torch.Tensor) -> None:
-        packed = dict(compression="gzip", compression_opts=self.gzip, shuffle=True) if self.gzip else {}
         tensor, bits = tensor.detach().cpu().contiguous(), tensor.dtype == torch.bfloat16
         # HDF5 has no bfloat16: the format stores its bits, and says so
         data = tensor.view(torch.int16).numpy().view(np.uint16) if bits else tensor.numpy()
-        dataset = group.create_dataset(name, data=data, **packed)
+        packed = self.gzip > 0 and data.ndim > 1 and data.size > 0
+        options = dict(compression="gzip", compression_opts=self.gzip, shuffle=True, chunks=chunk_shape(data)) if packed else {}
+        dataset = group.create_dataset(name, data=data, **options)
         if bits:
             dataset.attrs["dtype"] = "bfloat16"
