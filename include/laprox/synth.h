@@ -43,10 +43,10 @@ const std::vector<AdversarialKind>& adversarial_kinds();
 double synth_bytes(const SynthOptions& options);
 
 /// Writes a dump whose attention has what real attention has: sinks, local heads, heavy hitters, topics that come and
-/// go, and values of uneven size. The same options give the same values on any machine, and the same
-/// bytes where they are not compressed: contents are integer hashes and
-/// IEEE sums and products in a fixed order, with no library function whose last digit varies. One layer is in memory.
-/// Throws UsageError (impossible shapes, or `path` exists and not `replace`) and FileError.
+/// go, and values of uneven size. The same options give the same values on any machine, and the same bytes where they
+/// are not compressed: contents are integer hashes and IEEE sums and products in a fixed order, with no library
+/// function whose last digit varies. One layer is in memory. Throws UsageError (impossible shapes, or `path` exists and
+/// not `replace`) and FileError.
 void synthesize_dump(const std::filesystem::path& path, const SynthOptions& options, bool replace,
                      const Progress& progress = {});
 

@@ -99,8 +99,7 @@ struct DumpReader::Impl {
   std::string hash;  ///< of the contents, once it was asked for
 };
 
-DumpReader::DumpReader(const std::filesystem::path& path, int threads)
-    : impl_(std::make_unique<Impl>(path, threads)) {}
+DumpReader::DumpReader(const std::filesystem::path& path, int threads) : impl_(std::make_unique<Impl>(path, threads)) {}
 DumpReader::~DumpReader() = default;
 DumpReader::DumpReader(DumpReader&&) noexcept = default;
 

@@ -93,7 +93,7 @@ class Hdf5Reader {
   std::string path_;
   FileState state_;
   H5::H5File file_;
-  unsigned long file_number_ = 0;        ///< HDF5's number of this file, which an object in another one lacks
+  unsigned long file_number_ = 0;  ///< HDF5's number of this file, which an object in another one lacks
   int threads_;
   mutable std::set<std::string> sound_;    ///< datasets whose storage was checked
   mutable std::set<std::string> indexed_;  ///< arrays whose chunks are known to be there

@@ -118,7 +118,8 @@ class PackedRead {
     }
   }
 
-  void gather(const unsigned char* chunk, bool shuffled, std::size_t first, std::size_t count, std::byte* target) const {
+  void gather(const unsigned char* chunk, bool shuffled, std::size_t first, std::size_t count,
+              std::byte* target) const {
     if (!shuffled) {
       std::memcpy(target, chunk + first * packed_.element, count * packed_.element);
     } else if (packed_.element == 2) {

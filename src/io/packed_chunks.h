@@ -20,9 +20,9 @@ struct PackedChunks {
   static constexpr std::size_t kRank = 3;
   using Extents = std::array<Index, kRank>;
 
-  std::size_t rank = 0;     ///< of the dataset; its dimensions are the last ones here, those before have extent 1
+  std::size_t rank = 0;      ///< of the dataset; its dimensions are the last ones here, those before have extent 1
   Extents shape{}, chunk{};  ///< of the dataset and of a chunk, in elements
-  std::size_t element = 0;  ///< bytes of an element
+  std::size_t element = 0;   ///< bytes of an element
   bool shuffled = false;
 
   std::size_t elements() const { return static_cast<std::size_t>(chunk[0] * chunk[1] * chunk[2]); }

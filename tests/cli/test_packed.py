@@ -1,4 +1,4 @@
-"""Compressed dumps: the report of the same values stored raw, whatever their chunks, masks and filters; damaged chunks are refused."""
+"""Compressed dumps: the report of the same values stored raw, whatever their chunks, masks and filters; damage is refused."""
 
 import zlib
 
