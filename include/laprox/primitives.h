@@ -24,8 +24,13 @@ struct QueryNeed {
   Index window = 0;
   Index of_all = 0;  ///< 0: every one
 
-  /// How many prompt queries Kind::all stands for.
-  Index counted(Index context) const { return of_all > 0 ? std::min(std::max(of_all, window), context) : context; }
+  /// Whether it reads every prompt query.
+  bool every() const { return kind == Kind::all && of_all == 0; }
+  /// How many of the last prompt queries it reads, a window as it was asked for.
+  Index counted(Index context) const {
+    if (kind != Kind::all) return window;
+    return every() ? context : std::min(std::max(of_all, window), context);
+  }
 };
 
 /// Column statistics of the observation window's attention, all [query_heads, C]. A_h[t, i] is the causal softmax of

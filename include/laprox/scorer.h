@@ -26,8 +26,8 @@ enum class Decoding {
 struct ScorerTraits {
   QueryNeed queries = {};
   Pins pins = {};
-  /// The distance at which it reads far energies (0: it reads none), and of how many last queries (0: all).
-  Index far_distance = 0, far_queries = 0;
+  /// The distance at which it reads far energies, of the queries that `queries.of_all` says; 0: it reads none.
+  Index far_distance = 0;
   /// True where it undoes RoPE, so that the dump must say how queries and keys were rotated.
   bool undoes_rope = false;
   /// True where the scores, and with them the order, change with the budget: then no ranking serves every budget, and

@@ -36,7 +36,7 @@ ElementType type_named(const std::string& name, const Hdf5Reader& reader) {
 }  // namespace
 
 CandidateReader::CandidateReader(const std::filesystem::path& path, const DumpReader& dump)
-    : name_(path.string()), reader_(path, "results of a kernel in the layout of laprox score") {
+    : reader_(path, "results of a kernel in the layout of laprox score") {
   context_ = dump.info().context_length;
   try {
     check_format(dump);

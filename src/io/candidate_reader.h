@@ -15,7 +15,7 @@ class CandidateReader : public Candidate {
   /// DumpError, FileError.
   CandidateReader(const std::filesystem::path& path, const DumpReader& dump);
 
-  std::string name() const override { return name_; }
+  std::string name() const override { return reader_.path(); }
   const std::optional<std::string>& policy() const override { return policy_; }
   const std::optional<ElementType>& precision() const override { return precision_; }
   const std::vector<BudgetRequest>& budgets() const override { return budgets_; }
@@ -46,7 +46,6 @@ class CandidateReader : public Candidate {
   std::vector<std::uint8_t> mask_of_list(std::span<const std::int64_t> tokens, const std::string& name,
                                          Index head) const;
 
-  std::string name_;
   Hdf5Reader reader_;
   Index context_ = 0;
   std::optional<std::string> policy_;

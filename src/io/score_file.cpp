@@ -53,9 +53,7 @@ void write_primitives(H5::Group& group, const Policy& policy, Index queries, Sco
     write_primitive(group, "column_norms", statistics.squares.cwiseSqrt());
     write_primitive(group, "column_sums", statistics.sum);
   }
-  if (need.kind == QueryNeed::Kind::all && need.of_all == 0) {
-    write_primitive(group, "column_sums", kernels.column_sums());
-  }
+  if (need.every()) write_primitive(group, "column_sums", kernels.column_sums());
   write_primitive(group, "value_norms", kernels.value_norms());
 }
 

@@ -56,7 +56,7 @@ bool Scoring::sums_attention(std::size_t policy) const {
 void Scoring::add_to_selectors(const LayerView& layer, ScoringKernels& kernels, bool judged) {
   for (const Selector& selector : selectors_) {
     const ScorerTraits& traits = selector.policy().scorer->traits();
-    if (traits.far_distance > 0 && traits.far_queries == 0) kernels.expect_far_energies(traits.far_distance);
+    if (traits.far_distance > 0 && traits.queries.every()) kernels.expect_far_energies(traits.far_distance);
   }
   for (Selector& selector : selectors_) {
     if (reads_judged(selector.policy()) == judged) selector.add_layer(layer, kernels);

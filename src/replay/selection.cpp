@@ -77,10 +77,7 @@ DumpInfo::Rows scoring_rows(const DumpInfo& dump, const std::vector<Policy>& pol
     if (need.kind == QueryNeed::Kind::none || reads_judged(policy)) continue;
     const std::string who = "policy '" + policy.label + "'";
     const DumpInfo::Rows needed =
-        need.kind == QueryNeed::Kind::all && need.of_all == 0
-            ? dump.prompt_rows(who)
-            : dump.window_rows(need.kind == QueryNeed::Kind::all ? need.counted(dump.context_length) : need.window,
-                               who);
+        need.every() ? dump.prompt_rows(who) : dump.window_rows(need.counted(dump.context_length), who);
     rows.first = std::min(rows.first, needed.first);
   }
   return rows;

@@ -26,24 +26,24 @@ class LaProxR : public Scorer {
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
     const Index context = layer.context_length(), end = std::max<Index>(0, context - traits().pins.last);
     Matrix energies = kernels.removal_energies(traits().queries.window, over_, joint_);
-    if (traits().far_distance > 0) add_far(energies, kernels.far_energies(traits().far_distance, traits().far_queries));
+    if (traits().far_distance > 0)
+      add_far(energies, kernels.far_energies(traits().far_distance, traits().queries.of_all));
     pool_between(energies, std::min(traits().pins.first, end), end, pool_, kernel_);
     return energies.cwiseSqrt();
   }
 
  private:
   static ScorerTraits traits_of(const Options& options) {
-    const Index far = options.integer("far"), far_queries = options.integer("far-queries");
+    const Index far = options.integer("far");
     return {.queries = {.kind = far > 0 ? QueryNeed::Kind::all : QueryNeed::Kind::window,
                         .window = options.integer("window"),
-                        .of_all = far_queries},
+                        .of_all = options.integer("far-queries")},
             .pins = {.first = options.integer("sinks"), .last = options.integer("pinned")},
-            .far_distance = far,
-            .far_queries = far_queries};
+            .far_distance = far};
   }
 
   void add_far(Matrix& energies, const Matrix& far) const {
-    const Index read = traits().far_queries;
+    const Index read = traits().queries.of_all;
     for (Index i = 0; i < energies.cols(); ++i) {
       const Index distant = energies.cols() - traits().far_distance - i;
       const Index queries = std::max(read > 0 ? std::min(distant, read) : distant, kFewestQueries);

@@ -174,8 +174,7 @@ class CandidateVerifier {
     Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows_, ElementType::float64), judged_,
                           thread_count(options_.threads));
     const Index window = yardsticks.tensors().queries();
-    const QueryNeed need = policy_ ? policy_->scorer->traits().queries : QueryNeed{};
-    const bool all = need.kind == QueryNeed::Kind::all && need.of_all == 0;
+    const bool all = policy_ && policy_->scorer->traits().queries.every();
     for (const char* name : {"column_norms", "column_sums", "value_norms"}) {
       const bool of_all = all && std::string_view(name) == "column_sums";
       assess_dataset(yardsticks, name, find_primitive(of_all ? "column_sums of all" : name, window));

@@ -180,42 +180,23 @@ void bench_removal(Index tokens) {
   report(fmt::format("laprox-r {}", tokens), ms, energy_error(layer, energies, in_double, stream));
 }
 
-/// What LaProx-far adds: energies at all queries 128 or more behind an entry; with `reference`, checked against
-/// float64.
-void bench_far(Index tokens, int runs, bool reference) {
-  const bench::BenchLayer data = bench::make_layer(tokens, tokens);
+/// What LaProx-far adds: energies at the last `queries` queries, where they are 128 or more behind an entry; with
+/// `reference`, checked against float64.
+void bench_far(const std::string& name, Index tokens, int queries, int runs, bool reference) {
+  const bench::BenchLayer data = bench::make_layer(tokens, queries);
   const cuda::Stream stream;
   const cuda::DeviceLayer on_device(data.half, kThreads, stream);
   const cuda::Layer& layer = on_device.view();
   cuda::DeviceBuffer<double> energies(static_cast<std::size_t>(layer.kv_heads) * static_cast<std::size_t>(tokens));
   cuda::RemovalScratch scratch;
-  const double ms =
-      median_wall_ms(runs, [&] { cuda::far_energies(layer, 128, layer.queries, energies.data(), scratch, stream); });
+  const auto run = [&] { cuda::far_energies(layer, 128, queries, energies.data(), scratch, stream); };
+  const double ms = median_wall_ms(runs, run);
   const auto in_double = [&](double* exact, cuda::DoubleScratch& of_double) {
-    cuda::far_energies_double(layer, 128, layer.queries, cuda::LogitSums::exact, exact, of_double, stream);
+    cuda::far_energies_double(layer, 128, queries, cuda::LogitSums::exact, exact, of_double, stream);
   };
-  report(fmt::format("laprox-far {}", tokens), ms, reference ? energy_error(layer, energies, in_double, stream) : -1);
+  report(fmt::format("{} {}", name, tokens), ms, reference ? energy_error(layer, energies, in_double, stream) : -1);
   const OnlySm80 only;
-  report(fmt::format("laprox-far any {}", tokens), median_wall_ms(runs, [&] {
-           cuda::far_energies(layer, 128, layer.queries, energies.data(), scratch, stream);
-         }));
-}
-
-/// The same over the last 1,024 queries alone.
-void bench_recent(Index tokens, int runs) {
-  constexpr int kQueries = 1024;
-  const bench::BenchLayer data = bench::make_layer(tokens, kQueries);
-  const cuda::Stream stream;
-  const cuda::DeviceLayer on_device(data.half, kThreads, stream);
-  const cuda::Layer& layer = on_device.view();
-  cuda::DeviceBuffer<double> energies(static_cast<std::size_t>(layer.kv_heads) * static_cast<std::size_t>(tokens));
-  cuda::RemovalScratch scratch;
-  const double ms =
-      median_wall_ms(runs, [&] { cuda::far_energies(layer, 128, kQueries, energies.data(), scratch, stream); });
-  const auto in_double = [&](double* exact, cuda::DoubleScratch& of_double) {
-    cuda::far_energies_double(layer, 128, kQueries, cuda::LogitSums::exact, exact, of_double, stream);
-  };
-  report(fmt::format("laprox-far-1024 {}", tokens), ms, energy_error(layer, energies, in_double, stream));
+  report(fmt::format("{} any {}", name, tokens), median_wall_ms(runs, run));
 }
 
 /// The layer's arrays as a source of one layer, where they lie.
@@ -299,15 +280,15 @@ const std::vector<std::pair<std::string, std::function<void()>>> kCases = {
      }},
     {"laprox-far",
      [] {
-       bench_far(8192, 10, true);
-       bench_far(32768, 3, true);
-       bench_far(131072, 1, false);
+       bench_far("laprox-far", 8192, 8192, 10, true);
+       bench_far("laprox-far", 32768, 32768, 3, true);
+       bench_far("laprox-far", 131072, 131072, 1, false);
      }},
     {"laprox-far-1024",
      [] {
-       bench_recent(8192, 10);
-       bench_recent(32768, 10);
-       bench_recent(131072, 3);
+       bench_far("laprox-far-1024", 8192, 1024, 10, true);
+       bench_far("laprox-far-1024", 32768, 1024, 10, true);
+       bench_far("laprox-far-1024", 131072, 1024, 3, true);
      }},
     {"sweep", [] { bench_sweep(131072); }},
 };

@@ -1,5 +1,7 @@
 """The exceptions of laprox. They have the names of the C++ library's and mean the same."""
 
+from typing import NoReturn
+
 
 class Error(Exception):
     """Base of everything that laprox raises on purpose."""
@@ -11,6 +13,11 @@ class UsageError(Error, ValueError):
 
 class ArrayError(UsageError, TypeError):
     """An array that cannot be used: its rank, its shape, its element type or where it lies. The message names it."""
+
+
+def refuse_array(name: str, expected: str, found: str) -> NoReturn:
+    """Raises ArrayError for the array `name`."""
+    raise ArrayError(f"{name}: expected {expected}, found {found}")
 
 
 class FileError(Error):

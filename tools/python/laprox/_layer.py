@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from . import _core, _shapes
 from ._arrays import as_array, as_integers, as_reals, current_stream, device_of
-from ._errors import ArrayError, UsageError
+from ._errors import ArrayError, UsageError, refuse_array
 
 _MEANINGS = {"q": (3, "[H_q, N, d]"), "k": (3, "[H_kv, T, d]"), "v": (3, "[H_kv, T, d_v]"), "w_o": (2, "[H_q * d_v, D]")}
 
@@ -87,17 +87,17 @@ class Layer:
         for name, value in {"q": q, "k": k, "v": v, "w_o": w_o}.items():
             self._arrays[name] = as_array(value, name, *_MEANINGS[name])
         self._device = self._common_device()
-        sizes = self._sizes = _shapes.geometry(*(self._arrays[name][0].shape for name in _MEANINGS), _refuse)
+        sizes = self._sizes = _shapes.geometry(*(self._arrays[name][0].shape for name in _MEANINGS), refuse_array)
         if bias is not None:
             self._arrays["b_o"] = (np.array(as_reals(bias, "bias", sizes.model_size, "[D]")), "float64")
         self.sinks = [] if sinks is None else as_reals(sinks, "sinks", sizes.query_heads, "[H_q]")
         self.rope_inv_freq = [] if rope_inv_freq is None else as_reals(rope_inv_freq, "rope_inv_freq", None, "[r / 2]")
         if 2 * len(self.rope_inv_freq) > sizes.head_size:
-            _refuse("rope_inv_freq", f"at most d / 2 = {sizes.head_size // 2} elements", str(len(self.rope_inv_freq)))
+            refuse_array("rope_inv_freq", f"at most d / 2 = {sizes.head_size // 2} elements", str(len(self.rope_inv_freq)))
         if residual_norms is not None:
             norms = np.array(as_reals(residual_norms, "residual_norms", sizes.queries, "[N]"))
             if not (norms > 0).all():
-                _refuse("residual_norms", "norms above 0", str(norms.min()))
+                refuse_array("residual_norms", "norms above 0", str(norms.min()))
             self._arrays["residual_norms"] = (norms, "float64")
         self.scale = sizes.head_size**-0.5 if scale is None else _number("scale", scale, above=True)
         self.softcap = _number("softcap", softcap)
@@ -112,9 +112,9 @@ class Layer:
         places = {name: device_of(self._arrays[name][0]) for name in _MEANINGS}
         for name, place in places.items():
             if place != places["q"]:
-                _refuse(name, f"it on {_place(places['q'])}, where q is", _place(place))
+                refuse_array(name, f"it on {_place(places['q'])}, where q is", _place(place))
             if place >= 0 and self._arrays[name][1] != self._arrays["q"][1]:
-                _refuse(
+                refuse_array(
                     name, f"the element type of q, {self._arrays['q'][1]}, as tensors on a GPU share one", self._arrays[name][1]
                 )
         return places["q"]
@@ -128,12 +128,12 @@ class Layer:
         sizes = self._sizes
         if given is None:
             if sizes.queries > sizes.tokens:
-                _refuse("q", f"at most T = {sizes.tokens} queries, as k has tokens", f"{sizes.queries}")
+                refuse_array("q", f"at most T = {sizes.tokens} queries, as k has tokens", f"{sizes.queries}")
             return list(range(sizes.tokens - sizes.queries, sizes.tokens))
         positions = as_integers(given, "positions")
         if len(positions) != sizes.queries:
-            _refuse("positions", f"one for each of the {sizes.queries} queries", f"{len(positions)}")
-        _shapes.check_positions(positions, sizes.tokens, "positions", _refuse)
+            refuse_array("positions", f"one for each of the {sizes.queries} queries", f"{len(positions)}")
+        _shapes.check_positions(positions, sizes.tokens, "positions", refuse_array)
         return positions
 
     @property
@@ -217,10 +217,6 @@ def source_of_layers(layers: Sequence[Layer], name: str = "layers in memory", st
 
 def _place(device: int) -> str:
     return "cpu" if device < 0 else f"cuda:{device}"
-
-
-def _refuse(name: str, expected: str, found: str) -> NoReturn:
-    raise ArrayError(f"{name}: expected {expected}, found {found}")
 
 
 def _number(name: str, value: float, above: bool = False) -> float:

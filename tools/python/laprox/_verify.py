@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from . import _core
 from ._arrays import ELEMENT_TYPES, as_array, is_on_gpu, widened
 from ._dump import Dump
-from ._errors import ArrayError, BackendError, UsageError
+from ._errors import BackendError, UsageError, refuse_array
 from ._layer import Layer
 from ._policies import PolicyLike, parse_budgets, parse_many
 from ._replay import Progress, Prompt, device_of_prompt, source_of
@@ -113,15 +113,15 @@ def _by_layer(value: Any, name: str, sizes: _Sizes) -> dict[int, Any]:
         found = dict(value)
     elif isinstance(value, (list, tuple)):
         if len(value) != count:
-            _refuse(name, f"one array for each of the {count} layers (None: not this layer)", f"{len(value)}")
+            refuse_array(name, f"one array for each of the {count} layers (None: not this layer)", f"{len(value)}")
         found = dict(enumerate(value))
     elif count == 1:
         found = {0: value}
     else:
-        _refuse(name, f"a sequence of {count} arrays, or a dict from a layer's number to its array", type(value).__name__)
+        refuse_array(name, f"a sequence of {count} arrays, or a dict from a layer's number to its array", type(value).__name__)
     for layer in found:
         if layer not in range(count):
-            _refuse(name, f"layers from 0 to {count - 1}", repr(layer))
+            refuse_array(name, f"layers from 0 to {count - 1}", repr(layer))
     return {int(layer): array for layer, array in found.items() if array is not None}
 
 
@@ -135,7 +135,7 @@ def _arrays_of(candidate: Mapping[str, Any], sizes: _Sizes) -> dict[str, dict[in
             where, expected = f"candidate, layer {layer}, {name}", sizes.of(layer, name)
             array, element_type = as_array(_on_host(value, where), where, 2, f"[{_ROWS[name]}, {'D' if name == 'output' else 'C'}]")
             if array.shape != expected:
-                _refuse(where, f"shape {list(expected)}", f"shape {list(array.shape)}")
+                refuse_array(where, f"shape {list(expected)}", f"shape {list(array.shape)}")
             arrays.setdefault(name, {})[layer] = (widened(array, element_type), element_type)
     return arrays
 
@@ -146,11 +146,11 @@ def _kept_of(candidate: Mapping[str, Any], sizes: _Sizes, budgets: int) -> dict[
         where, expected = f"candidate, layer {layer}, kept", (budgets, *sizes.of(layer, "kept"))
         masks = np.asarray(_on_host(value, where))
         if masks.dtype != bool:
-            _refuse(where, "masks of bool, True where a token is kept", masks.dtype.name)
+            refuse_array(where, "masks of bool, True where a token is kept", masks.dtype.name)
         if masks.ndim == 2 and budgets == 1:
             masks = masks[np.newaxis]
         if masks.shape != expected:
-            _refuse(where, f"shape [budgets, kv_heads, C] = {list(expected)}", f"shape {list(masks.shape)}")
+            refuse_array(where, f"shape [budgets, kv_heads, C] = {list(expected)}", f"shape {list(masks.shape)}")
         kept[layer] = np.ascontiguousarray(masks).view(np.uint8)
     return kept
 
@@ -162,7 +162,3 @@ def _on_host(value: Any, name: str) -> Any:
     if not hasattr(value, "cpu"):
         raise BackendError(f"{name}: lies on a GPU; copy it to the host first")
     return value.detach().cpu()
-
-
-def _refuse(name: str, expected: str, found: str) -> NoReturn:
-    raise ArrayError(f"{name}: expected {expected}, found {found}")

@@ -37,8 +37,7 @@ class PythonScorer : public Scorer {
   Matrix call(const LayerView& view, ScoringKernels& kernels, Index tokens) const {
     const nb::gil_scoped_acquire gil;
     const Index context = view.context_length();
-    const Index shown = traits().queries.kind == QueryNeed::Kind::all ? traits().queries.counted(context)
-                                                                      : std::min(traits().queries.window, context);
+    const Index shown = std::min(traits().queries.counted(context), context);
     const nb::object layer = nb::cast(PolicyLayer(view, kernels, shown, tokens), nb::rv_policy::move);
     struct Close {
       PolicyLayer* layer;
