@@ -26,11 +26,17 @@ class DumpReader : public LayerSource {
   void check_other_queries(Index layer, DumpInfo::Rows read) const override;
   std::optional<Matrix> read_output(Index layer) const override;
   std::string content_hash() const override;
+  /// The file is closed; it is refused when it is read again and has changed.
+  void rest() const override;
 
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+/// Opens many dumps, quicker than one by one; they rest, so that their number is bound by no limit of open files.
+/// Throws as DumpReader does.
+std::vector<DumpReader> open_dumps(const std::vector<std::string>& paths, int threads = 0);
 
 /// The dumps' content hashes, on every rank, which take the files in turn.
 std::vector<std::string> content_hashes(const std::vector<const DumpReader*>& dumps, Ranks& ranks = single_rank());

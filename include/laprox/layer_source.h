@@ -29,6 +29,9 @@ class LayerSource {
   /// SHA-256 of the contents, in hexadecimal; empty where there is no file.
   virtual std::string content_hash() const = 0;
 
+  /// Lets go of what is held only to read layers, such as an open file; reading one takes it up again.
+  virtual void rest() const {}
+
  protected:
   LayerSource() = default;
   LayerSource(const LayerSource&) = default;

@@ -8,6 +8,7 @@
 #include "base/convert.h"
 #include "base/parallel.h"
 #include "io/dump_layout.h"
+#include "io/rehearsal.h"
 #include "io/sha256.h"
 #include "laprox/error.h"
 
@@ -144,11 +145,20 @@ std::optional<Matrix> DumpReader::read_output(Index layer) const {
   return output.matrix<double>();
 }
 
+void DumpReader::rest() const { impl_->file.rest(); }
+
 std::string DumpReader::content_hash() const {
   const std::scoped_lock lock(impl_->hashing);
   if (impl_->hash.empty()) impl_->hash = io::sha256_of_file(impl_->info.path);
   impl_->file.check_unchanged();
   return impl_->hash;
+}
+
+std::vector<DumpReader> open_dumps(const std::vector<std::string>& paths, int threads) {
+  io::rehearse_all({paths.begin(), paths.end()});
+  std::vector<DumpReader> dumps;
+  for (const std::string& path : paths) dumps.emplace_back(path, threads).rest();
+  return dumps;
 }
 
 }  // namespace laprox

@@ -2,13 +2,10 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cmath>
-#include <cstring>
 
 #include "base/convert.h"
 #include "base/text.h"
@@ -25,19 +22,6 @@ namespace {
 /// below it do not overflow.
 constexpr double kMostElements = 0x1p48;
 
-FileState state_of(const std::filesystem::path& path, const std::string& kind) {
-  struct stat status {};
-  if (stat(path.c_str(), &status) != 0) {
-    throw FileError(fmt::format("{}: {}", path.string(), errno == ENOENT ? "no such file" : std::strerror(errno)));
-  }
-  if (!S_ISREG(status.st_mode)) {
-    throw DumpError(path.string(), "file", kind + " (HDF5)",
-                    S_ISDIR(status.st_mode) ? "a directory" : "something that is no regular file (a pipe or a device)");
-  }
-  return {status.st_dev, status.st_ino, static_cast<std::uint64_t>(status.st_size), status.st_mtim.tv_sec,
-          status.st_mtim.tv_nsec};
-}
-
 /// What HDF5 says of the call that failed last, its own words of every level.
 std::string hdf5_words() {
   std::string words;
@@ -52,8 +36,6 @@ std::string hdf5_words() {
 }
 
 H5::H5File open_file(const std::filesystem::path& path, const std::string& kind) {
-  H5::Exception::dontPrint();
-  rehearse(path, kind);
   try {
     return H5::H5File(path.string(), H5F_ACC_RDONLY);
   } catch (const H5::Exception&) {
@@ -126,18 +108,28 @@ std::string describe_type(const H5::DataType& type) {
 }
 
 Hdf5Reader::Hdf5Reader(const std::filesystem::path& path, const std::string& kind, int threads)
-    : path_(path.string()), state_(state_of(path, kind)), file_(open_file(path, kind)), threads_(threads) {
-  H5O_info_t info;
-  if (H5Oget_info2(file_.getId(), &info, H5O_INFO_BASIC) >= 0) file_number_ = info.fileno;
+    : path_(path.string()), kind_(kind), state_(require_regular_file(path, kind)), threads_(threads) {
+  H5::Exception::dontPrint();
+  rehearse(path, kind);
+  file();
 }
 
+const H5::H5File& Hdf5Reader::file() const {
+  if (!file_) {
+    check_unchanged();
+    file_ = open_file(path_, kind_);
+    H5O_info_t info;
+    if (H5Oget_info2(file_->getId(), &info, H5O_INFO_BASIC) >= 0) file_number_ = info.fileno;
+  }
+  return *file_;
+}
+
+void Hdf5Reader::rest() const { file_.reset(); }
+
 void Hdf5Reader::check_unchanged() const {
-  struct stat now {};
-  const bool there = stat(path_.c_str(), &now) == 0;
-  const FileState found{now.st_dev, now.st_ino, static_cast<std::uint64_t>(now.st_size), now.st_mtim.tv_sec,
-                        now.st_mtim.tv_nsec};
-  if (!there || !(found == state_)) {
-    refuse("file", "the file as it was opened", there ? "one that has changed since" : "nothing",
+  const auto now = regular_file(path_);
+  if (now != state_) {
+    refuse("file", "the file as it was opened", now ? "one that has changed since" : "nothing",
            "something writes to it while it is read; nothing was computed from it");
   }
 }
@@ -159,7 +151,7 @@ void Hdf5Reader::refuse(const std::string& object, const std::string& expected, 
 
 bool Hdf5Reader::has(const std::string& object) const {
   try {
-    return file_.nameExists(object) && file_.childObjType(object) != H5O_TYPE_UNKNOWN;
+    return file().nameExists(object) && file().childObjType(object) != H5O_TYPE_UNKNOWN;
   } catch (const H5::Exception&) {
     return false;  // a parent is missing, or a link leads nowhere
   }
@@ -167,16 +159,16 @@ bool Hdf5Reader::has(const std::string& object) const {
 
 H5::Group Hdf5Reader::group(const std::string& name) const {
   if (!has(name)) refuse(name, "a group", "nothing");
-  if (file_.childObjType(name) != H5O_TYPE_GROUP) refuse(name, "a group", "a dataset");
-  H5::Group found = file_.openGroup(name);
+  if (file().childObjType(name) != H5O_TYPE_GROUP) refuse(name, "a group", "a dataset");
+  H5::Group found = file().openGroup(name);
   check_in_file(found.getId(), name);
   return found;
 }
 
 H5::DataSet Hdf5Reader::open_dataset(const std::string& name) const {
   if (!has(name)) refuse(name, "a dataset", "nothing");
-  if (file_.childObjType(name) != H5O_TYPE_DATASET) refuse(name, "a dataset", "a group");
-  H5::DataSet found = file_.openDataSet(name);
+  if (file().childObjType(name) != H5O_TYPE_DATASET) refuse(name, "a dataset", "a group");
+  H5::DataSet found = file().openDataSet(name);
   check_in_file(found.getId(), name);
   double elements = 1;
   for (Index extent : shape(found)) elements *= static_cast<double>(extent);

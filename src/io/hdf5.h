@@ -2,7 +2,6 @@
 
 #include <H5Cpp.h>
 
-#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <set>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "base/text.h"
+#include "io/file_state.h"
 #include "io/packed_chunks.h"
 #include "laprox/tensor.h"
 
@@ -26,13 +26,6 @@ struct StoredArray {
   std::optional<PackedChunks> packed;  ///< where its chunks are not left to HDF5
 };
 
-/// What says that a file is still the one that was opened.
-struct FileState {
-  std::uint64_t device = 0, inode = 0, size = 0;
-  std::int64_t seconds = 0, nanoseconds = 0;  ///< of the last change
-  bool operator==(const FileState&) const = default;
-};
-
 /// Reads the objects of one file and turns every surprise into a DumpError that names file, object, expectation and
 /// find. Only what lies in the file itself and was written is read (soundness.h).
 class Hdf5Reader {
@@ -45,6 +38,9 @@ class Hdf5Reader {
   std::uint64_t file_size() const { return state_.size; }
   /// Refuses a file that is no longer the one that was opened.
   void check_unchanged() const;
+  /// Closes the file until it is read again: an open one takes a descriptor and about 1 MB. Refuses it then if it has
+  /// changed.
+  void rest() const;
 
   bool has(const std::string& object) const;
   H5::Group group(const std::string& name) const;
@@ -87,16 +83,18 @@ class Hdf5Reader {
                                                 const std::string& expected) const;
   ElementType element_type(const H5::DataSet& dataset, const std::string& name) const;
   void check_in_file(hid_t object, const std::string& name) const;
+  const H5::H5File& file() const;
   /// The dataset, of which nothing is known yet but its extents.
   H5::DataSet open_dataset(const std::string& name) const;
 
   std::string path_;
+  std::string kind_;
   FileState state_;
-  H5::H5File file_;
-  unsigned long file_number_ = 0;  ///< HDF5's number of this file, which an object in another one lacks
   int threads_;
-  mutable std::set<std::string> sound_;    ///< datasets whose storage was checked
-  mutable std::set<std::string> indexed_;  ///< arrays whose chunks are known to be there
+  mutable std::optional<H5::H5File> file_;  ///< nothing while it rests
+  mutable unsigned long file_number_ = 0;   ///< HDF5's number of this file, which an object in another one lacks
+  mutable std::set<std::string> sound_;     ///< datasets whose storage was checked
+  mutable std::set<std::string> indexed_;   ///< arrays whose chunks are known to be there
 };
 
 using laprox::describe;

@@ -10,6 +10,10 @@ import oracle
 import pytest
 
 
+# What laprox would start itself again for (test_waiting.py), hundreds of times in these tests.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 class Laprox:
     """Runs the binary under test, which the environment variable LAPROX_BIN names."""
 

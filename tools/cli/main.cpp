@@ -14,6 +14,7 @@
 #include "laprox/version.h"
 #include "output.h"
 #include "ranks.h"
+#include "waiting.h"
 
 namespace {
 
@@ -96,6 +97,7 @@ laprox::cli::Ending guarded_run(int argc, char** argv, laprox::Ranks& ranks) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  laprox::cli::wait_without_spinning(argv);
   laprox::cli::occupy_standard_streams();
   laprox::remove_temporaries_on_signals();
   auto ranks = laprox::cli::join_ranks(argc, argv);

@@ -1,7 +1,6 @@
 #include "laprox/sweep.h"
 
 #include <fmt/format.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <optional>
@@ -137,14 +136,6 @@ void check_output(const SweepArguments& arguments, const std::filesystem::path& 
   check_writable(arguments.output, arguments.force || arguments.resume, inputs);
 }
 
-/// Each dump is an open file, and shells allow 1,024 of them unless asked for more.
-void allow_open_files(std::size_t count) {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= count + 64) return;
-  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, count + 64);
-  setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 /// The dumps that the report does not hold. Where one is resumed, the first rank knows them by their hashes.
 std::vector<const DumpReader*> left_to_do(const std::vector<DumpReader>& dumps, bool resume,
                                           std::optional<GrowingReport>& growing, Ranks& ranks) {
@@ -216,7 +207,9 @@ std::vector<DumpResult> sweep_group(const Group& group, const SweepOptions& opti
     const auto checks = check_dumps(group.checked, backend, ranks, tell);
     for (std::size_t d = 0; d < checks.size(); ++d) require_passed(group.checked[d]->info(), checks[d]);
   }
-  return sweep_dumps(group.dumps, options, backend, ranks, tell);
+  auto results = sweep_dumps(group.dumps, options, backend, ranks, tell);
+  for (const LayerSource* dump : group.dumps) dump->rest();
+  return results;
 }
 
 /// The table comes first, so that a report that cannot be written does not lose it.
@@ -237,9 +230,7 @@ void run_sweep(SweepArguments arguments, const std::filesystem::path& config, Ra
   if (ranks.is_first()) check_output(arguments, config, words);
 
   // Every dump is opened and every request checked before the first one is worked on.
-  allow_open_files(arguments.dumps.size());
-  std::vector<DumpReader> dumps;
-  for (const std::string& path : arguments.dumps) dumps.emplace_back(path, arguments.backend.threads);
+  const std::vector<DumpReader> dumps = open_dumps(arguments.dumps, arguments.backend.threads);
   check_distinct(dumps, ranks);
   add_scores(options, arguments, dumps.front(), ranks);
   for (const DumpReader& dump : dumps) leave_out(dump.info(), of_all, options);
@@ -248,7 +239,10 @@ void run_sweep(SweepArguments arguments, const std::filesystem::path& config, Ra
   const std::vector<const DumpReader*> left = left_to_do(dumps, arguments.resume, growing, ranks);
   for (const DumpReader* dump : left) check_dump_request(dump->info(), options, *backend, ranks);
   if (arguments.show_plan) {
-    for (const DumpReader* dump : left) print_selection(*dump, options, *backend, ranks);
+    for (const DumpReader* dump : left) {
+      print_selection(*dump, options, *backend, ranks);
+      dump->rest();
+    }
   }
   const std::vector<Group> groups = groups_of(left, !arguments.no_check, ranks);
   {

@@ -13,6 +13,9 @@ compares many, policy makes a Python function one of them, and plot draws a swee
 
 from typing import TYPE_CHECKING
 
+from . import _load  # noqa: F401
+
+# isort: split
 from ._core import Policy, PolicyLayer
 from ._core import version as _version
 from ._dump import Dump, open_dump

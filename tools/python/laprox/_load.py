@@ -1,0 +1,20 @@
+"""Loads the compiled module, before anything else does.
+
+Threads of GCC's OpenMP that wait for others spin for milliseconds, which makes the work several times slower on a machine
+that others use too. It reads how long from the environment, once, when it is loaded: so the environment says so for that
+moment only. What the user has set, stands.
+"""
+
+import os
+
+_SPINS = "GOMP_SPINCOUNT"
+_FEW = "1000"  # some 30 us: threads that end together still meet awake
+
+if _SPINS in os.environ or "OMP_WAIT_POLICY" in os.environ:
+    from . import _core  # noqa: F401
+else:
+    os.environ[_SPINS] = _FEW
+    try:
+        from . import _core  # noqa: F401
+    finally:
+        del os.environ[_SPINS]
