@@ -9,7 +9,6 @@ import kernels
 import oracle
 import pytest
 
-
 # What laprox would start itself again for (test_waiting.py), hundreds of times in these tests.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
