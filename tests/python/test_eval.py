@@ -1,75 +1,26 @@
 """The closed loop against a plain one: the model's own eager attention over the whole sequence, evicted keys masked, no cache."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("laprox_dump")
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools" / "dump" / "tests"))
-
 import laprox  # noqa: E402
 from laprox import eval as closed_loop  # noqa: E402
 from laprox.eval import evaluation  # noqa: E402
-from laprox.eval.evicted import routed  # noqa: E402
 from laprox.eval.report import Report, open_evaluations  # noqa: E402
 from laprox_dump import attention, export  # noqa: E402
-from laprox_dump.tokens import Tokens  # noqa: E402
-from tiny_models import FAMILIES, token_ids  # noqa: E402
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: E402
+from plain_loop import CONTEXT, build, plain_logits, task  # noqa: E402
+from tiny_models import token_ids  # noqa: E402
 
-CONTEXT = 60
 SETTINGS = closed_loop.Settings(tokens=6, threads=1)
 POLICIES = ["full", "snapkv:window=8,kernel=3", "laprox-r+global:window=8,kernel=3,sinks=2,normalize=false", "h2o", "knorm"]
 BUDGETS = ["25%", "50%"]
 
 
-class Numbers(closed_loop.Model):
-    """A model whose tasks are token ids: task.prompt is a seed, and question the number of tokens that follow."""
-
-    def encode(self, task):
-        later = int(task.question or 0)
-        ids = token_ids(CONTEXT + later, int(task.prompt))
-        return Tokens(ids[:CONTEXT], ids[CONTEXT:], None)
-
-    def answer(self, task, answer):
-        return torch.tensor([int(part) for part in answer.split()])
-
-    def decode(self, tokens):
-        return " ".join(map(str, tokens))
-
-
-def build(family):
-    return Numbers(FAMILIES[family].build(), family)
-
-
-def task(seed=3, question="", **more):
-    return closed_loop.Task(id=f"t{seed}{question}", prompt=str(seed), question=question, **more)
-
-
-def plain_logits(network, ids, kept):
-    """Logits [T, V] of a pass over all tokens in which those behind the prompt do not see evicted keys: [layer] bool [H_kv, C]."""
-    calls = iter(kept)
-
-    def forward(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-        mask, heads, count = next(calls), query.shape[1], key.shape[2]
-        position = torch.arange(count)
-        seen = (position[None] <= position[:, None]).expand(heads, -1, -1).clone()
-        if kwargs.get("sliding_window"):
-            seen &= position[None] > position[:, None] - kwargs["sliding_window"]
-        seen[:, CONTEXT:, :CONTEXT] &= mask.repeat_interleave(heads // mask.shape[0], 0)[:, None]
-        added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-        eager = sys.modules[type(module).__module__].eager_attention_forward
-        return eager(module, query, key, value, added[None], scaling=scaling, dropout=0.0, **kwargs)
-
-    ALL_ATTENTION_FUNCTIONS.register("plain_evicted", forward)
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    ALL_MASK_ATTENTION_FUNCTIONS.register("plain_evicted", lambda *_, **__: None)
-    with routed(network, "plain_evicted"), torch.inference_mode():
-        return network(input_ids=ids[None], use_cache=False).logits[0].float()
+def gone(masks, count):
+    """What plain_logits wants for caches that were cut once: of kept masks [layer] bool [H_kv, C], for `count` tokens."""
+    return [torch.where(torch.nn.functional.pad(mask, (0, count - CONTEXT), value=True), count, CONTEXT) for mask in masks]
 
 
 @pytest.fixture
@@ -93,11 +44,11 @@ def test_divergences_equal_those_of_a_plain_loop(family, question, caught):
     ids = torch.cat([tokens.context, tokens.question, later])
     masks = caught[0].cache.kept
     first = CONTEXT + len(tokens.question) - (1 if question else 0)
-    everything = plain_logits(model.network, ids, [torch.ones_like(layer[0]) for layer in masks])
+    everything = plain_logits(model.network, ids, gone([torch.ones_like(layer[0]) for layer in masks], len(ids)))
     full = torch.log_softmax(everything[first:-1], -1)
     assert full.argmax(-1).tolist() == (later if question else later[1:]).tolist()  # it is the greedy continuation
     for cell in range(len(POLICIES) * len(BUDGETS)):
-        evicted = plain_logits(model.network, ids, [layer[cell + 1] for layer in masks])
+        evicted = plain_logits(model.network, ids, gone([layer[cell + 1] for layer in masks], len(ids)))
         logs = torch.log_softmax(evicted[first:-1], -1)
         expected = (full.exp() * (full - logs)).sum(-1)
         np.testing.assert_allclose(result.cells["kl_token"].reshape(-1, len(expected))[cell], expected, rtol=2e-3, atol=2e-5)

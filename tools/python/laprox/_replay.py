@@ -78,7 +78,7 @@ def scores(
             source_of(layers, stack, stream),
             parse(policy),
             None if budget is None else str(budget),
-            _backend(backend, threads, [layers]),
+            backend_of(backend, threads, [layers]),
             progress,
         )
     return found[0] if isinstance(layers, Layer) else found
@@ -104,7 +104,7 @@ def kept(
         raise UsageError(f"kept: expected one budget, found {len(budgets)}: {', '.join(budgets)}")
     with ExitStack() as stack:
         source = source_of(layers, stack, stream)
-        [[cells]] = _core.kept(source, [parsed], budgets, _backend(backend, threads, [layers]), progress)
+        [[cells]] = _core.kept(source, [parsed], budgets, backend_of(backend, threads, [layers]), progress)
     return Kept([mask.view(bool) for _, mask in cells], [tokens for tokens, _ in cells], parsed.spec, budgets[0])
 
 
@@ -176,7 +176,7 @@ def sweep(
             save_kept,
             schedule,
             -1 if segments is None else segments,
-            _backend(backend, threads, listed),
+            backend_of(backend, threads, listed),
             progress,
         )
     return to_dataset(report)
@@ -198,7 +198,7 @@ def device_of_prompt(prompt: Any) -> int:
     return first._device if isinstance(first, Layer) else -1
 
 
-def _backend(name: str, threads: int, prompts: Sequence[Any]) -> _core.Backend:
+def backend_of(name: str, threads: int, prompts: Sequence[Any]) -> _core.Backend:
     """The backend of that name, on the GPU that the prompts' layers are on. Raises BackendError where it does not read them."""
     devices = {device for device in map(device_of_prompt, prompts) if device >= 0}
     if len(devices) > 1:

@@ -18,5 +18,6 @@ NB_MODULE(_core, module) {
   laprox::python::add_layer_view(module);
   laprox::python::add_policies(module);
   laprox::python::add_replay(module);
+  laprox::python::add_cuts(module);
   laprox::python::add_verify(module);
 }

@@ -21,6 +21,7 @@ void add_source(nb::module_& module);
 void add_policies(nb::module_& module);
 void add_layer_view(nb::module_& module);
 void add_replay(nb::module_& module);
+void add_cuts(nb::module_& module);
 void add_verify(nb::module_& module);
 
 /// The element type that the package calls so.

@@ -152,6 +152,11 @@ void add_policies(nb::module_& module) {
           "queries", [](const Policy& policy) { return to_string(policy.scorer->traits().queries.kind); },
           "Which queries it reads: none, window, all or judged (an oracle).")
       .def_prop_ro("query_window", [](const Policy& policy) { return policy.scorer->traits().queries.window; })
+      .def_prop_ro(
+          "sums_attention",
+          [](const Policy& policy) { return policy.scorer->traits().decoding == Decoding::accumulated; },
+          "Whether it sums attention query by query while the model decodes.")
+      .def_prop_ro("keeps_everything", [](const Policy& policy) { return policy.scorer->traits().keeps_everything; })
       .def("__repr__", [](const Policy& policy) { return "<laprox policy " + to_string(policy) + ">"; });
   module.def(
       "parse_policy", [](const std::string& text) { return std::make_shared<Policy>(parse_policy(text)); },

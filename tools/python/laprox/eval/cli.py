@@ -14,6 +14,7 @@ examples:
   laprox-eval --packaged smollm2 --tasks tasks.jsonl --policy snapkv,laprox-r,laprox-far --budget 5%,10% -o eval.h5
   laprox-eval Qwen/Qwen2.5-0.5B-Instruct --tasks tasks.jsonl --policy h2o,snapkv,laprox-far --device cuda --dtype bfloat16 -o e.h5
   laprox-eval needle --packaged smollm2 --haystack book.txt --lengths 1000,2000 --policy snapkv,laprox-r -o n.h5
+  laprox-eval --packaged smollm2 --tasks tasks.jsonl --policy h2o+head,tova+head --budget 128 --schedule every:16 -o cut.h5
   laprox-eval table eval.h5 --metric score
   laprox-eval table eval.h5 --compare laprox-r,snapkv
   laprox-plot eval.h5 -o eval.html
@@ -96,6 +97,12 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=_whole, help="longer prompts lose their middle")
     parser.add_argument("--no-generate", action="store_true", help="no answers and no scores: KL and errors alone")
     parser.add_argument("--physical", action="store_true", help="remove evicted entries instead of hiding them: the same, slower")
+    parser.add_argument(
+        "--schedule",
+        default="once",
+        help="when caches are cut: once, after the prompt (default), then also after every N tokens behind it (every:N) or each "
+        "(step), as of laprox sweep",
+    )
     parser.add_argument("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda")
     parser.add_argument("--backend", default="cpu", help="of laprox: cpu (default), cuda or reference")
@@ -121,7 +128,13 @@ def _evaluate(command: str, parsed: argparse.Namespace) -> int:
     from .run import Run
 
     settings = Settings(
-        parsed.tokens, not parsed.no_generate, parsed.max_new_tokens, parsed.physical, parsed.backend, parsed.threads
+        tokens=parsed.tokens,
+        generate=not parsed.no_generate,
+        max_new_tokens=parsed.max_new_tokens,
+        physical=parsed.physical,
+        schedule=parsed.schedule,
+        backend=parsed.backend,
+        threads=parsed.threads,
     )
     model = _model(parsed)
     tasks = _needle(model, parsed) if command == "needle" else _tasks(parsed)

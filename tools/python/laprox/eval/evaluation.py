@@ -12,9 +12,11 @@ import torch
 from laprox_dump.context import check_length
 from laprox_dump.decode import greedy
 
-from .. import _replay
+from .. import _core, _replay
 from .._errors import UsageError
+from .._layer import Layer, source_of_layers
 from .._policies import PolicyLike, parse_budgets, parse_many
+from .cuts import Cell, CutCache
 from .evicted import PromptLayer, SharedCache
 from .loop import Loop, divergence
 from .model import Model
@@ -35,6 +37,7 @@ class Settings:
     generate : also let every cell go on by itself, and score its answer
     max_new_tokens : at most that many tokens of an answer; 0: as many as the task says
     physical : remove evicted entries instead of hiding them, which is slower and gives the same
+    schedule : "once": caches are cut after the prompt; "every:N" or "step": also after every N tokens behind it, or each
     backend, threads : of laprox, for scores and errors
     """
 
@@ -42,12 +45,20 @@ class Settings:
     generate: bool = True
     max_new_tokens: int = 0
     physical: bool = False
+    schedule: str = "once"
     backend: str = "cpu"
     threads: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens < 2:
             raise UsageError(f"tokens: expected 2 or more, found {self.tokens}")
+        if self.interval and self.physical:
+            raise UsageError("physical: removing entries is a proof for caches that are cut once; leave it out under a schedule")
+
+    @property
+    def interval(self) -> int:
+        """Tokens between two cuts; 0: caches are cut once. Raises UsageError where the schedule is none."""
+        return _core.schedule_interval(self.schedule)
 
 
 @dataclass
@@ -97,12 +108,23 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
         clock.lap("prefill")
         later = torch.cat([question, continuation])
         on_gpu = model.device.type == "cuda" and settings.backend == "cuda"
-        layers, caches = record(task.id, model.network, torch.cat([prompt, later[:-1]]), len(prompt), policies, on_gpu)
+        ids = torch.cat([prompt, later[:-1]])
+        layers, caches = record(task.id, model.network, ids, len(prompt), policies, on_gpu, settings.interval > 0)
         clock.lap("record")
-        sweep = _replay.sweep(layers, policies, budgets, save_kept=True, backend=settings.backend, threads=settings.threads)
+        sweep = _replay.sweep(
+            layers,
+            policies,
+            budgets,
+            save_kept=True,
+            schedule=settings.schedule,
+            segments=0,
+            backend=settings.backend,
+            threads=settings.threads,
+        )
+        cells = _cells(layers, policies, budgets, settings) if settings.interval else []
         del layers
         clock.lap("replay")
-        loop = _loop(model, caches, _masks(sweep, caches), settings.physical)
+        loop = _loop(model, caches, _masks(sweep, caches), cells, settings)
         cells = _forced(loop, later, len(continuation) - (0 if len(question) else 1))
         cells["answer_nll"] = _answer_nll(loop, model, task, question)
         clock.lap("forced")
@@ -153,8 +175,22 @@ def _masks(sweep: xarray.Dataset, caches: list[PromptLayer]) -> list[torch.Tenso
     return masks
 
 
-def _loop(model: Model, caches: list[PromptLayer], masks: list[torch.Tensor], physical: bool) -> Loop:
-    return Loop(model.network, SharedCache(caches, masks, physical), masks[0].shape[0])
+def _cells(layers: list[Layer], policies: list, budgets: list[str], settings: Settings) -> list[Cell]:
+    """What each policy at each budget needs to be cut again."""
+    source, backend = source_of_layers(layers), _replay.backend_of(settings.backend, settings.threads, [layers])
+    limits = [_core.DecodingBudget(budget, source, settings.schedule) for budget in budgets]
+    summing = [policy for policy in policies if policy.sums_attention]
+    sums = _core.attention_sums(source, summing[0], backend) if summing else None
+    return [Cell(policy, limit, sums if policy.sums_attention else None) for policy in policies for limit in limits]
+
+
+def _loop(model: Model, caches: list[PromptLayer], masks: list[torch.Tensor], cells: list[Cell], settings: Settings) -> Loop:
+    if settings.interval:
+        backend = _replay.backend_of("reference" if settings.backend == "reference" else "cpu", settings.threads, [])
+        cache: SharedCache = CutCache(caches, masks, cells, settings.interval, backend)
+    else:
+        cache = SharedCache(caches, masks, settings.physical)
+    return Loop(model.network, cache, masks[0].shape[0])
 
 
 def _forced(loop: Loop, later: torch.Tensor, count: int) -> dict[str, np.ndarray]:
@@ -205,5 +241,6 @@ class _Clock:
 
 
 def described(settings: Settings) -> dict[str, object]:
-    """The settings that decide the figures, for provenance and for resuming."""
-    return {name: value for name, value in asdict(settings).items() if name not in ("backend", "threads", "physical")}
+    """The settings that decide the figures, for provenance and for resuming. Without a schedule there is no word of one."""
+    left_out = {"backend", "threads", "physical"} | (set() if settings.interval else {"schedule"})
+    return {name: value for name, value in asdict(settings).items() if name not in left_out}

@@ -21,7 +21,8 @@ BLOCK = {"cpu": 1 << 25, "cuda": 1 << 29}
 class PromptLayer:
     """One layer's cache of the prompt: keys [H_kv, C, d] and values [H_kv, C, d_v] in float32, and how the layer attends.
 
-    Logits are scale * <q, k>; softcap and window 0 mean none; sinks [H_q] are logits that join the denominator only.
+    Logits are scale * <q, k>; softcap and window 0 mean none; sinks [H_q] are logits that join the denominator only. Only caches
+    that are cut again (cuts.py) need the prompt's last queries `recent` [H_q, w, d] and the output projection `w_o` [H_q * d_v, D].
     """
 
     keys: torch.Tensor
@@ -30,6 +31,8 @@ class PromptLayer:
     softcap: float = 0.0
     window: int = 0
     sinks: torch.Tensor | None = None
+    recent: torch.Tensor | None = None
+    w_o: torch.Tensor | None = None
 
     @property
     def context(self) -> int:
@@ -37,24 +40,32 @@ class PromptLayer:
         return self.keys.shape[1]
 
 
-def attend(layer: PromptLayer, kept: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def attend(
+    layer: PromptLayer,
+    kept: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sums: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Head outputs [cells, steps, H_q, d_v] of the last `steps` tokens of each cell.
 
-    kept : bool [cells, H_kv, C], the prompt's entries that are there
+    kept : bool [cells, H_kv, C], the prompt's entries that are there; [cells, H_kv, C + tail] tells of those behind it, too
     query : [cells, H_q, steps, d]
     key, value : [cells, H_kv, tail, d or d_v], of the tokens behind the prompt, these `steps` included
+    sums : [cells, H_q, C + tail], to which the weights of these queries are added
     """
     cells, heads, steps, _ = query.shape
     size = heads * steps * (layer.context + key.shape[2])
     each = max(1, BLOCK.get(query.device.type, BLOCK["cpu"]) // size)
-    parts = [
-        _attend(layer, kept[i : i + each], query[i : i + each], key[i : i + each], value[i : i + each])
-        for i in range(0, cells, each)
-    ]
+    parts = []
+    for i in range(0, cells, each):
+        of_part = [tensor[i : i + each] for tensor in (kept, query, key, value)]
+        parts.append(_attend(layer, *of_part, None if sums is None else sums[i : i + each]))
     return torch.cat(parts).to(query.dtype)
 
 
-def _attend(layer, kept, query, key, value):
+def _attend(layer, kept, query, key, value, sums):
     cells, heads, steps, size = query.shape
     groups, tail = layer.keys.shape[0], key.shape[2]
     query = (query.float() * layer.scale).reshape(cells, groups, -1, size).transpose(0, 1)  # [H_kv, cells, G * steps, d]
@@ -63,8 +74,11 @@ def _attend(layer, kept, query, key, value):
     near = _capped(layer, query @ key.float().transpose(0, 1).transpose(2, 3)).view(*shape, tail)
     far_seen, near_seen = _visible(layer, steps, tail, query.device)
     hidden = ~kept.transpose(0, 1)[:, :, None, None, :]
-    far.masked_fill_(hidden if far_seen is None else hidden | ~far_seen, float("-inf"))
-    near.masked_fill_(~near_seen, float("-inf"))
+    far_hidden, near_hidden = hidden[..., : layer.context], ~near_seen
+    if kept.shape[-1] > layer.context:
+        near_hidden = near_hidden | hidden[..., layer.context :]
+    far.masked_fill_(far_hidden if far_seen is None else far_hidden | ~far_seen, float("-inf"))
+    near.masked_fill_(near_hidden, float("-inf"))
 
     top = torch.maximum(far.amax(-1), near.amax(-1))[..., None]
     sinks = None if layer.sinks is None else layer.sinks.float().view(groups, 1, -1, 1, 1)
@@ -74,6 +88,9 @@ def _attend(layer, kept, query, key, value):
     total = far.sum(-1, keepdim=True) + near.sum(-1, keepdim=True)
     if sinks is not None:
         total = total + (sinks - top).exp()
+    if sums is not None:
+        weights = (torch.cat([far, near], -1) / total).sum(3, dtype=sums.dtype)
+        sums += weights.transpose(0, 1).reshape(sums.shape)
     output = (far.view(groups, -1, layer.context) @ layer.values).view(*shape, -1)
     output += (near.view(groups, cells, -1, tail) @ value.float().transpose(0, 1)).view(*shape, -1)
     return (output / total).permute(1, 3, 0, 2, 4).reshape(cells, steps, heads, -1)
@@ -142,6 +159,13 @@ class SharedCache:
         self._attend = attend_removed if physical else attend
         self._cells: slice | torch.Tensor = slice(None)
         self._next = 0
+
+    def begin(self, cells: slice) -> None:
+        """These cells read what follows the prompt, from its first token on."""
+
+    def parts(self, offset: int, count: int) -> Iterator[slice]:
+        """The tokens `offset` .. `offset + count` behind the prompt, in parts that may be read at once."""
+        yield slice(0, count)
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """The next layer's attention for the cells that run now."""

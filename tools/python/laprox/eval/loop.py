@@ -33,8 +33,8 @@ class Loop:
         tokens = tokens.to(self.device)
 
         def run(cells: slice) -> torch.Tensor:
-            rows = tokens[None].expand(cells.stop - cells.start, -1)
-            return self._logits(rows, self.context, DynamicCache(), cells, last)
+            self.cache.begin(cells)
+            return self._read(tokens[None].expand(cells.stop - cells.start, -1), 0, DynamicCache(), cells, last)
 
         yield from self._batches(run, len(tokens))
 
@@ -51,15 +51,16 @@ class Loop:
             if first is not None:
                 for row in found[cells]:
                     row[:] = [int(first)]
-            position = self.context
+            self.cache.begin(cells)
+            read = 0
             while not all(row and (len(row) >= most or row[-1] in ends) for row in found[cells]):
-                chosen = self._logits(rows, position, tail, cells, 1)[:, -1].argmax(-1)
-                position += rows.shape[1]
+                chosen = self._read(rows, read, tail, cells, 1)[:, -1].argmax(-1)
+                read += rows.shape[1]
                 for row, token in zip(found[cells], chosen.tolist(), strict=True):
                     if not row or (len(row) < most and row[-1] not in ends):
                         row.append(token)
                 rows = chosen[:, None]
-            return chosen if position > self.context else rows
+            return rows
 
         for _ in self._batches(run, 1):
             pass
@@ -82,6 +83,16 @@ class Loop:
                 continue
             yield cells, result
             begin = cells.stop
+
+    def _read(self, rows: torch.Tensor, offset: int, tail: DynamicCache, cells: slice, last: int) -> torch.Tensor:
+        """Reads rows [cells, s], the tokens from `offset` on behind the prompt: float32 [cells, last, V]."""
+        found, begin = [], rows.shape[1] - last
+        for part in self.cache.parts(offset, rows.shape[1]):
+            wanted = part.stop - max(part.start, begin)
+            logits = self._logits(rows[:, part], self.context + offset + part.start, tail, cells, max(1, wanted))
+            if wanted > 0:
+                found.append(logits)
+        return torch.cat(found, 1)
 
     def _logits(self, rows: torch.Tensor, position: int, tail: DynamicCache, cells: slice, last: int) -> torch.Tensor:
         """One forward pass of rows [cells, s] at `position` and after: float32 [cells, last, V]."""

@@ -18,13 +18,19 @@ PROVED = 8  # outputs of each layer that are checked against the model's own
 
 
 def record(
-    name: str, model: torch.nn.Module, ids: torch.Tensor, context: int, policies: list[Policy], on_gpu: bool = False
+    name: str,
+    model: torch.nn.Module,
+    ids: torch.Tensor,
+    context: int,
+    policies: list[Policy],
+    on_gpu: bool = False,
+    cut_again: bool = False,
 ) -> tuple[list[Layer], list[PromptLayer]]:
     """Runs the model once over `ids` [T], of which the first `context` are the prompt.
 
     Returns each layer for laprox, with the queries that these policies read and those behind the prompt, and its cache of the
-    prompt on the model's device. Layers for laprox are on the host, or with `on_gpu` where the model is. Raises UnsupportedModel
-    where layers share a cache, and what recording raises.
+    prompt on the model's device, with what cuts.CutCache needs where it is to be `cut_again`. Layers for laprox are on the host,
+    or with `on_gpu` where the model is. Raises UnsupportedModel where layers share a cache, and what recording raises.
     """
     first = context - min(context, _wanted(policies, context))
     positions = Positions(len(ids), context, torch.arange(first, len(ids)), torch.arange(max(first, len(ids) - PROVED), len(ids)))
@@ -39,6 +45,11 @@ def record(
         prove(f"{name}: layer {ordinal}", found, positions, TOLERANCE.get(found.q.dtype, TOLERANCE[torch.bfloat16]))
         layers.append(_layer(found, positions, on_gpu))
         caches.append(_cache(found, context))
+        if cut_again:
+            before = context - first
+            window = max([1, *(policy.query_window for policy in policies if policy.queries == "window")])
+            caches[-1].recent = found.q[:, max(0, before - window) : before].detach().float()
+            caches[-1].w_o = found.w_o.detach()
 
     Recorder(positions, None, keep).run(model, ids)
     return layers, caches

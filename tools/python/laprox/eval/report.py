@@ -180,7 +180,7 @@ def open_evaluation(path: str | Path) -> xr.Dataset:
 def _decisive(report: xr.Dataset) -> dict[str, Any]:
     """The settings without which figures cannot stand in one table; where prompts are cut and what is generated may differ."""
     settings = json.loads(report.attrs["settings"])
-    return {name: settings[name] for name in ("model", "dtype", "tokens")}
+    return {name: settings.get(name) for name in ("model", "dtype", "tokens", "schedule")}
 
 
 def open_evaluations(paths: Sequence[str | Path]) -> xr.Dataset:
