@@ -4,6 +4,8 @@ import os
 import pathlib
 import subprocess
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers' own threads are enough; read when NumPy is imported
+
 import dumps
 import kernels
 import oracle

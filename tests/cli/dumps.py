@@ -87,8 +87,8 @@ FEATURES = {
         sliding_window=40,
     ),
     "float64-everything": dict(
-        context=300,
-        tokens=305,
+        context=190,
+        tokens=195,
         heads=[(5, 5), (12, 4)],
         head_size=33,
         value_size=65,

@@ -127,6 +127,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="folder for the files of failing cases")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["GOMP_SPINCOUNT"] = "1000"  # so that laprox does not start itself again to set it
     by_kind: dict[str, Counter] = {}
     by_damage: dict[str, Counter] = {}
     failed = 0

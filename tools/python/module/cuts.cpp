@@ -15,20 +15,20 @@ namespace {
 using Places = std::vector<std::int32_t>;
 using Sums = nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-/// A cache as if it were a prompt: for each KV head the places of the entries that a budget of `count` evicts.
-std::vector<Places> evicted_places(const LayerSource& cache, const Policy& policy, Index count,
-                                   const Backend& backend) {
-  std::vector<Places> evicted;
+/// Caches as if they were a prompt's: the places of the entries that a budget of `count` evicts, [layer][kv_head].
+std::vector<std::vector<Places>> evicted_places(const LayerSource& caches, const Policy& policy, Index count,
+                                                const Backend& backend) {
+  std::vector<std::vector<Places>> evicted;
   const nb::gil_scoped_release unlocked;
   const BudgetRequest budget = parse_budget(std::to_string(count));
-  visit_scores(cache, policy, budget, backend,
-               [&](const LayerTensors&, const Matrix& scores, ScoringKernels&) {
-                 for (Index head = 0; head < scores.rows(); ++head) {
-                   const std::span row(scores.row(head).data(), static_cast<std::size_t>(scores.cols()));
-                   evicted.push_back(policy.scorer->evict(row, count));
-                 }
-               },
-               {});
+  const auto visit = [&](const LayerTensors&, const Matrix& scores, ScoringKernels&) {
+    auto& of_layer = evicted.emplace_back();
+    for (Index head = 0; head < scores.rows(); ++head) {
+      const std::span row(scores.row(head).data(), static_cast<std::size_t>(scores.cols()));
+      of_layer.push_back(policy.scorer->evict(row, count));
+    }
+  };
+  visit_scores(caches, policy, budget, backend, visit, {});
   return evicted;
 }
 
@@ -69,7 +69,7 @@ void add_cuts(nb::module_& module) {
   module.def(
       "schedule_interval", [](const std::string& schedule) { return parse_schedule(schedule).interval; },
       nb::arg("schedule"), "Decoded tokens between two cuts; 0: only the cut after the prompt.");
-  module.def("evicted_places", &evicted_places, nb::arg("cache"), nb::arg("policy"), nb::arg("count"),
+  module.def("evicted_places", &evicted_places, nb::arg("caches"), nb::arg("policy"), nb::arg("count"),
              nb::arg("backend"));
   module.def("evicted_by_sums", &evicted_by_sums, nb::arg("policy"), nb::arg("sums"), nb::arg("count"));
   module.def("attention_sums", &attention_sums, nb::arg("source"), nb::arg("policy"), nb::arg("backend"));

@@ -107,43 +107,50 @@ class CutCache(SharedCache):
 
     @torch.inference_mode()
     def _cut(self, seen: int) -> None:
-        for number in range(len(self.layers)):
-            for row, cell in enumerate(self._running_cells):
-                if cell and not cell.policy.keeps_everything:
-                    self._cut_one(number, row, cell, cell.budget.tokens(seen))
+        for row, cell in enumerate(self._running_cells):
+            if cell and not cell.policy.keeps_everything:
+                self._cut_cell(row, cell, cell.budget.tokens(seen))
 
-    def _cut_one(self, number: int, row: int, cell: Cell, count: int) -> None:
-        there = self._held[number].there[row]
-        entries = there.sum(-1)
-        if int(entries[0]) <= count:  # every KV head holds equally many
+    def _cut_cell(self, row: int, cell: Cell, count: int) -> None:
+        # Every KV head of every layer holds equally many entries: places [H_kv, entries], ascending.
+        places = [held.there[row].nonzero()[:, 1].view(held.there.shape[1], -1) for held in self._held]
+        if places[0].shape[1] <= count:
             return
-        places = there.nonzero()[:, 1].view(len(there), -1)  # [H_kv, entries], ascending
-        for head, evicted in enumerate(self._evicted(number, row, cell, count, places)):
-            there[head, places[head, torch.tensor(evicted, device=places.device, dtype=torch.long)]] = False
+        evicted = (self._by_sums if cell.sums else self._scored_anew)(row, cell, count, places)
+        for held, of_layer, gone in zip(self._held, places, evicted, strict=True):
+            held.there[row].scatter_(1, of_layer.gather(1, torch.tensor(gone, device=of_layer.device)), False)
 
-    def _evicted(self, number: int, row: int, cell: Cell, count: int, places: torch.Tensor) -> list[list[int]]:
-        """For each KV head which of its entries, counted from the first, are evicted."""
-        held = self._held[number]
-        if cell.sums:
-            groups = held.sums[row].view(len(places), -1, held.sums.shape[-1])
-            return [
-                _core.evicted_by_sums(cell.policy, np.ascontiguousarray(group[:, of_head].cpu().numpy()), count)
-                for group, of_head in zip(groups, places, strict=True)
-            ]
-        layer = self.layers[number]
-        entries = places.shape[1]
-        window = min(self._window, entries)
-        as_prompt = Layer(
-            held.queries[row][:, -window:].cpu(),
-            _picked(layer.keys, held.keys[row], places),
-            _picked(layer.values, held.values[row], places),
-            layer.w_o.cpu(),
-            scale=layer.scale,
-            softcap=layer.softcap,
-            sinks=None if layer.sinks is None else layer.sinks.cpu().numpy(),
-            positions=np.arange(entries - window, entries),
-        )
-        return _core.evicted_places(source_of_layers([as_prompt]), cell.policy, count, self._backend)
+    def _by_sums(self, row: int, cell: Cell, count: int, places: list[torch.Tensor]) -> list[list[list[int]]]:
+        """Which of their entries, counted from the first, the KV heads of each layer evict: [layer][H_kv]."""
+        evicted = []
+        for held, of_layer in zip(self._held, places, strict=True):
+            groups = held.sums[row].view(len(of_layer), -1, held.sums.shape[-1])
+            sums = groups.gather(2, of_layer[:, None].expand(-1, groups.shape[1], -1)).cpu().numpy()
+            evicted.append([_core.evicted_by_sums(cell.policy, of_head, count) for of_head in sums])
+        return evicted
+
+    def _scored_anew(self, row: int, cell: Cell, count: int, places: list[torch.Tensor]) -> list[list[list[int]]]:
+        """The same by the policy's scores of what the caches hold, as if it were a prompt."""
+        layers = [
+            _as_prompt(layer, held, row, of_layer) for layer, held, of_layer in zip(self.layers, self._held, places, strict=True)
+        ]
+        return _core.evicted_places(source_of_layers(layers), cell.policy, count, self._backend)
+
+
+def _as_prompt(layer: PromptLayer, held: _Held, row: int, places: torch.Tensor) -> Layer:
+    """What a cell's cache holds at `places`, with the last queries."""
+    entries = places.shape[1]
+    queries = held.queries[row][:, -entries:].cpu()
+    return Layer(
+        queries,
+        _picked(layer.keys, held.keys[row], places),
+        _picked(layer.values, held.values[row], places),
+        layer.w_o.cpu(),
+        scale=layer.scale,
+        softcap=layer.softcap,
+        sinks=None if layer.sinks is None else layer.sinks.cpu().numpy(),
+        positions=np.arange(entries - queries.shape[1], entries),
+    )
 
 
 def _picked(prompt: torch.Tensor, tail: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
