@@ -145,7 +145,7 @@ def _as_prompt(layer: PromptLayer, held: _Held, row: int, places: torch.Tensor) 
         queries,
         _picked(layer.keys, held.keys[row], places),
         _picked(layer.values, held.values[row], places),
-        layer.w_o.cpu(),
+        layer.w_o,
         scale=layer.scale,
         softcap=layer.softcap,
         sinks=None if layer.sinks is None else layer.sinks.cpu().numpy(),

@@ -22,7 +22,8 @@ class PromptLayer:
     """One layer's cache of the prompt: keys [H_kv, C, d] and values [H_kv, C, d_v] in float32, and how the layer attends.
 
     Logits are scale * <q, k>; softcap and window 0 mean none; sinks [H_q] are logits that join the denominator only. Only caches
-    that are cut again (cuts.py) need the prompt's last queries `recent` [H_q, w, d] and the output projection `w_o` [H_q * d_v, D].
+    that are cut again (cuts.py) need the prompt's last queries `recent` [H_q, w, d] and the output projection `w_o`
+    [H_q * d_v, D], that one on the host.
     """
 
     keys: torch.Tensor

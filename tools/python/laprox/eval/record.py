@@ -49,7 +49,7 @@ def record(
             before = context - first
             window = max([1, *(policy.query_window for policy in policies if policy.queries == "window")])
             caches[-1].recent = found.q[:, max(0, before - window) : before].detach().float()
-            caches[-1].w_o = found.w_o.detach()
+            caches[-1].w_o = found.w_o.detach().cpu()
 
     Recorder(positions, None, keep).run(model, ids)
     return layers, caches
