@@ -13,6 +13,7 @@ pytest.importorskip("laprox_dump")
 import laprox  # noqa: E402
 from laprox import eval as closed_loop  # noqa: E402
 from laprox.eval import evaluation  # noqa: E402
+from laprox.eval.compare import table  # noqa: E402
 from laprox.eval.report import open_evaluations  # noqa: E402
 from laprox_dump import attention  # noqa: E402
 from plain_loop import CONTEXT, build, plain_logits, task  # noqa: E402
@@ -150,6 +151,7 @@ def test_the_schedule_is_in_the_report_and_decides(tmp_path):
     cut = closed_loop.evaluate(model, [task()], ["h2o+head"], ["20"], settings("every:4"))
     once = closed_loop.evaluate(model, [task(4)], ["h2o+head"], ["20"], settings("once"))
     assert '"schedule": "every:4"' in cut.attrs["settings"] and "schedule" not in once.attrs["settings"]
+    assert "--schedule every:4" in table(cut) and "--schedule" not in table(once)
     for name, report in (("cut.h5", cut), ("once.h5", once)):
         closed_loop.save_evaluation(report, tmp_path / name)
     with pytest.raises(laprox.UsageError, match="other policies, budgets or settings"):

@@ -33,7 +33,7 @@ def table(report: xr.Dataset, metric: str = "kl") -> str:
         raise UsageError(f"no prompt of this report has a {metric}")
     means = values.mean("prompt").transpose("policy", "budget").values
     width = max(len(str(p)) for p in report.policy.values)
-    lines = [f"{values.attrs['long_name']}; mean of {count} prompts", f"{report.attrs['model']}", ""]
+    lines = [f"{values.attrs['long_name']}; mean of {count} prompts", f"{report.attrs['model']}{_schedule(report)}", ""]
     lines.append(" " * width + "".join(f"{b!s:>12}" for b in report.budget.values))
     marks = [best(values.isel(budget=i).transpose("policy", "prompt").values, more) for i in range(means.shape[1])]
     for row, policy in enumerate(report.policy.values):
@@ -47,6 +47,12 @@ def table(report: xr.Dataset, metric: str = "kl") -> str:
     else:
         lines.append("\n* the best mean, and those that are not worse by a Wilcoxon signed-rank test over the prompts at 5 %")
     return "\n".join(lines)
+
+
+def _schedule(report: xr.Dataset) -> str:
+    """When caches were cut, where that was not once."""
+    schedule = report.attrs.get("schedule", "once")
+    return "" if schedule == "once" else f", --schedule {schedule}"
 
 
 def best(values: np.ndarray, more: bool) -> set[int]:

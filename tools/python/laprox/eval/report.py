@@ -66,6 +66,7 @@ class Report:
             "version": VERSION,
             "model": self._asked["model"],
             "settings": json.dumps(self._asked, sort_keys=True),
+            "schedule": settings.schedule,
             "device": str(weights.device),
             "tool_version": f"laprox {version()}, transformers {transformers.__version__}, torch {torch.__version__}",
         }

@@ -117,6 +117,8 @@ def page(report: xr.Dataset, *, highlight: Highlight = 5, title: str = "laprox-e
         svg = text.getvalue()
         sections.append(f"<h2>{name.replace('-', ' ')}</h2><p>{escape.escape(draw.__doc__ or '')}</p>{svg[svg.index('<svg') :]}")
     facts = f"{report.attrs.get('model', '')} · {report.sizes['prompt']} prompts · {report.sizes['policy']} policies"
+    if report.attrs.get("schedule", "once") != "once":
+        facts += f" · caches cut {report.attrs['schedule']}"
     return _PAGE.format(title=escape.escape(title), facts=escape.escape(facts), sections="\n".join(sections))
 
 
