@@ -18,11 +18,11 @@ std::optional<FileState> regular_file(const std::filesystem::path& path) {
 }
 
 FileState require_regular_file(const std::filesystem::path& path, const std::string& kind) {
+  if (const auto state = regular_file(path)) return *state;
   struct stat status {};
   if (stat(path.c_str(), &status) != 0) {
     throw FileError(fmt::format("{}: {}", path.string(), errno == ENOENT ? "no such file" : std::strerror(errno)));
   }
-  if (const auto state = regular_file(path)) return *state;
   throw DumpError(path.string(), "file", kind + " (HDF5)",
                   S_ISDIR(status.st_mode) ? "a directory" : "something that is no regular file (a pipe or a device)");
 }

@@ -3,7 +3,6 @@
 #include <hdf5.h>
 #include <hdf5_hl.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "io/chunk_check.h"
+#include "io/file_state.h"
 
 namespace laprox::io {
 
@@ -192,9 +192,8 @@ void set_limits(const char* path) {
   const auto seconds = static_cast<rlim_t>(used.ru_utime.tv_sec + used.ru_stime.tv_sec + 1) + kCpuSeconds;
   cpu.rlim_cur = std::min(cpu.rlim_max, seconds);  // SIGXCPU ends the child; allow_for() may raise it
   setrlimit(RLIMIT_CPU, &cpu);
-  struct stat status {};
-  stat(path, &status);
-  limit_memory(std::min(kMostMemory, kMemory + kMemoryPerByte * static_cast<rlim_t>(status.st_size)));
+  const auto file = regular_file(path);
+  limit_memory(std::min(kMostMemory, kMemory + kMemoryPerByte * (file ? file->size : 0)));
   alarm(kSeconds);
 }
 

@@ -86,3 +86,14 @@ def command_line():
     if not binary:
         pytest.skip("LAPROX_BIN does not name the command line")
     return lambda *arguments: subprocess.run([binary, *map(str, arguments)], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def caught(monkeypatch):
+    """The loops that evaluate_prompt makes."""
+    from laprox.eval import evaluation
+
+    made = []
+    original = evaluation._loop
+    monkeypatch.setattr(evaluation, "_loop", lambda *given: made.append(original(*given)) or made[-1])
+    return made

@@ -23,15 +23,6 @@ def gone(masks, count):
     return [torch.where(torch.nn.functional.pad(mask, (0, count - CONTEXT), value=True), count, CONTEXT) for mask in masks]
 
 
-@pytest.fixture
-def caught(monkeypatch):
-    """The loops that evaluate_prompt makes."""
-    made = []
-    original = evaluation._loop
-    monkeypatch.setattr(evaluation, "_loop", lambda *given: made.append(original(*given)) or made[-1])
-    return made
-
-
 @pytest.mark.parametrize("question", ["", "5"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt-oss"])
 def test_divergences_equal_those_of_a_plain_loop(family, question, caught):

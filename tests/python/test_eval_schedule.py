@@ -53,15 +53,6 @@ def lifetimes(loop, tokens):
     return gone, logits
 
 
-@pytest.fixture
-def caught(monkeypatch):
-    """The loops that evaluate_prompt makes."""
-    made = []
-    original = evaluation._loop
-    monkeypatch.setattr(evaluation, "_loop", lambda *given: made.append(original(*given)) or made[-1])
-    return made
-
-
 @pytest.mark.parametrize("question", ["", "5"])
 @pytest.mark.parametrize("family, schedule", [("llama", "step"), ("qwen2", "every:3"), ("llama", "every:4,grow")])
 def test_caches_hold_what_a_replay_of_the_same_pass_says(family, schedule, question, caught):
