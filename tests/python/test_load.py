@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import laprox._core
 import pytest
 
 PROGRAM = "import laprox, os; print(os.environ.get('GOMP_SPINCOUNT'))"
@@ -17,3 +19,8 @@ def test_threads_that_wait_do_not_spin_for_long(user, left, spins):
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=shown, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == left
     assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr) == [spins]
+
+
+def test_the_module_brings_no_hdf5():
+    """Whatever it was linked with: a second HDF5 beside h5py's own would be in its way."""
+    assert b"libhdf5" not in Path(laprox._core.__file__).read_bytes()
