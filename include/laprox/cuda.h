@@ -6,6 +6,9 @@
 
 namespace laprox {
 
+/// How many NVIDIA GPUs this process sees. Throws BackendError where there is no driver.
+int cuda_devices();
+
 /// Tensor cores with float32 accumulation, on an NVIDIA GPU of compute capability 8.0 or higher. Layers stream to the
 /// device one at a time. Part of the library laprox::cuda, which is built with the option LAPROX_CUDA. threads: of the
 /// CPU, for what scorers do there; 0: all. Throws BackendError where there is no such GPU.

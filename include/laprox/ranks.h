@@ -31,6 +31,8 @@ class Ranks {
 
   virtual Index rank() const = 0;
   virtual Index size() const = 0;
+  /// This rank's number among those on the same machine, from 0: which of its GPUs to take.
+  virtual Index rank_on_machine() const = 0;
   /// The first rank is the one that prints and writes.
   bool is_first() const { return rank() == 0; }
 
@@ -50,6 +52,7 @@ class SingleRank : public Ranks {
  public:
   Index rank() const override { return 0; }
   Index size() const override { return 1; }
+  Index rank_on_machine() const override { return 0; }
   std::vector<std::string> all_gather(const std::string& bytes) override { return {bytes}; }
   std::vector<std::string> gather(const std::string& bytes) override { return {bytes}; }
   void look_out() override {}

@@ -33,6 +33,10 @@ class MpiRanks : public Ranks {
     MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
     MPI_Comm_size(MPI_COMM_WORLD, &size_);
+    MPI_Comm of_machine = MPI_COMM_NULL;
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &of_machine);
+    MPI_Comm_rank(of_machine, &rank_on_machine_);
+    MPI_Comm_free(&of_machine);
   }
   ~MpiRanks() override { MPI_Finalize(); }
   MpiRanks(const MpiRanks&) = delete;
@@ -40,6 +44,7 @@ class MpiRanks : public Ranks {
 
   Index rank() const override { return rank_; }
   Index size() const override { return size_; }
+  Index rank_on_machine() const override { return rank_on_machine_; }
 
   std::vector<std::string> all_gather(const std::string& bytes) override {
     const std::vector<Frame> frames = exchange(frame_of(bytes));
@@ -158,7 +163,7 @@ class MpiRanks : public Ranks {
     return frames;
   }
 
-  int rank_ = 0, size_ = 1;
+  int rank_ = 0, size_ = 1, rank_on_machine_ = 0;
   std::vector<MPI_Request> told_;
   bool has_learnt_ = false;  ///< that another rank failed, before an exchange said so
   std::optional<Failure> failure_;

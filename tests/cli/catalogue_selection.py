@@ -7,6 +7,7 @@ import catalogue_future as future
 import catalogue_oracle as scorers
 import numpy as np
 from catalogue_picks import PICKS, global_padded, keydiff_blocks
+from catalogue_rkv import rkv
 from catalogue_splits import ALLOCATORS, best
 
 SCORERS = {
@@ -24,6 +25,7 @@ SCORERS = {
     "cake": scorers.cake,
     "lava": scorers.lava,
     "lagkv": scorers.lagkv,
+    "rkv": rkv,
     "cur": scorers.cur,
     "chunkkv": scorers.snapkv,
     "entropy-chunkkv": scorers.snapkv,

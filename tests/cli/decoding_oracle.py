@@ -5,10 +5,12 @@ T where it is never evicted.
 """
 
 import copy
+import functools
 
 import catalogue_oracle
 import numpy as np
 import oracle
+from catalogue_rkv import rkv
 
 
 def share_of(percent, tokens):
@@ -107,6 +109,7 @@ SIMULATIONS = {
     "snapkv+head:window=6": lambda *case: simulate_rescored(*case[:2], catalogue("snapkv", window=6), *case[2:], window=6),
     "tova": lambda *case: simulate_rescored(*case[:2], catalogue("tova"), *case[2:], window=1),
     "laprox+head:window=6": lambda *case: simulate_rescored(*case[:2], catalogue("laprox", window=6), *case[2:], window=6),
+    "rkv:window=6": lambda *case: simulate_rescored(*case[:2], functools.partial(rkv, window=6), *case[2:], window=6),
     "knorm": lambda *case: simulate_rescored(*case[:2], catalogue("knorm"), *case[2:], window=0),
     "keydiff": lambda *case: simulate_rescored(*case[:2], catalogue("keydiff"), *case[2:], window=0),
     "streaming:sinks=4": lambda *case: simulate_rescored(*case[:2], recency, *case[2:], window=0, sinks=4),

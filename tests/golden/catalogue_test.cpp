@@ -1,6 +1,6 @@
 // The worked examples of the rest of the catalogue, on the same fixture. Their numbers come from the original
 // repositories' own code (kvpress 8bb29b9, KVCache-Factory c97f9d7, AdaKV efe4e2e, DefensiveKV 9251b95, cakekv c4675ce,
-// Lava 71d3cc8), or, for DropKV, from its formula by an independent program.
+// Lava 71d3cc8, R-KV d15c976), or, for DropKV, from its formula by an independent program.
 
 #include <doctest/doctest.h>
 
@@ -194,6 +194,17 @@ TEST_CASE("LagKV ranks tokens inside their partition") {
     check_row(score("lagkv:lag=2,sinks=1,cross-scoring=true", 0, backend), 0, {1, .2142, .7858, 1, 1, 1});
   });
   check_kept("lagkv:lag=2,sinks=1", {{0, 3, 4, 5}, {0, 3, 4, 5}});
+}
+
+TEST_CASE("R-KV takes off how much a key resembles the others") {
+  on_both([](const Backend& backend) {
+    const Matrix scores = score("rkv:window=2,kernel=3", 0, backend);
+    check_row(scores, 0, {-.1291, -.1784, -.0689, -.1471});
+    check_row(scores, 1, {-.1163, -.1238, -.1377, -.1020});
+    check_row(score("rkv:window=2,kernel=3,lambda=0.5", 1, backend), 1, {.0229, .1096, .1406, .1207});
+  });
+  check_kept("rkv:window=2,kernel=3", {{0, 2, 4, 5}, {0, 3, 4, 5}, {2, 3, 4, 5}, {2, 3, 4, 5}});
+  check_kept("rkv:window=2,kernel=3,lambda=0.5", {{2, 3, 4, 5}, {2, 3, 4, 5}, {2, 3, 4, 5}, {2, 3, 4, 5}});
 }
 
 TEST_CASE("CUR multiplies the block shares of squared norms") {

@@ -57,6 +57,7 @@ std::vector<Policy> all_policies() {
                               "lava:window=4,variant=code",
                               "lagkv:lag=5,cross-scoring=true",
                               "lagkv:lag=5",
+                              "rkv:window=4,kernel=3,lambda=0.5,threshold=0.2",
                               "cur:leverage=average,block=7",
                               "chunkkv:window=4,chunk=6",
                               "chunkkv:window=4,chunk=6,variant=kvpress",

@@ -10,6 +10,7 @@ class ThreadRanks::Rank : public Ranks {
   Rank(ThreadRanks& all, Index rank) : all_(all), rank_(rank) {}
   Index rank() const override { return rank_; }
   Index size() const override { return all_.count_; }
+  Index rank_on_machine() const override { return rank(); }
   std::vector<std::string> all_gather(const std::string& bytes) override { return all_.exchange(rank_, bytes, 0); }
   std::vector<std::string> gather(const std::string& bytes) override {
     auto all = all_gather(bytes);

@@ -18,9 +18,11 @@ namespace laprox::cli {
 
 namespace {
 
-std::unique_ptr<Backend> make_cuda([[maybe_unused]] int threads) {
+std::unique_ptr<Backend> make_cuda([[maybe_unused]] std::optional<int> device, [[maybe_unused]] int threads,
+                                   [[maybe_unused]] Index turn) {
 #ifdef LAPROX_CUDA
-  return make_cuda_backend(0, threads);
+  const int devices = cuda_devices();
+  return make_cuda_backend(device.value_or(devices > 0 ? static_cast<int>(turn % devices) : 0), threads);
 #else
   throw BackendError(
       "this laprox was built without its CUDA backend; with nvcc installed, 'cmake --preset cuda && cmake --build "
@@ -35,15 +37,22 @@ void BackendArguments::add_to(CLI::App& command) {
       .add_option("--backend", name,
                   "cpu (float32, fast), cuda (NVIDIA GPU) or reference (float64, plain equations, slow)")
       ->capture_default_str();
+  command
+      .add_option(
+          "--device", device,
+          "the GPU of --backend cuda, counted from 0 (default: 0; of several processes on one machine each takes "
+          "the next)")
+      ->check(CLI::Range(0, 1024));
   command.add_option("--threads", threads, "CPU threads; 0: all. Results do not depend on it")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
 }
 
-std::unique_ptr<Backend> BackendArguments::make() const {
+std::unique_ptr<Backend> BackendArguments::make(const Ranks& ranks) const {
+  if (device && name != "cuda") throw UsageError("--device chooses a GPU: give --backend cuda too, or leave it out");
   if (name == "cpu") return make_cpu_backend(threads);
   if (name == "reference") return make_reference_backend();
-  if (name == "cuda") return make_cuda(threads);
+  if (name == "cuda") return make_cuda(device, threads, ranks.rank_on_machine());
   throw UsageError(fmt::format("unknown backend '{}'; known are cpu, cuda and reference", name));
 }
 

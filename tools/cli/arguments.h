@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -10,18 +11,20 @@
 #include "laprox/backend.h"
 #include "laprox/budget.h"
 #include "laprox/policy.h"
+#include "laprox/ranks.h"
 #include "laprox/sweep.h"
 #include "render.h"
 
 namespace laprox::cli {
 
-/// --backend and --threads, which every computing subcommand has.
+/// --backend, --device and --threads, which every computing subcommand has.
 struct BackendArguments {
   std::string name = "cpu";
+  std::optional<int> device;
   int threads = 0;
 
   void add_to(CLI::App& command);
-  std::unique_ptr<Backend> make() const;
+  std::unique_ptr<Backend> make(const Ranks& ranks = single_rank()) const;
 };
 
 /// The files of lists among them: F of each @F.

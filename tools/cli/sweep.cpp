@@ -226,7 +226,7 @@ void run_sweep(SweepArguments arguments, const std::filesystem::path& config, Ra
   const std::vector<std::string> words = std::exchange(arguments.dumps, expand_paths(arguments.dumps));
   std::set<std::string> of_all;
   SweepOptions options = options_of(arguments, of_all);
-  const auto backend = arguments.backend.make();
+  const auto backend = arguments.backend.make(ranks);
   if (ranks.is_first()) check_output(arguments, config, words);
 
   // Every dump is opened and every request checked before the first one is worked on.

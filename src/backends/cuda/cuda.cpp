@@ -37,10 +37,15 @@ class CudaBackend : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cuda_backend(int device, int threads) {
-  if (threads < 0) throw UsageError(fmt::format("threads: expected 0 (all) or more, found {}", threads));
+int cuda_devices() {
   int devices = 0;
   cuda::check(cudaGetDeviceCount(&devices), "looking for GPUs");
+  return devices;
+}
+
+std::unique_ptr<Backend> make_cuda_backend(int device, int threads) {
+  if (threads < 0) throw UsageError(fmt::format("threads: expected 0 (all) or more, found {}", threads));
+  const int devices = cuda_devices();
   if (device < 0 || device >= devices) {
     throw BackendError(fmt::format("CUDA: there is no GPU {}; this machine has {}, counted from 0", device, devices));
   }
