@@ -39,6 +39,7 @@
 #include "laprox/synth.h"
 #include "laprox/temporaries.h"
 #include "laprox/tensor.h"
+#include "laprox/trial.h"
 #include "laprox/trust.h"
 #include "laprox/verify.h"
 #include "laprox/version.h"

@@ -62,11 +62,12 @@ def test_windows_longer_than_everything_are_none(laprox, dump, window):
 
 @pytest.mark.parametrize("kind", ["u1", "i2", ">u4", ">i8", "u8"])
 def test_integers_of_every_type_that_fit_are_read(laprox, dump, kind):
-    expected = laprox("inspect", dump, "--format", "json").stdout
+    expected = laprox("inspect", dump, "--no-check", "--format", "json").stdout
     with h5py.File(dump, "r+") as file:
         for name in ("context_length", "version"):
             file.attrs[name] = np.array(file.attrs[name], kind)
-    assert laprox("inspect", dump, "--format", "json").stdout == expected
+    laprox("inspect", dump)
+    assert laprox("inspect", dump, "--no-check", "--format", "json").stdout == expected
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,17 @@ def test_inspect_proves_the_bundled_dump(laprox, bundled):
     assert "1024 context + 24 decoded" in text and "self-check" in text and "FLOP" in text
 
 
+def test_inspect_plans_the_sweep_that_is_asked_for(laprox, bundled):
+    request = ("--policy", "snapkv,knorm", "--budget", "5%,40")
+    plan = json.loads(laprox("inspect", bundled, *request, "--format", "json").stdout)[0]["plan"]
+    assert plan["policies"] == ["snapkv", "knorm"] and plan["budgets"] == ["5%", "40"]
+    assert plan["memory_bytes"] > 1e6 and plan["flops"] > 1e8 and plan["seconds"] > 0
+    assert "a sweep of snapkv, knorm at 2 budgets" in laprox("inspect", bundled, *request).stdout
+    unread = json.loads(laprox("inspect", bundled, *request, "--no-check", "--format", "json").stdout)[0]["plan"]
+    assert unread == {**plan, "seconds": None}
+    assert "40" in laprox("inspect", bundled, "--policy", "snapkv:window=64", "--budget", "40", expect=2).stderr
+
+
 @pytest.mark.parametrize("feature", ["softcap", "sliding_window", "sinks", "scale", "w_o"])
 def test_the_self_check_notices_a_dump_that_is_not_what_the_model_computed(laprox, tmp_path, feature):
     """The exact output of a dump with a feature, stored as `output`, no longer fits once the feature is changed in the file."""
