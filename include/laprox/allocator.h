@@ -42,6 +42,8 @@ struct AllocatorTraits {
   bool needs_preference = false;
   /// True where Contest::residual_norm is read.
   bool needs_residual_norm = false;
+  /// True where scores count as shares of a sum, which means nothing where some are below 0.
+  bool needs_shares = false;
   /// False where an option reproduces published code that does not keep the budget.
   bool spends_exactly = true;
   /// How many caches, which are layers unless layers share one, the split is made for; 0: any number.

@@ -38,7 +38,7 @@ struct LayerMetrics {
   double bound_ratio = 0;                   ///< truncated mode: the bound over the actual error, >= 1
   std::vector<double> head_relative_error;  ///< [query_heads] before W_o
   PooledError pooled;                       ///< what the model's pooled error is made of
-  std::vector<PooledError> segments = {};   ///< of equal stretches of the judging queries
+  std::vector<PooledError> segments = {};   ///< of equal stretches of the judging queries; sums of 0 where one has none
 };
 
 /// What errors of a layer's queries are relative to.
@@ -61,7 +61,7 @@ struct ModelMetrics {
   double residual_error = std::numeric_limits<double>::quiet_NaN();
   double retained_mass = 0;  ///< means over layers
   double cosine_mean = 0;
-  std::vector<double> segments = {};  ///< relative error of each stretch of the judging queries
+  std::vector<double> segments = {};  ///< relative error of each stretch of the judging queries; 0 where it has none
 };
 ModelMetrics model_metrics(const std::vector<LayerMetrics>& layers);
 

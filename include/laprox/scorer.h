@@ -42,6 +42,8 @@ struct ScorerTraits {
   bool ranks_by_score = true;
   /// True where scores only say an order (places in it, or 1 for what is kept), so that their size means nothing.
   bool scores_are_places = false;
+  /// True where scores may be below 0, so that no allocator can take shares of their sum.
+  bool below_zero = false;
   /// True where a score may jump although attention changes ever so little: a threshold marks the token, or does not.
   bool scores_jump = false;
   /// True for the policy that evicts nothing: every budget keeps the whole context.

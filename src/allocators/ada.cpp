@@ -11,7 +11,8 @@ namespace {
 class Ada : public Allocator {
  public:
   explicit Ada(const Options& options)
-      : Allocator({.spends_exactly = options.text("variant") != "official" || options.text("rounding") == "exact"}),
+      : Allocator({.needs_shares = options.boolean("normalize"),
+                   .spends_exactly = options.text("variant") != "official" || options.text("rounding") == "exact"}),
         how_{options.real("floor"), options.text("rounding") == "exact", options.boolean("normalize")},
         variant_(options.text("variant")) {}
 

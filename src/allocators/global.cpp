@@ -10,7 +10,8 @@ namespace {
 class Global : public Allocator {
  public:
   explicit Global(const Options& options)
-      : Allocator({.needs_residual_norm = options.text("normalize") == "residual"}),
+      : Allocator({.needs_residual_norm = options.text("normalize") == "residual",
+                   .needs_shares = options.text("normalize") == "true"}),
         normalize_(options.text("normalize") == "true"),
         whole_row_(options.text("norm-domain") == "full") {}
 
@@ -54,7 +55,8 @@ AllocatorInfo global_allocator_info() {
       .paper = "LaProx, global, 2026, arXiv 2605.07234",
       .description =
           "The model's budget goes to the best (layer, head, token) entries; pinned tokens are kept first. With "
-          "normalize=true each layer's scores are divided by their sum, so that layers are comparable; with "
+          "normalize=true each layer's scores are divided by their sum, so that layers are comparable (not where scores "
+          "may be below 0, as knorm's: the default is false there); with "
           "normalize=residual, by the size of the residual stream right after the layer's attention output was added "
           "to it: the root of the mean squared norm at the window's queries, or, for scorers without a window, at the "
           "last 32 stored prompt queries, or, for oracles, at the judging ones (the dump's residual_norms). An error matters relative to the stream that "

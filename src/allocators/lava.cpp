@@ -26,7 +26,7 @@ double normalized_entropy(const std::vector<std::vector<double>>& layer) {
 class LavaShares : public Allocator {
  public:
   explicit LavaShares(const Options& options)
-      : Allocator({.spends_exactly = options.text("variant") == "exact"}),
+      : Allocator({.needs_shares = true, .spends_exactly = options.text("variant") == "exact"}),
         how_{options.real("floor"), options.text("variant") == "exact"},
         variant_(options.text("variant")) {}
 

@@ -73,6 +73,7 @@ class ReportReader {
           {"budget_tokens", {{"dump", "budget"}, true, 1}},
           {"context_length", {{"dump"}, true, 1}},
           {"is_oracle", {{"policy"}, false, -1}},
+          {"on_budget", {cell, false, 0}},
           {"identical_to", {cell, false, -1}},
           {"tied_entries", {cell, false, -1}},
           {"unseen_entries", {layer, false, -1}},

@@ -110,6 +110,12 @@ void check_combination(const Policy& policy, const ScorerInfo& scorer) {
                     "say; scorers that do: {}",
                     policy.label, policy.allocator_name, policy.scorer_name, preferring_scorers()));
   }
+  if (policy.allocator->traits().needs_shares && policy.scorer->traits().below_zero) {
+    throw UsageError(
+        fmt::format("policy '{}': the allocator {} with these options takes shares of a layer's sum of scores, and "
+                    "those of {} may be below 0; use +global:normalize=false, +layer, +ada or +head",
+                    policy.label, policy.allocator_name, policy.scorer_name));
+  }
   if (!policy.scorer->traits().spends_exactly && policy.allocator_name != "head") {
     throw UsageError(
         fmt::format("policy '{}': with these options {} decides itself how many tokens it keeps; use {}+head",
@@ -142,6 +148,9 @@ Policy assemble(const std::string& label, const Spelling& spelling, const Spelli
   if (method) set_others(policy, scorer, allocator, meant.options);
   if (!meant.allocator) set_others(policy, scorer, allocator, fallback.options);
   policy.scorer = make(policy.scorer_options);
+  if (policy.scorer->traits().below_zero && allocator.name == "global") {
+    set_others(policy, scorer, allocator, {"normalize=false"});
+  }
   policy.allocator = allocator.make(policy.allocator_options);
   check_combination(policy, scorer);
   return policy;

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
+#include <charconv>
 
 #include "base/text.h"
 #include "laprox/error.h"
@@ -12,11 +12,13 @@ namespace laprox {
 
 namespace {
 
+constexpr Index kLongestInterval = 1'000'000'000;
+
 [[noreturn]] void not_a_schedule(std::string_view text) {
   throw UsageError(fmt::format(
       "--schedule '{}': expected once (after the prompt), step (after every decoded token) or every:N (after "
-      "every N of them), the last two also with ',grow' behind them",
-      text));
+      "every N of them, 1 to {}), the last two also with ',grow' behind them",
+      text, kLongestInterval));
 }
 
 }  // namespace
@@ -34,9 +36,10 @@ Schedule parse_schedule(std::string_view text) {
     return schedule;
   }
   if (!rest.starts_with("every:")) not_a_schedule(text);
-  const auto interval = parse_real(rest.substr(6));
-  if (!interval || *interval < 1 || *interval != std::floor(*interval) || *interval > 1e9) not_a_schedule(text);
-  schedule.interval = static_cast<Index>(*interval);
+  rest.remove_prefix(6);
+  const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), schedule.interval);
+  if (error != std::errc() || end != rest.data() + rest.size()) not_a_schedule(text);
+  if (schedule.interval < 1 || schedule.interval > kLongestInterval) not_a_schedule(text);
   return schedule;
 }
 

@@ -12,17 +12,17 @@ namespace laprox {
 
 namespace {
 
-constexpr double kTieShare = 0.01;  ///< of the budget
+constexpr double kTieShare = 0.01;  ///< of what is kept
 
-/// What the whole model's budget is, in (layer, KV head, token) entries of one dump.
-double budget_pairs(const Report& report, std::size_t d, std::size_t b) {
+/// Whether a cell spends its budget, in a report that is older than on_budget: as if no layers shared a cache.
+bool spends_budget(const Report& report, std::size_t d, std::size_t p, std::size_t b) {
   Index heads = 0;
   for (std::size_t layer = 0; layer < static_cast<std::size_t>(report.layers); ++layer) {
     for (std::size_t head = 0; head < static_cast<std::size_t>(report.kv_heads); ++head) {
       if (report.at("kept_count", {d, 0, b, layer, head}) >= 0) ++heads;
     }
   }
-  return report.at("budget_tokens", {d, b}) * static_cast<double>(heads);
+  return report.at("kept_pairs", {d, p, b}) == report.at("budget_tokens", {d, b}) * static_cast<double>(heads);
 }
 
 ComparedCell make_cell(const Report& report, const Figure& figure, std::size_t p, std::size_t b) {
@@ -30,13 +30,15 @@ ComparedCell make_cell(const Report& report, const Figure& figure, std::size_t p
   cell.oracle = report.arrays.contains("is_oracle") && report.at("is_oracle", {p}) == 1;
   for (std::size_t d = 0; d < report.dumps.size(); ++d) {
     cell.samples.push_back(report.at(figure.model_array(), {d, p, b}));
-    const double budget = budget_pairs(report, d, b);
-    cell.on_budget = cell.on_budget && report.at("kept_pairs", {d, p, b}) == budget;
+    const double kept = report.at("kept_pairs", {d, p, b});
+    const bool on_budget =
+        report.arrays.contains("on_budget") ? report.at("on_budget", {d, p, b}) == 1 : spends_budget(report, d, p, b);
+    cell.on_budget = cell.on_budget && on_budget;
     if (report.arrays.contains("tied_entries")) {
-      cell.tied = cell.tied || report.at("tied_entries", {d, p, b}) > kTieShare * budget;
+      cell.tied = cell.tied || report.at("tied_entries", {d, p, b}) > kTieShare * kept;
     }
-    if (report.arrays.contains("model_unseen_entries") && report.at("kept_pairs", {d, p, b}) > 0) {
-      const double share = report.at("model_unseen_entries", {d, p, b}) / report.at("kept_pairs", {d, p, b});
+    if (report.arrays.contains("model_unseen_entries") && kept > 0) {
+      const double share = report.at("model_unseen_entries", {d, p, b}) / kept;
       cell.unseen = std::max(cell.unseen, share);
     }
     const Index twin =

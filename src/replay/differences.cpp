@@ -99,10 +99,13 @@ ReportDifferences compare_reports(const Report& first, const Report& second, con
   const Pairs policies =
       common("policies", first.policy_specs, second.policy_specs, first.policies, second.policies, notes);
   const Pairs budgets = common("budgets", first.budgets, second.budgets, first.budgets, second.budgets, notes);
-  for (const char* key : {"softmax", "queries", "backend"}) {
-    const auto a = first.provenance.find(key), b = second.provenance.find(key);
-    if (a == first.provenance.end() || b == second.provenance.end() || a->second == b->second) continue;
-    notes.push_back(fmt::format("the reports differ in {}: {} and {}", key, a->second, b->second));
+  const auto of = [](const Report& report, const std::string& key) {
+    const auto found = report.provenance.find(key);
+    return found != report.provenance.end() ? found->second : key == "schedule" ? "once" : "not stated";
+  };
+  for (const char* key : {"softmax", "queries", "schedule", "backend"}) {
+    if (of(first, key) == of(second, key)) continue;
+    notes.push_back(fmt::format("the reports differ in {}: {} and {}", key, of(first, key), of(second, key)));
   }
   const Comparison comparison(first, second, array);
   for (const auto& policy : policies) {

@@ -50,10 +50,10 @@ class ReportBuilder {
         put("budget_tokens", {d, b}, static_cast<double>(results_[d].budgets[b].tokens_per_head()));
       }
       put("context_length", {d}, static_cast<double>(results_[d].info.context_length));
+      add_segment_starts(d);
       for (std::size_t p = 0; p < options_.policies.size(); ++p) {
         for (std::size_t b = 0; b < options_.budgets.size(); ++b) add_cell(d, p, b);
       }
-      add_segment_starts(d);
     }
     for (std::size_t p = 0; p < options_.policies.size(); ++p) {
       put("is_oracle", {p}, options_.policies[p].scorer->traits().queries.kind == QueryNeed::Kind::judged ? 1 : 0);
@@ -118,6 +118,11 @@ class ReportBuilder {
               "relative error of a head's output, before W_o");
     add_array("kept_count", with(kCell, {"layer", "kv_head"}), "kept context tokens, pinned ones included", true);
     add_array("kept_pairs", kCell, "kept (layer, KV head, token) entries of the whole model", true);
+    add_array("on_budget", kCell,
+              options_.schedule.once()
+                  ? "1: the model's caches hold what the budget allows"
+                  : "1: they do after the prompt, and then no cache ever holds more than the budget and one interval",
+              true);
     add_array("identical_to", kCell,
               "index of the first earlier policy that keeps exactly the same entries at this budget, or -1", true);
     add_array("tied_entries", kCell,
@@ -136,10 +141,11 @@ class ReportBuilder {
   void add_decoding_arrays() {
     if (options_.segments > 0) {
       add_array("segment_error", with(kCell, {"layer", "segment"}),
-                "relative error over a stretch of the judging queries");
+                "relative error over a stretch of the judging queries; NaN: it has none");
       add_array("model_segment_error", with(kCell, {"segment"}),
-                "relative error over a stretch of the judging queries, pooled over layers");
-      add_array("segment_start", {"dump", "segment"}, "position of the first judging query of a segment", true);
+                "relative error over a stretch of the judging queries, pooled over layers; NaN: it has none");
+      add_array("segment_start", {"dump", "segment"},
+                "position of the first judging query of a segment; -1: it has none", true);
     }
     if (options_.schedule.once()) return;
     add_array("cache_peak", kCell, "the most entries that a query found in any KV head's cache", true);
@@ -167,6 +173,7 @@ class ReportBuilder {
     const Cell& cell = results_[d].policies[p].cells[b];
     const auto segments = static_cast<std::size_t>(options_.segments);
     for (std::size_t s = 0; s < segments; ++s) {
+      if (report_.at("segment_start", {d, s}) < 0) continue;  // no query, and no error of any
       put("model_segment_error", {d, p, b, s}, cell.model.segments[s]);
       for (std::size_t layer = 0; layer < cell.layers.size(); ++layer) {
         put("segment_error", {d, p, b, layer, s}, cell.layers[layer].segments[s].relative_error());
@@ -207,6 +214,7 @@ class ReportBuilder {
     add_decoding(d, p, b);
     put("tied_entries", {d, p, b}, static_cast<double>(cell.tied));
     put("kept_pairs", {d, p, b}, static_cast<double>(total(cell.counts, results_[d].info)));
+    put("on_budget", {d, p, b}, on_budget(results_[d], cell, b) ? 1 : 0);
     put("identical_to", {d, p, b}, static_cast<double>(cell.identical_to));
     add_unseen(d, p, b);
     for (std::size_t layer = 0; layer < cell.layers.size(); ++layer) {
@@ -221,6 +229,15 @@ class ReportBuilder {
         put("kept_count", {d, p, b, layer, head}, static_cast<double>(cell.counts[layer][head]));
       }
     }
+  }
+
+  /// Whether a cell competes: it spends its budget, and under a schedule never more.
+  bool on_budget(const DumpResult& result, const Cell& cell, std::size_t b) const {
+    const Index tokens = std::min(result.budgets[b].tokens_per_head(), result.info.context_length);
+    if (total(cell.counts, result.info) != tokens * result.budgets[b].heads()) return false;
+    if (options_.schedule.once()) return true;
+    const DecodingBudget budget(options_.budgets[b], result.info, options_.schedule);
+    return cell.cache.peak <= budget.tokens(result.info.tokens) + options_.schedule.interval;
   }
 
   void add_unseen(std::size_t d, std::size_t p, std::size_t b) {

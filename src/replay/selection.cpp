@@ -172,6 +172,21 @@ void Selector::add_layer(const LayerScores& layer) {
   }
 }
 
+namespace {
+
+/// Refuses scores below 0 of a scorer that has not said that it gives any: somebody's own.
+void check_shares(const Policy& policy, const std::vector<std::vector<double>>& descending) {
+  for (const auto& scores : descending) {
+    if (scores.empty() || scores.back() >= 0) continue;
+    throw UsageError(
+        fmt::format("policy '{}': the allocator {} with these options takes shares of a layer's sum of scores, but "
+                    "one of them is {}; use +global:normalize=false, +layer, +ada or +head",
+                    policy.label, policy.allocator_name, scores.back()));
+  }
+}
+
+}  // namespace
+
 void Selector::add_cache(std::size_t cache, const LayerScores& layer) {
   own_.push_back(cache);
   for (std::size_t order = 0; order < layer.scores.size(); ++order) {
@@ -182,6 +197,7 @@ void Selector::add_cache(std::size_t cache, const LayerScores& layer) {
     contest.preference[cache] = layer.preference;
     contest.residual_norm[cache] = layer.residual_norm;
     rank_cache(order, cache, layer.scores[order]);
+    if (policy_.allocator->traits().needs_shares) check_shares(policy_, contest.scores[cache]);
     contest.weight[cache] = policy_.allocator->weigh(contest, cache);
   }
 }

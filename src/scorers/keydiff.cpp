@@ -13,7 +13,9 @@ namespace {
 class KeyDiff : public Scorer {
  public:
   explicit KeyDiff(const Options& options)
-      : Scorer({.depends_on_budget = options.integer("block") > 0, .scores_are_places = options.integer("block") > 0}),
+      : Scorer({.depends_on_budget = options.integer("block") > 0,
+                .scores_are_places = options.integer("block") > 0,
+                .below_zero = options.integer("block") == 0}),
         block_(options.integer("block")) {}
 
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {

@@ -9,7 +9,8 @@ namespace {
 class Knorm : public Scorer {
  public:
   explicit Knorm(const Options& options)
-      : Scorer({.spends_exactly = options.integer("skip-layers") == 0}), skip_layers_(options.integer("skip-layers")) {}
+      : Scorer({.spends_exactly = options.integer("skip-layers") == 0, .below_zero = true}),
+        skip_layers_(options.integer("skip-layers")) {}
 
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
     Matrix scores(layer.geometry().kv_heads, layer.context_length());

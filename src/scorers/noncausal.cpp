@@ -14,7 +14,7 @@ namespace {
 class NonCausal : public Scorer {
  public:
   explicit NonCausal(const Options& options)
-      : Scorer({.queries = {.kind = QueryNeed::Kind::all}}), chunk_(options.integer("chunk")) {}
+      : Scorer({.queries = {.kind = QueryNeed::Kind::all}, .below_zero = true}), chunk_(options.integer("chunk")) {}
 
   Matrix score(const LayerView& layer, ScoringKernels& kernels) const override {
     const LayerGeometry& g = layer.geometry();

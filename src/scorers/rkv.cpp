@@ -14,7 +14,7 @@ namespace {
 class RKV : public WindowScorer {
  public:
   explicit RKV(const Options& options)
-      : WindowScorer(options, "rkv", {.scores_jump = true}),
+      : WindowScorer(options, "rkv", {.below_zero = true, .scores_jump = true}),
         lambda_(options.real("lambda")),
         threshold_(options.real("threshold")) {}
 

@@ -51,6 +51,36 @@ def test_inspect_proves_the_bundled_dump(laprox, bundled):
     assert "1024 context + 24 decoded" in text and "self-check" in text and "FLOP" in text
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--format", "csv", "--compare", "snapkv,knorm"], "--compare shapes the table"),
+        (["--format", "json", "--summary"], "--summary shapes the table"),
+        (["--format", "csv", "--metric", "cosine-mean"], "--metric shapes the table"),
+        (["--window", "5"], "--queries window"),
+        (["--save-kept"], "without -o"),
+    ],
+)
+def test_an_option_that_does_nothing_is_told(laprox, bundled, words, said):
+    done = laprox("sweep", bundled, "--policy", "snapkv,knorm", "--budget", "40", *words)
+    assert said in done.stderr and "does nothing" in done.stderr
+
+
+def test_a_gpu_is_chosen_for_cuda_only(laprox, bundled):
+    done = laprox("sweep", bundled, "--policy", "knorm", "--budget", "40", "--device", "0", expect=2)
+    assert "--backend cuda" in done.stderr
+
+
+@pytest.mark.parametrize("policy", ["knorm+global:normalize=true", "keydiff+lava", "rkv+global:normalize=true", "noncausal+lava"])
+def test_shares_of_scores_below_zero_are_refused(laprox, bundled, policy):
+    assert "may be below 0" in laprox("sweep", bundled, "--policy", policy, "--budget", "40", expect=2).stderr
+
+
+def test_scores_below_zero_are_split_without_shares(laprox, bundled):
+    both = "noncausal+global,noncausal+global:normalize=false"
+    assert "is given twice" in laprox("sweep", bundled, "--policy", both, "--budget", "40", expect=2).stderr
+
+
 def test_inspect_plans_the_sweep_that_is_asked_for(laprox, bundled):
     request = ("--policy", "snapkv,knorm", "--budget", "5%,40")
     plan = json.loads(laprox("inspect", bundled, *request, "--format", "json").stdout)[0]["plan"]

@@ -33,7 +33,7 @@ def sweep(laprox, dump, report, policies, budgets, *options):
         "--policy",
         ",".join(policies),
         "--budget",
-        ",".join(budgets),
+        ",".join(map(str, budgets)),
         "-o",
         report,
         "--save-kept",
@@ -112,6 +112,25 @@ def test_a_schedule_that_never_cuts_is_once_bit_for_bit(laprox, shapes, tmp_path
             assert never["evictions"][()].max() == 0
 
 
+def test_who_keeps_the_budget_competes(laprox, shapes, tmp_path):
+    """A cache may have room for more than the prompt, and must not outgrow it."""
+    policies, budgets = ["h2o", "streaming", "full"], [20, CONTEXT, CONTEXT + 10, TOKENS]
+    report = sweep(laprox, shapes["grouped"], tmp_path / "report.h5", policies, budgets, "--schedule", "every:8")
+    assert report["on_budget"][0].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]
+    growing = sweep(laprox, shapes["grouped"], tmp_path / "growing.h5", policies, ["30%"], "--schedule", "every:8,grow")
+    assert growing["on_budget"][0, :, 0].tolist() == [1, 1, 0]
+
+
+def test_a_segment_without_queries_has_no_error(laprox, tmp_path):
+    path = dumps.write_dump(tmp_path / "short.h5", CONTEXT, CONTEXT + 3, [(2, 1)])
+    report = sweep(laprox, path, tmp_path / "report.h5", ["h2o", "knorm"], [20], "--schedule", "step")
+    empty = report["segment_start"][0] < 0
+    assert empty.tolist() == [False, True, False, True, True, False, True, True]
+    assert np.array_equal(np.isnan(report["model_segment_error"][0, :, 0]), [empty, empty])
+    assert np.array_equal(np.isnan(report["segment_error"][0, 0, 0]), [empty])
+    laprox("report", tmp_path / "report.h5")
+
+
 @pytest.mark.parametrize("schedule", ["step", "every:9"])
 def test_a_budget_of_everything_has_no_error(laprox, shapes, schedule):
     policies = ["h2o", "tova", "streaming", "laprox+head:window=6", "full"]
@@ -164,10 +183,10 @@ def test_what_makes_no_sense_while_decoding_is_refused(laprox, shapes, options, 
     assert said in done.stderr
 
 
-@pytest.mark.parametrize("text", ["", "steps", "every", "every:0", "every:1.5", "every:x", "once,grow", "every:-3"])
+@pytest.mark.parametrize("text", ["steps", "every", "every:0", "every:1.5", "every:x", "once,grow", "every:-3", "every:+4", "every:1e3"])
 def test_schedules_are_spelled(laprox, shapes, text):
     done = laprox("sweep", shapes["grouped"], "--policy", "h2o", "--budget", "20", f"--schedule={text}", expect=2)
-    assert "expected once" in done.stderr or "schedule" in done.stderr
+    assert "expected once" in done.stderr
 
 
 def test_dumps_that_cannot_be_replayed_step_by_step_are_refused(laprox, tmp_path):
@@ -184,7 +203,7 @@ def test_dumps_that_cannot_be_replayed_step_by_step_are_refused(laprox, tmp_path
         del file["query_positions"]
         file["query_positions"] = keep
     done = laprox("sweep", holes, "--policy", "knorm", "--budget", "20", "--schedule", "step", expect=2)
-    assert f"{TOKENS - CONTEXT - 1} of {TOKENS - CONTEXT} are stored" in done.stderr or f"{TOKENS - CONTEXT}" in done.stderr
+    assert f"{TOKENS - CONTEXT - 1} of {TOKENS - CONTEXT} are stored" in done.stderr
 
 
 def test_all_leaves_out_what_has_no_meaning_while_decoding(laprox, shapes):

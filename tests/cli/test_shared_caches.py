@@ -57,6 +57,15 @@ def test_layers_that_share_a_cache_keep_one_set(laprox, tmp_path, policy):
             np.testing.assert_array_equal(np.sort(best), kept[cache][head])
 
 
+def test_policies_compete_where_caches_are_shared(laprox, tmp_path):
+    path = dumps.write_dump(tmp_path / "shared.h5", context=60, tokens=66, heads=[(4, 2), (6, 2), (4, 2), (2, 2)], seed=5)
+    shares_a_cache(path, {2: 0, 3: 1})
+    table = laprox("sweep", path, "--policy", "recent,knorm,full", "--budget", "20", "-o", tmp_path / "report.h5").stdout
+    assert "does not compete: full\n" in table and "*" in table
+    with h5py.File(tmp_path / "report.h5") as file:
+        assert file["on_budget"][0, :, 0].tolist() == [1, 1, 0]
+
+
 def test_what_a_shared_cache_cannot_have_is_refused(laprox, tmp_path):
     path = dumps.write_dump(tmp_path / "shared.h5", context=60, tokens=66, heads=[(4, 2), (4, 2)], seed=5)
     shares_a_cache(path, {1: 0})

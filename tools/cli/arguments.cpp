@@ -12,6 +12,7 @@
 #include "laprox/cuda.h"
 #include "laprox/error.h"
 #include "laprox/methods.h"
+#include "output.h"
 #include "render.h"
 
 namespace laprox::cli {
@@ -71,6 +72,7 @@ std::vector<std::string> listed_paths(const std::string& list) {
     if (line.find('\0') != std::string::npos) {
       throw FileError(fmt::format("@{}: expected a text file with a path on each line, found binary data", list));
     }
+    if (paths.empty() && line.starts_with("\xEF\xBB\xBF")) line.erase(0, 3);  // the mark of UTF-8 of some editors
     line = line.substr(0, line.find('#'));
     const auto first = line.find_first_not_of(" \t\r"), last = line.find_last_not_of(" \t\r");
     if (first != std::string::npos) paths.push_back(line.substr(first, last - first + 1));
@@ -162,6 +164,14 @@ void add_table_options(CLI::App& command, TableOptions& table) {
   command.add_option("--compare", table.compare,
                      "two policies, A,B: their paired difference over the dumps at each budget, its confidence "
                      "interval, and in how many dumps A is below B");
+}
+
+void note_idle_table_options(const CLI::App& command, const std::string& format) {
+  if (format == "table") return;
+  for (const char* option : {"--metric", "--summary", "--compare"}) {
+    if (command.count(option) == 0) continue;
+    note(fmt::format("laprox: {} shapes the table; with --format {} it does nothing", option, format));
+  }
 }
 
 namespace {

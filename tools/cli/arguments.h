@@ -44,6 +44,8 @@ CLI::Validator text_file();
 void add_metric(CLI::App& command, TableOptions& table);
 /// --metric, --summary and --compare.
 void add_table_options(CLI::App& command, TableOptions& table);
+/// Says so where one of them was given and the format is another than the table.
+void note_idle_table_options(const CLI::App& command, const std::string& format);
 /// --format, with the formats that a subcommand knows; the first is the default.
 void add_format(CLI::App& command, std::string& format, const std::vector<std::string>& known);
 

@@ -57,8 +57,8 @@ void GrowingReport::take_over() {
     require_same(key, text_of(before, key) == text_of(mine, key));
   }
   require_same("segments", before.segments == mine.segments);
+  require_same("kept tokens (--save-kept)", options_.save_kept == !before.kept.starts.empty());
   require_same("figures", figures_of(before) == figures_of(mine));
-  require_same("kept tokens", options_.save_kept == !before.kept.starts.empty());
   done_.insert(before.dump_hashes.begin(), before.dump_hashes.end());
   parts_.push_back(std::move(before));
 }

@@ -24,8 +24,10 @@ Examples:
   laprox report report.h5
   laprox report report.h5 --metric regret
   laprox report report.h5 --format csv > errors.csv)");
-  command->callback(
-      [arguments] { out_as_it_is(render(read_report(arguments->path), arguments->format, arguments->table)); });
+  command->callback([arguments, command] {
+    note_idle_table_options(*command, arguments->format);
+    out_as_it_is(render(read_report(arguments->path), arguments->format, arguments->table));
+  });
 }
 
 }  // namespace laprox::cli

@@ -27,12 +27,13 @@ namespace {
 struct SweepArguments {
   std::vector<std::string> dumps, policies, scores, budgets;
   std::string output, format, queries = "decoded", softmax = "renormalized", schedule = "once";
-  Index window = 32;
-  std::optional<Index> segments;
+  std::optional<Index> window, segments;
   bool force = false, resume = false, save_kept = false, show_plan = false, no_check = false, quiet = false;
   TableOptions table;
   BackendArguments backend;
 };
+
+constexpr Index kJudgingWindow = 32;
 
 constexpr const char* kSweepHelp = R"(
 Budgets count KV pairs per KV head on average, pinned tokens (window, sinks) included: 128 tokens, 5% of the context, or 64MiB
@@ -59,8 +60,8 @@ void print_selection(const DumpReader& dump, const SweepOptions& options, const 
     for (std::size_t b = 0; b < options.budgets.size(); ++b) {
       const HeadCounts& counts = selections[p].counts[b];
       note(fmt::format(
-          "{}: {} at {}: {} pairs; kept per KV head{}", dump.info().path.string(), options.policies[p].label,
-          options.budgets[b].text, total(counts, dump.info()),
+          "{}: {} at {}: {} pairs{}; kept per KV head{}", dump.info().path.string(), options.policies[p].label,
+          options.budgets[b].text, total(counts, dump.info()), options.schedule.once() ? "" : " after the prompt",
           twins[p][b] < 0 ? "" : fmt::format(" (exactly what {} keeps)", options.policies[twins[p][b]].label)));
       for (std::size_t layer = 0; layer < counts.size(); ++layer) {
         std::string heads;
@@ -113,7 +114,7 @@ SweepOptions options_of(const SweepArguments& arguments, std::set<std::string>& 
   options.budgets = parse_budgets(arguments.budgets);
   options.queries = arguments.queries == "decoded" ? JudgedQueries::decoded : JudgedQueries::window;
   options.mode = arguments.softmax == "truncated" ? SoftmaxMode::truncated : SoftmaxMode::renormalized;
-  options.window = arguments.window;
+  options.window = arguments.window.value_or(kJudgingWindow);
   options.save_kept = arguments.save_kept;
   options.schedule = parse_schedule(arguments.schedule);
   options.segments = arguments.segments.value_or(default_segments(options.schedule));
@@ -222,12 +223,25 @@ void show_and_write(GrowingReport& growing, const SweepArguments& arguments) {
   note("report: " + arguments.output);
 }
 
+/// Options that shape nothing of what was asked for.
+void note_idle_options(const SweepArguments& arguments) {
+  if (arguments.window && arguments.queries != "window") {
+    note("laprox: --window says how many prompt queries judge with --queries window; here it does nothing");
+  }
+  if (arguments.save_kept && arguments.output.empty()) {
+    note("laprox: --save-kept stores kept tokens in the report; without -o it does nothing");
+  }
+}
+
 void run_sweep(SweepArguments arguments, const std::filesystem::path& config, Ranks& ranks) {
   const std::vector<std::string> words = std::exchange(arguments.dumps, expand_paths(arguments.dumps));
   std::set<std::string> of_all;
   SweepOptions options = options_of(arguments, of_all);
   const auto backend = arguments.backend.make(ranks);
-  if (ranks.is_first()) check_output(arguments, config, words);
+  if (ranks.is_first()) {
+    note_idle_options(arguments);
+    check_output(arguments, config, words);
+  }
 
   // Every dump is opened and every request checked before the first one is worked on.
   const std::vector<DumpReader> dumps = open_dumps(arguments.dumps, arguments.backend.threads);
@@ -278,10 +292,11 @@ void add_sweep(CLI::App& app, Ranks& ranks) {
       ->check(CLI::IsMember({"decoded", "window"}))
       ->capture_default_str();
   command
-      ->add_option("--window", arguments->window,
-                   "prompt queries that --queries window judges by; not more than the prompt has")
-      ->check(CLI::Range(Index{1}, Index{1} << 20))
-      ->capture_default_str();
+      ->add_option(
+          "--window", arguments->window,
+          fmt::format("prompt queries that --queries window judges by (default: {}); not more than the prompt has",
+                      kJudgingWindow))
+      ->check(CLI::Range(Index{1}, Index{1} << 20));
   command->add_option("--softmax", arguments->softmax, "over the kept keys, or the exact weights without rescaling")
       ->check(CLI::IsMember({"renormalized", "truncated"}))
       ->capture_default_str();
@@ -309,7 +324,10 @@ void add_sweep(CLI::App& app, Ranks& ranks) {
   add_format(*command, arguments->format, {"table", "csv", "json"});
   add_table_options(*command, arguments->table);
   command->footer(kSweepHelp);
-  command->callback([arguments, &app, &ranks] { run_sweep(*arguments, config_file(app), ranks); });
+  command->callback([arguments, command, &app, &ranks] {
+    if (ranks.is_first()) note_idle_table_options(*command, arguments->format);
+    run_sweep(*arguments, config_file(app), ranks);
+  });
 }
 
 }  // namespace laprox::cli

@@ -61,13 +61,14 @@ SynthOptions options_of(const SynthArguments& arguments) {
 
 void run_synth(const SynthArguments& arguments) {
   const SynthOptions options = options_of(arguments);
-  if (!arguments.quiet) {
-    note(fmt::format("laprox: {} layers, {} + {} tokens, {:.3f} GB", options.layers, options.context_length,
-                     options.decoded, synth_bytes(options) / 1e9));
+  {
+    ProgressBar bar(options.layers, arguments.quiet);
+    synthesize_dump(arguments.output, options, arguments.force,
+                    [&](Index layer, Index, const std::string&) { bar.step(fmt::format("layer {}", layer)); });
   }
-  ProgressBar bar(options.layers, arguments.quiet);
-  synthesize_dump(arguments.output, options, arguments.force,
-                  [&](Index layer, Index, const std::string&) { bar.step(fmt::format("layer {}", layer)); });
+  if (arguments.quiet) return;
+  note(fmt::format("{}: {} layers, {} + {} tokens, {:.3g} MB before compression", arguments.output, options.layers,
+                   options.context_length, options.decoded, synth_bytes(options) / 1e6));
 }
 
 }  // namespace
