@@ -38,11 +38,12 @@ class DumpReader : public LayerSource {
 /// Throws as DumpReader does.
 std::vector<DumpReader> open_dumps(const std::vector<std::string>& paths, int threads = 0);
 
-/// The dumps' content hashes, on every rank, which take the files in turn.
-std::vector<std::string> content_hashes(const std::vector<const DumpReader*>& dumps, Ranks& ranks = single_rank());
+/// The dumps' content hashes, on every rank, which take the files in turn; each thread hashes a file of its own.
+std::vector<std::string> content_hashes(const std::vector<const DumpReader*>& dumps, int threads,
+                                        Ranks& ranks = single_rank());
 
 /// Throws UsageError where two dumps are the same file or hold the same bytes: they would count as two samples. All
 /// ranks call it together.
-void check_distinct(const std::vector<DumpReader>& dumps, Ranks& ranks = single_rank());
+void check_distinct(const std::vector<DumpReader>& dumps, int threads, Ranks& ranks = single_rank());
 
 }  // namespace laprox

@@ -17,8 +17,7 @@ namespace laprox {
 
 namespace {
 
-constexpr double kTrialFlops = 2e10;
-constexpr Index kLeastContext = 256;
+constexpr Index kTrialContext = 4096;
 
 /// The first layer with the last `context` tokens of the prompt.
 DumpInfo shortened(const DumpInfo& dump, Index context) {
@@ -102,25 +101,33 @@ ArraySource random_source(const DumpInfo& info) {
           }};
 }
 
-double seconds_of(const LayerSource& source, const SweepOptions& options, const Backend& backend) {
-  const auto begin = std::chrono::steady_clock::now();
-  sweep_dump(source, options, backend);
-  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-  return taken.count();
-}
+/// What a trial sweep took, and its floating-point operations.
+struct Trial {
+  double seconds, flops;
+
+  Trial(const DumpInfo& dump, Index context, const SweepOptions& options, const Backend& backend) {
+    const DumpInfo info = shortened(dump, context);
+    const ArraySource source = random_source(info);
+    sweep_dump(source, options, backend);  // makes the numbers, and takes the memory
+    const auto begin = std::chrono::steady_clock::now();
+    sweep_dump(source, options, backend);
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    flops = estimate_cost(info, options, backend).total_flops();
+  }
+};
 
 }  // namespace
 
 double estimate_seconds(const DumpInfo& dump, const SweepOptions& options, const Backend& backend) {
   const SweepOptions shares = in_shares(dump, options);
-  const auto flops = [&](const DumpInfo& info) { return estimate_cost(info, shares, backend).total_flops(); };
-  DumpInfo trial = shortened(dump, dump.context_length);
-  while (trial.context_length > kLeastContext && flops(trial) > kTrialFlops) {
-    trial = shortened(dump, std::max(kLeastContext, trial.context_length / 2));
-  }
-  const ArraySource source = random_source(trial);
-  seconds_of(source, shares, backend);  // makes the numbers, and takes the memory
-  return seconds_of(source, shares, backend) * flops(dump) / flops(trial);
+  const double flops = estimate_cost(dump, shares, backend).total_flops();
+  const Trial trial(dump, std::min(dump.context_length, kTrialContext), shares, backend);
+  if (dump.context_length <= kTrialContext) return trial.seconds * flops / trial.flops;
+  // What a layer takes however long the prompt is shows in a shorter one.
+  const Trial half(dump, kTrialContext / 2, shares, backend);
+  const double per_flop = std::max(0.0, (trial.seconds - half.seconds) / (trial.flops - half.flops));
+  const double per_layer = std::max(0.0, trial.seconds - per_flop * trial.flops);
+  return per_layer * static_cast<double>(dump.layers.size()) + per_flop * flops;
 }
 
 }  // namespace laprox

@@ -33,9 +33,19 @@ class OBCache : public WindowScorer {
     const Eigen::ArrayXXd v = value_norms.array().replicate(z.rows(), 1);
     const Eigen::ArrayXXd o = attention.outputs.rowwise().squaredNorm().array().replicate(1, z.cols());
     const Eigen::ArrayXXd of_value = kind_ == "joint" ? Eigen::ArrayXXd(1 + z) : z;
-    const Eigen::ArrayXXd change = of_value.square() * v - 2 * of_value * z * products + z.square() * o;
-    return (squares * change.max(0.0)).colwise().sum().matrix();
+    const Eigen::ArrayXXd size = of_value.square() * v + z.square() * o;
+    Eigen::ArrayXXd change = size - 2 * of_value * z * products;
+    // Where little is left of the three terms, the difference itself is formed.
+    for (Index i = 0; i < change.cols(); ++i) {
+      for (Index t = 0; t < change.rows(); ++t) {
+        if (change(t, i) > kLeft * size(t, i)) continue;
+        change(t, i) = (of_value(t, i) * values.row(i) - z(t, i) * attention.outputs.row(t)).squaredNorm();
+      }
+    }
+    return (squares * change).colwise().sum().matrix();
   }
+
+  static constexpr double kLeft = 1e-6;
 
   std::string kind_;
   GroupReduction group_;

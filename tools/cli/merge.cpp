@@ -45,7 +45,8 @@ void add_merge(CLI::App& app) {
   command->add_flag("--quiet", arguments->quiet, "say nothing but what was left out");
   command->footer(R"(
 The result is what one sweep over all dumps would have written. Policies and budgets that not every report has are left
-out; the same dump in two reports is refused, and so are reports of other softmaxes or judging queries.
+out; the same dump in two reports is refused, and so are reports of other softmaxes, judging queries or schedules.
+Reports may be named by patterns such as 'parts/*.h5', and in a list.
 
 Examples:
   laprox merge a.h5 b.h5 -o all.h5

@@ -138,12 +138,12 @@ void check_output(const SweepArguments& arguments, const std::filesystem::path& 
 }
 
 /// The dumps that the report does not hold. Where one is resumed, the first rank knows them by their hashes.
-std::vector<const DumpReader*> left_to_do(const std::vector<DumpReader>& dumps, bool resume,
+std::vector<const DumpReader*> left_to_do(const std::vector<DumpReader>& dumps, bool resume, int threads,
                                           std::optional<GrowingReport>& growing, Ranks& ranks) {
   std::vector<const DumpReader*> left;
   for (const DumpReader& dump : dumps) left.push_back(&dump);
   if (!resume) return left;
-  const std::vector<std::string> hashes = content_hashes(left, ranks);
+  const std::vector<std::string> hashes = content_hashes(left, threads, ranks);
   std::string held;
   for (std::size_t d = 0; d < dumps.size() && growing; ++d) {
     held += growing->holds(dumps[d].info(), hashes[d]) ? 'x' : '-';
@@ -245,12 +245,12 @@ void run_sweep(SweepArguments arguments, const std::filesystem::path& config, Ra
 
   // Every dump is opened and every request checked before the first one is worked on.
   const std::vector<DumpReader> dumps = open_dumps(arguments.dumps, arguments.backend.threads);
-  check_distinct(dumps, ranks);
+  check_distinct(dumps, backend->threads(), ranks);
   add_scores(options, arguments, dumps.front(), ranks);
   for (const DumpReader& dump : dumps) leave_out(dump.info(), of_all, options);
   std::optional<GrowingReport> growing;
   if (ranks.is_first()) growing.emplace(options, *backend, arguments.output, arguments.resume);
-  const std::vector<const DumpReader*> left = left_to_do(dumps, arguments.resume, growing, ranks);
+  const std::vector<const DumpReader*> left = left_to_do(dumps, arguments.resume, backend->threads(), growing, ranks);
   for (const DumpReader* dump : left) check_dump_request(dump->info(), options, *backend, ranks);
   if (arguments.show_plan) {
     for (const DumpReader* dump : left) {

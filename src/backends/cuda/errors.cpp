@@ -53,13 +53,14 @@ class HeadOutputs {
     }
   }
 
-  /// The evicted weight of each cell, summed over query heads and queries.
+  /// The evicted weight of each cell, summed over query heads and queries; cell 0 is the exact output.
   std::vector<double> evicted_mass() const {
-    Buffer<double> host(cells_ * rows());
+    if (cells_ == 1) return {0.0};
+    Buffer<double> host((cells_ - 1) * rows());
     download(host.data(), shares_.data(), static_cast<std::size_t>(host.size()), stream_);
-    std::vector<double> mass;
-    for (Index cell = 0; cell < cells_; ++cell) {
-      mass.push_back(cell == 0 ? 0.0 : Eigen::Map<const Eigen::VectorXd>(host.data() + cell * rows(), rows()).sum());
+    std::vector<double> mass{0.0};
+    for (Index cell = 1; cell < cells_; ++cell) {
+      mass.push_back(Eigen::Map<const Eigen::VectorXd>(host.data() + (cell - 1) * rows(), rows()).sum());
     }
     return mass;
   }
@@ -78,7 +79,7 @@ class HeadOutputs {
     for (const LayerKeep& keep : policies_) {
       std::vector<Index> counts;
       for (const auto& of_budget : keep.counts) counts.push_back(of_budget[static_cast<std::size_t>(kv_head)]);
-      double* shares = shares_.data() + cell * rows() + Index{kv_head} * layer_.group * layer_.queries + range.first;
+      double* shares = shares_.data() + (cell - 1) * rows() + Index{kv_head} * layer_.group * layer_.queries + range.first;
       pieces.walk(
           kv_head, logits, keep.rankings[static_cast<std::size_t>(kv_head)], counts, truncated_,
           {values_.data() + cell * stride + offset, kept_.data() + (cell - 1) * stride + offset, stride, width_},
@@ -94,7 +95,7 @@ class HeadOutputs {
   Index cells_ = 1, largest_ = 0, width_ = 0;
   DeviceBuffer<float> values_;   ///< [cells, queries, width]: exact head outputs, then differences to them
   DeviceBuffer<float> kept_;     ///< [cells - 1, queries, width]: the kept head outputs
-  DeviceBuffer<double> shares_;  ///< [cells, query_heads, queries]; of cell 0 without meaning
+  DeviceBuffer<double> shares_;  ///< [cells - 1, query_heads, queries]: of cell 1 and on
 };
 
 DeviceBuffer<float> on_device(const std::vector<double>& bias, cudaStream_t stream) {
