@@ -26,6 +26,8 @@ class DumpReader : public LayerSource {
   void check_other_queries(Index layer, DumpInfo::Rows read) const override;
   std::optional<Matrix> read_output(Index layer) const override;
   std::string content_hash() const override;
+  /// What another rank's content_hash gave for the same file, which need not be hashed here then.
+  void learn_hash(const std::string& hash) const;
   /// The file is closed; it is refused when it is read again and has changed.
   void rest() const override;
 

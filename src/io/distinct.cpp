@@ -27,7 +27,9 @@ std::vector<std::string> content_hashes(const std::vector<const DumpReader*>& du
   }
   ByteWriter writer;
   writer.put(mine);
-  return turns.ordered(ranks.all_gather(writer.bytes()));
+  std::vector<std::string> all = turns.ordered(ranks.all_gather(writer.bytes()));
+  for (std::size_t dump = 0; dump < dumps.size(); ++dump) dumps[dump]->learn_hash(all[dump]);
+  return all;
 }
 
 void check_distinct(const std::vector<DumpReader>& dumps, int threads, Ranks& ranks) {

@@ -154,6 +154,11 @@ std::string DumpReader::content_hash() const {
   return impl_->hash;
 }
 
+void DumpReader::learn_hash(const std::string& hash) const {
+  const std::scoped_lock lock(impl_->hashing);
+  impl_->hash = hash;
+}
+
 std::vector<DumpReader> open_dumps(const std::vector<std::string>& paths, int threads) {
   io::rehearse_all({paths.begin(), paths.end()});
   std::vector<DumpReader> dumps;
