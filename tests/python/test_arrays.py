@@ -159,7 +159,7 @@ def test_bfloat16_dumps_are_read_as_such(tmp_path):
 
 @pytest.mark.parametrize("place, name", [("/", "context_length"), ("/layers/1", "sliding_window"), ("/layers/1", "kv_source")])
 @pytest.mark.parametrize(
-    "value, message", [(np.uint64(2**63), f"at most {2**63 - 1}, found {2**63}"), (1.5, "an integer, found float64")]
+    "value, message", [(np.uint64(2**63), f"at most {2**63 - 1}, found {2**63}"), (1.5, "an integer, found a 64-bit float")]
 )
 def test_integers_of_a_dump_that_are_none_or_do_not_fit_are_refused(dump, place, name, value, message):
     with h5py.File(dump, "r+") as file:
