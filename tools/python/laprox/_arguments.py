@@ -11,6 +11,8 @@ import numpy as np
 
 from ._errors import UsageError
 
+LARGEST = 2**63 - 1  # of an integer in the library
+
 
 def whole(value: Any, name: str, least: int, most: int | None = None) -> int:
     """A whole number of Python, NumPy or PyTorch, from `least` to `most`; True and 1.0 are none."""
@@ -73,4 +75,6 @@ def brief(value: Any) -> str:
 
 
 def _range(least: int, most: int | None) -> str:
-    return f"of {least} or more" if most is None else f"from {least} to {most}"
+    if most is None:
+        return f"of {least} or more"
+    return f"from {least} to {'2**63 - 1' if most == LARGEST else most}"

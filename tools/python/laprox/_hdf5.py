@@ -175,6 +175,16 @@ class Reader:
         self.extent(name)
         return [int(value) for value in self.read(name)]
 
+    def strings(self, name: str) -> list[str]:
+        """A dataset of texts of rank 1, with control characters escaped."""
+        import h5py
+
+        found = self.dataset(name)
+        kind, rank = found.id.get_type(), len(shape(found))
+        if kind.get_class() != h5py.h5t.STRING or rank != 1:
+            self.refuse(name, "a list of strings", f"{describe_type(kind)} of rank {rank}")
+        return [_decoded(value) for value in self.read(name).tolist()]
+
     # Attributes.
 
     def readable_attributes(self) -> dict[str, Any]:
@@ -190,11 +200,7 @@ class Reader:
         import h5py
 
         value = self._attribute(owner, where, name, (h5py.h5t.STRING,), "a string")
-        if value is None:
-            return None
-        if isinstance(value, str):
-            value = value.encode("utf-8", "surrogateescape")
-        return _core.printable(bytes(value).split(b"\0")[0].decode("utf-8", "backslashreplace"))
+        return None if value is None else _decoded(value)
 
     def integer(self, owner: Any, where: str, name: str) -> int | None:
         """An attribute that is one whole number of 64 bits with a sign; None where there is none."""
@@ -257,6 +263,12 @@ def shape(dataset: Any) -> tuple[int, ...]:
 def shown(name: str) -> str:
     """A name or text of a file as messages may show it."""
     return _core.printable(name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+
+
+def _decoded(value: str | bytes) -> str:
+    """A text of a file up to its end, with control characters escaped and bytes that are no UTF-8 spelled out."""
+    content = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value)
+    return _core.printable(content.split(b"\0")[0].decode("utf-8", "backslashreplace"))
 
 
 def number(value: float) -> str:

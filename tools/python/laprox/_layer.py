@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from . import _core, _shapes
-from ._arguments import as_index, brief, real, whole
+from ._arguments import LARGEST, as_index, brief, real, whole
 from ._arrays import as_array, as_integers, as_reals, current_stream, device_of
 from ._errors import ArrayError, UsageError, refuse_array
 
 _MEANINGS = {"q": (3, "[H_q, N, d]"), "k": (3, "[H_kv, T, d]"), "v": (3, "[H_kv, T, d_v]"), "w_o": (2, "[H_q * d_v, D]")}
-_LARGEST = 2**63 - 1  # of an integer in the library
 
 
 class Layer:
@@ -102,7 +101,7 @@ class Layer:
             self._arrays["residual_norms"] = (norms, "float64")
         self.scale = sizes.head_size**-0.5 if scale is None else real(scale, "scale", above=True)
         self.softcap = real(softcap, "softcap")
-        self.window = whole(window, "window", 0, _LARGEST)
+        self.window = whole(window, "window", 0, LARGEST)
         self.context_length = sizes.tokens if context_length is None else _context_length(context_length, sizes.tokens)
         self.positions = self._positions(positions)
 

@@ -134,6 +134,8 @@ def policy(
     ends = tuple(as_index(pin) for pin in spread)
     if len(ends) != 2 or any(end is None or end < 0 for end in ends):
         raise UsageError(f"policy '{name}': expected pins of 0 tokens or more, a number or two, found {brief(pins)}")
+    if allocator is not None:
+        text(allocator, "allocator", '"ada"')
     asked = -1 if isinstance(queries, str) and queries == "all" else as_index(queries)
     if asked is None or (asked < 0 and not isinstance(queries, str)):
         raise UsageError(
