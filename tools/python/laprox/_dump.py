@@ -14,7 +14,9 @@ from ._errors import UsageError
 from ._hdf5 import Reader
 from ._hdf5 import number as shown_number
 from ._layer import Layer
+from ._rehearsal import rehearse
 
+_KIND = "a laprox dump"
 _TENSORS = ("q", "k", "v", "w_o")
 
 
@@ -39,7 +41,8 @@ class Dump:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._reader = Reader(path, "a laprox dump")
+        rehearse(path, _KIND, lambda: read_structure(Reader(path, _KIND)))
+        self._reader = Reader(path, _KIND)
         self.path = self._reader.path
         self._digest = ""
         try:

@@ -12,7 +12,10 @@ import xarray as xr
 from ._errors import DumpError, Error, UsageError
 from ._files import replacing
 from ._hdf5 import Reader
-from ._report_layout import DECODING, FORMAT, LABELS, NUMBERED, TEXTS, VERSION, read_contents
+from ._rehearsal import rehearse
+from ._report_layout import DECODING, FORMAT, LABELS, NUMBERED, TEXTS, VERSION, Contents, read_contents
+
+_KIND = "a laprox report"
 
 
 def to_dataset(report: dict[str, Any]) -> xr.Dataset:
@@ -36,11 +39,8 @@ def open_report(path: str | Path) -> xr.Dataset:
 
     Raises FileError where there is none, and DumpError where it breaks the format.
     """
-    reader = Reader(path, "a laprox report")
-    try:
-        found = read_contents(reader)
-    finally:
-        reader.close()
+    rehearse(path, _KIND, lambda: _read(path))
+    found = _read(path)
     coordinates = {name: np.array(found.labels[name], dtype=object) for name in LABELS}
     coordinates |= {name: np.arange(extent) for name, extent in found.extents.items()}
     variables: dict[str, Any] = {name: (array.dimensions, array.values, array.attributes) for name, array in found.arrays.items()}
@@ -64,7 +64,7 @@ def save_report(report: xr.Dataset, path: str | Path, *, replace: bool = False) 
     with replacing(path) as temporary:
         try:
             _write(report, temporary)
-            _check(temporary)
+            _read(temporary)
         except DumpError as error:
             raise UsageError(f"report: cannot be saved, because it could not be read again: {_without_path(error)}") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -75,10 +75,10 @@ def save_report(report: xr.Dataset, path: str | Path, *, replace: bool = False) 
             ) from error
 
 
-def _check(path: Path) -> None:
-    reader = Reader(path, "a laprox report")
+def _read(path: str | Path) -> Contents:
+    reader = Reader(path, _KIND)
     try:
-        read_contents(reader)
+        return read_contents(reader)
     finally:
         reader.close()
 
