@@ -15,6 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from ._hdf5 import Reader
 
+Bytes = bytes | memoryview
 _CHECKSUM = 4  # bytes that Fletcher's adds to a chunk
 _NEVER_WRITTEN = (
     "data",
@@ -53,16 +54,16 @@ def read(reader: Reader, dataset: Any, name: str, part: Any = ()) -> Any:
     # A checksum, text and numbers that NumPy has no type for are HDF5's to read, once no chunk is too short.
     is_plain = all(kind != "fletcher32" for kind, _ in filters) and not dataset.dtype.hasobject
     is_plain = is_plain and h5py.h5t.py_create(dataset.dtype).equal(dataset.id.get_type())
-    values = np.empty([len(bound) for bound in bounds], dataset.dtype if is_plain else "V0")
+    values = np.empty([len(bound) for bound in bounds], dataset.dtype) if is_plain else None
     for origin in _origins(bounds, dataset.chunks):
         content = _unpacked(reader, dataset, name, filters, origin)
-        if not is_plain:
+        if values is None:
             continue
         chunk = np.frombuffer(content, dataset.dtype).reshape(dataset.chunks)
         inside = [(max(o, b.start), min(o + c, b.stop)) for o, c, b in zip(origin, dataset.chunks, bounds, strict=True)]
         to = tuple(slice(first - b.start, last - b.start) for (first, last), b in zip(inside, bounds, strict=True))
         values[to] = chunk[tuple(slice(first - o, last - o) for (first, last), o in zip(inside, origin, strict=True))]
-    return values if is_plain else dataset[part]
+    return dataset[part] if values is None else values
 
 
 def _origins(bounds: list[range], chunks: tuple[int, ...]) -> Any:
@@ -70,7 +71,7 @@ def _origins(bounds: list[range], chunks: tuple[int, ...]) -> Any:
     return itertools.product(*(range(b.start // c * c, b.stop, c) for b, c in zip(bounds, chunks, strict=True)))
 
 
-def _unpacked(reader: Reader, dataset: Any, name: str, filters: list[tuple[str, int]], origin: tuple[int, ...]) -> bytes:
+def _unpacked(reader: Reader, dataset: Any, name: str, filters: list[tuple[str, int]], origin: tuple[int, ...]) -> Bytes:
     """One chunk, whose size is what it should be."""
     size = _chunk_bytes(dataset)
     skipped, content = dataset.id.read_direct_chunk(origin)
@@ -92,19 +93,31 @@ def _chunk_bytes(dataset: Any) -> int:
     return dataset.id.get_type().get_size() * int(np.prod(dataset.chunks, dtype=object))
 
 
-def _undone(kind: str, element: int, content: bytes, most: int) -> bytes | None:
+def _undone(kind: str, element: int, content: Bytes, most: int) -> Bytes | None:
     """What a filter made a chunk of; nothing where it cannot have made it."""
     if kind == "fletcher32":
         return content[:-_CHECKSUM] if len(content) >= _CHECKSUM else None
-    if kind == "shuffle":  # first the first bytes of all elements, then the second ones; the rest is as it was
-        whole = len(content) // element * element
-        return np.frombuffer(content[:whole], np.uint8).reshape(element, -1).T.tobytes() + content[whole:]
+    if kind == "shuffle":
+        return _unshuffled(content, element)
     stream = zlib.decompressobj()
     try:
         inflated = stream.decompress(content, most + 1)
     except zlib.error:
         return None
     return inflated if stream.eof and len(inflated) <= most else None
+
+
+def _unshuffled(content: Bytes, element: int) -> Bytes:
+    """Elements put together: first came the first bytes of them all, then the second ones; a rest stayed as it was."""
+    count = len(content) // element
+    if count == 0:
+        return content
+    whole = np.frombuffer(content, np.uint8, count * element).reshape(element, count)
+    elements = np.empty((count, element), np.uint8)
+    for byte in range(element):
+        elements[:, byte] = whole[byte]
+    rest = content[count * element :]
+    return elements.tobytes() + rest if rest else elements.data.cast("B")
 
 
 def _refuse_chunk(reader: Reader, name: str, size: int, origin: tuple[int, ...], found: str) -> None:
