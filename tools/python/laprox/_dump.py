@@ -37,7 +37,7 @@ class Dump:
     query_positions : list of int
         [N] positions of the stored queries.
     attributes : dict
-        All attributes of the file's root, such as a needle's place.
+        All attributes of the file's root that h5py can read, such as a needle's place.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -22,7 +22,7 @@ _MEMORY, _MEMORY_PER_BYTE, _MOST_MEMORY = 512 << 20, 16, 4 << 30  # beyond what 
 _OUT_OF_MEMORY = 41  # the child's exit code
 _STOPPED = (signal.SIGALRM, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # which say nothing about the file
 
-_passed: set[tuple[int, ...]] = set()  # files that were read to the end, and what they were then
+_passed: set[tuple[Any, ...]] = set()  # files that were read to the end, as what, and what they were then
 
 
 def rehearse(path: str | Path, kind: str, read: Callable[[], Any]) -> None:
@@ -33,7 +33,7 @@ def rehearse(path: str | Path, kind: str, read: Callable[[], Any]) -> None:
         status = os.stat(path)
     except (OSError, ValueError):
         return
-    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    state = (kind, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     if state in _passed or not os.path.isfile(path) or not hasattr(os, "fork"):
         return
     ending = _ending_of_child(read, status.st_size)
