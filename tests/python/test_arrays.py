@@ -110,6 +110,34 @@ def test_bad_vectors_are_refused(what, value, message):
         laprox.Layer(**arrays(), **{what: value})
 
 
+@pytest.mark.parametrize("name", ["q", "w_o", "sinks", "positions", "residual_norms"])
+def test_masked_arrays_are_refused(name):
+    values = {"sinks": np.ones(4), "positions": np.arange(96), "residual_norms": np.ones(96), **arrays()}[name]
+    with pytest.raises(laprox.ArrayError, match=f"^{name}: is a masked array, and its mask would be lost"):
+        laprox.Layer(**{**arrays(), name: np.ma.masked_array(values, values == 1)})
+
+
+@pytest.mark.parametrize("name", ["context_length", "window"])
+@pytest.mark.parametrize("value", [61.9, 60.0, True, "60", None, 1j, [60], 2**70, np.float32(60)])
+def test_what_is_no_whole_number_is_refused(name, value):
+    if (name, value) == ("context_length", None):
+        return  # T
+    with pytest.raises(laprox.UsageError, match=rf"^{name}: expected a whole number.*, found "):
+        laprox.Layer(**arrays(), **{name: value})
+
+
+def test_whole_numbers_of_numpy_are_taken():
+    held = laprox.Layer(**arrays(), context_length=np.int64(60), window=np.uint8(20), scale=np.float32(0.5))
+    assert (held.context_length, held.window, held.scale) == (60, 20, 0.5)
+
+
+@pytest.mark.parametrize("name", ["scale", "softcap"])
+@pytest.mark.parametrize("value", ["1", 1j, True, [1, 2], np.inf])
+def test_what_is_no_number_is_refused(name, value):
+    with pytest.raises(laprox.UsageError, match=rf"^{name}: expected a finite number"):
+        laprox.Layer(**arrays(), **{name: value})
+
+
 @pytest.mark.parametrize(
     "what, value", [("scale", 0), ("scale", np.nan), ("softcap", -1), ("window", -2), ("context_length", 0), ("context_length", 97)]
 )
@@ -159,7 +187,7 @@ def test_bfloat16_dumps_are_read_as_such(tmp_path):
 
 @pytest.mark.parametrize("place, name", [("/", "context_length"), ("/layers/1", "sliding_window"), ("/layers/1", "kv_source")])
 @pytest.mark.parametrize(
-    "value, message", [(np.uint64(2**63), f"at most {2**63 - 1}, found {2**63}"), (1.5, "an integer, found float64")]
+    "value, message", [(np.uint64(2**63), f"at most {2**63 - 1}, found {2**63}"), (1.5, "an integer, found a 64-bit float")]
 )
 def test_integers_of_a_dump_that_are_none_or_do_not_fit_are_refused(dump, place, name, value, message):
     with h5py.File(dump, "r+") as file:
@@ -179,3 +207,18 @@ def test_torch_tensors_share_their_memory():
     assert same(held, laprox.Layer(**{name: values.float() for name, values in halves.items()}))
     with pytest.raises(laprox.BackendError, match="k: is a tensor on the device 'meta'"):
         laprox.Layer(**{**given, "k": given["k"].to("meta")})
+
+
+def test_tensors_that_numpy_cannot_share_are_refused_and_negated_ones_are_read():
+    torch = pytest.importorskip("torch")
+    given = arrays()
+    keys = torch.from_numpy(given["k"])
+    for other, message in (
+        (keys.to(torch.float8_e4m3fn), "expected elements of type float16, .*, found float8_e4m3fn"),
+        (keys.to_sparse(), r"expected a dense tensor, found the layout torch.sparse_coo; pass k.to_dense\(\)"),
+    ):
+        with pytest.raises(laprox.ArrayError, match=f"^k: {message}"):
+            laprox.Layer(**{**given, "k": other})
+    negated = torch.complex(torch.zeros_like(keys), keys).conj().imag
+    assert negated.is_neg()
+    assert same(laprox.Layer(**{**given, "k": negated}), laprox.Layer(**{**given, "k": -given["k"]}))

@@ -9,7 +9,7 @@ import laprox
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import arrays, layer
+from conftest import arrays, layer, write_dump
 
 
 def attention(q, k):
@@ -77,14 +77,14 @@ def test_a_sweep_has_the_names_of_a_report(layers):
     np.testing.assert_array_equal(laprox.kept_tokens(report, policy="h2o", budget="20", layer=2, kv_head=1), kept.tokens[2][1])
 
 
-def test_a_dump_and_its_layers_give_the_same(dump, layers):
+def test_a_dump_and_its_layers_give_the_same(dump, layers, tmp_path):
     for given in (dump, str(dump)):
         from_file = laprox.sweep(given, ["h2o", "snapkv+ada:window=8"], ["20%", "30%"])
         from_memory = laprox.sweep(layers, ["h2o", "snapkv+ada:window=8"], ["20%", "30%"])
         for name in ("relative_error", "kept_count", "query_error_p99"):
             np.testing.assert_array_equal(from_file[name], from_memory[name])
     with laprox.open_dump(dump) as opened:
-        several = laprox.sweep([opened, dump], "h2o", 20)
+        several = laprox.sweep([opened, write_dump(tmp_path / "other.h5", [arrays(seed + 3) for seed in range(3)])], "h2o", 20)
         assert several.sizes["dump"] == 2
         assert len(opened) == 3 and opened.context_length == 80
     assert len(str(several.dump_sha256.values[0])) == 64

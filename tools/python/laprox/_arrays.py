@@ -90,7 +90,7 @@ def widened(array: np.ndarray, element_type: str) -> np.ndarray:
 
 def as_integers(value: Any, name: str) -> list[int]:
     """A vector of whole numbers, such as positions."""
-    array = _plain(value, name)
+    array = plain(value, name)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ArrayError(f"{name}: expected whole numbers of shape [N], found {array.dtype.name} of shape {list(array.shape)}")
     return array.tolist()
@@ -102,12 +102,14 @@ def _to_device_array(value: Any, name: str) -> tuple[_core.DeviceArray, str]:
             f"{name}: is a CUDA tensor, and this laprox was built without its CUDA backend; copy it to the host (in PyTorch: "
             f"{name}.cpu()), or install with 'pip install . -C cmake.define.LAPROX_CUDA=ON'"
         )
+    stream = _DEFAULT_STREAM
     if _is_torch(value):
-        value = value.detach()
+        value = _as_it_is(value, name)
         stream = current_stream(value.device.index) or _DEFAULT_STREAM
-    else:
-        stream = _DEFAULT_STREAM
-    array = _core.DeviceArray(value.__dlpack__(stream=stream))
+    try:
+        array = _core.DeviceArray(value.__dlpack__(stream=stream))
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise ArrayError(f"{name}: cannot be shared through DLPack ({error}); make it a plain tensor first") from error
     if array.element_type not in GPU_TYPES:
         raise ArrayError(
             f"{name}: expected elements of type {', '.join(GPU_TYPES)} on a GPU, found {array.element_type}; convert it first, "
@@ -118,9 +120,10 @@ def _to_device_array(value: Any, name: str) -> tuple[_core.DeviceArray, str]:
 
 def _to_numpy(value: Any, name: str) -> tuple[np.ndarray, str]:
     if _is_torch(value) and str(value.dtype) == "torch.bfloat16":
-        torch = sys.modules["torch"]
-        return _torch_on_host(value, name).contiguous().view(torch.int16).numpy().view(np.uint16), "bfloat16"
-    array = _plain(value, name)
+        return _numpy_of(_torch_on_host(value, name).contiguous().view(sys.modules["torch"].int16), name).view(
+            np.uint16
+        ), "bfloat16"
+    array = plain(value, name)
     element_type = array.dtype.name
     if element_type == "bfloat16":  # of the package ml_dtypes
         return array.view(np.uint16), element_type
@@ -131,11 +134,14 @@ def _to_numpy(value: Any, name: str) -> tuple[np.ndarray, str]:
     return array.astype(array.dtype.newbyteorder("="), copy=False), element_type
 
 
-def _plain(value: Any, name: str) -> np.ndarray:
+def plain(value: Any, name: str) -> np.ndarray:
+    """An array on the host of whatever type NumPy has. Raises ArrayError where it has none, or where a part would be lost."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise ArrayError(f"{name}: is a masked array, and its mask would be lost; pass its .data, or .filled(...)")
     if isinstance(value, np.ndarray):
         return value
     if _is_torch(value):
-        return _torch_on_host(value, name).numpy()
+        return _numpy_of(_torch_on_host(value, name), name)
     if hasattr(value, "__dlpack_device__"):
         device = int(value.__dlpack_device__()[0])
         if device not in _DLPACK_HOST_DEVICES:
@@ -155,9 +161,28 @@ def _is_torch(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def _numpy_of(tensor: Any, name: str) -> np.ndarray:
+    """A tensor on the host as NumPy sees it."""
+    try:
+        return tensor.numpy()
+    except (RuntimeError, TypeError, ValueError) as error:
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise ArrayError(
+            f"{name}: expected elements of type {', '.join(ELEMENT_TYPES)}, found {found}, which NumPy cannot share ({error}); "
+            "convert it first"
+        ) from error
+
+
+def _as_it_is(tensor: Any, name: str) -> Any:
+    """A tensor whose memory holds its values: without a gradient, and not marked as negative."""
+    if str(tensor.layout) != "torch.strided":
+        raise ArrayError(f"{name}: expected a dense tensor, found the layout {tensor.layout}; pass {name}.to_dense()")
+    return tensor.detach().resolve_neg()
+
+
 def _torch_on_host(value: Any, name: str) -> Any:
     """Of short vectors, which are read on the host wherever they lie, and of arrays that lie there."""
-    tensor = value.detach()
+    tensor = _as_it_is(value, name)
     if tensor.device.type == "cpu":
         return tensor
     if tensor.device.type == "cuda":

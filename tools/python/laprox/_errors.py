@@ -1,5 +1,6 @@
 """The exceptions of laprox. They have the names of the C++ library's and mean the same."""
 
+import re
 from typing import NoReturn
 
 
@@ -38,3 +39,24 @@ class BackendError(Error):
 
 class Bug(Error):
     """A broken invariant: a bug in laprox, not a mistake of its user."""
+
+
+#: An option of the command `laprox`, with a value that is one word; those of laprox-dump stay what they are.
+_OPTION = re.compile(r"(?<!laprox-dump )--([a-z][a-z-]*)(?: (cpu|cuda|reference|window|decoded|truncated|renormalized)\b)?")
+_ARGUMENTS = {"policy": "policies", "budget": "budgets"}
+_PHRASES = {
+    "for example --budget 5%,10%,128": 'for example budgets=["5%", "10%", 128]',
+    "'laprox policies' lists all": "laprox.policies() lists all",
+}
+
+
+def reworded(message: str) -> str:
+    """A message of the C++ library with Python's arguments for the command line's options: backend="cpu" for --backend cpu."""
+    for phrase, instead in _PHRASES.items():
+        message = message.replace(phrase, instead)
+
+    def argument(option: re.Match[str]) -> str:
+        name = _ARGUMENTS.get(option[1], option[1].replace("-", "_"))
+        return f'{name}="{option[2]}"' if option[2] else name
+
+    return _OPTION.sub(argument, message)

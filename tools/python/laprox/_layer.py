@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from . import _core, _shapes
+from ._arguments import LARGEST, as_index, brief, real, whole
 from ._arrays import as_array, as_integers, as_reals, current_stream, device_of
 from ._errors import ArrayError, UsageError, refuse_array
 
@@ -99,12 +99,10 @@ class Layer:
             if not (norms > 0).all():
                 refuse_array("residual_norms", "norms above 0", str(norms.min()))
             self._arrays["residual_norms"] = (norms, "float64")
-        self.scale = sizes.head_size**-0.5 if scale is None else _number("scale", scale, above=True)
-        self.softcap = _number("softcap", softcap)
-        self.window = int(_number("window", window))
-        self.context_length = sizes.tokens if context_length is None else int(context_length)
-        if not 1 <= self.context_length <= sizes.tokens:
-            raise UsageError(f"context_length: expected 1 to T = {sizes.tokens}, found {context_length}")
+        self.scale = sizes.head_size**-0.5 if scale is None else real(scale, "scale", above=True)
+        self.softcap = real(softcap, "softcap")
+        self.window = whole(window, "window", 0, LARGEST)
+        self.context_length = sizes.tokens if context_length is None else _context_length(context_length, sizes.tokens)
         self.positions = self._positions(positions)
 
     def _common_device(self) -> int:
@@ -219,8 +217,8 @@ def _place(device: int) -> str:
     return "cpu" if device < 0 else f"cuda:{device}"
 
 
-def _number(name: str, value: float, above: bool = False) -> float:
-    number = float(value)
-    if not math.isfinite(number) or number < 0 or (above and number == 0):
-        raise UsageError(f"{name}: expected a finite number {'above 0' if above else 'that is 0 (none) or more'}, found {value}")
-    return number
+def _context_length(value: Any, tokens: int) -> int:
+    length = as_index(value)
+    if length is None or not 1 <= length <= tokens:
+        raise UsageError(f"context_length: expected a whole number, 1 to T = {tokens}, found {brief(value)}")
+    return length

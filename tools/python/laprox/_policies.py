@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from ._arguments import as_index, brief, text
 from ._arrays import as_array
 from ._errors import UsageError
 
@@ -124,19 +125,25 @@ def policy(
 
     Raises UsageError where the name is taken or the function's parameters are others.
     """
-    spelled = name.strip().replace("_", "-")
+    spelled = text(name, "name", '"loud-values"').strip().replace("_", "-")
     if not spelled or any(c in spelled for c in "+:,= ") or spelled.lower() != spelled:
         raise UsageError(f"policy '{name}': expected a name of lower-case letters, digits and -")
     if spelled == "all" or spelled in {entry["name"] for entry in [*_core.describe_scorers(), *_core.describe_methods()]}:
         raise UsageError(f"policy '{name}': a built-in policy has this name; choose another")
-    first, last = (0, pins) if isinstance(pins, int) else pins
-    if first < 0 or last < 0:
-        raise UsageError(f"policy '{name}': expected pins of 0 tokens or more, found {pins}")
-    if queries != "all" and (not isinstance(queries, int) or queries < 0):
-        raise UsageError(f"policy '{name}': queries: expected a number of the last prompt queries or \"all\", found {queries!r}")
+    spread = pins if isinstance(pins, (tuple, list)) else (0, pins)
+    ends = tuple(as_index(pin) for pin in spread)
+    if len(ends) != 2 or any(end is None or end < 0 for end in ends):
+        raise UsageError(f"policy '{name}': expected pins of 0 tokens or more, a number or two, found {brief(pins)}")
+    if allocator is not None:
+        text(allocator, "allocator", '"ada"')
+    asked = -1 if isinstance(queries, str) and queries == "all" else as_index(queries)
+    if asked is None or (asked < 0 and not isinstance(queries, str)):
+        raise UsageError(
+            f"policy '{name}': queries: expected a number of the last prompt queries or \"all\", found {brief(queries)}"
+        )
 
     def decorate(function: Callable[..., Any]) -> OwnPolicy:
-        own = OwnPolicy(function, spelled, -1 if queries == "all" else int(queries), (first, last), allocator)
+        own = OwnPolicy(function, spelled, asked, ends, allocator)
         own._policy(spelled)  # an unknown allocator is refused here
         _own[spelled] = own
         return own
@@ -163,6 +170,8 @@ def parse_many(spellings: PolicyLike | Iterable[PolicyLike]) -> list[_core.Polic
     """Several policies; "a,b" are two and "all" is the whole catalogue. Raises UsageError where one is given twice."""
     if isinstance(spellings, (str, OwnPolicy, _core.Policy)):
         spellings = [spellings]
+    if not isinstance(spellings, Iterable):
+        raise UsageError(f"policies: expected a policy or a list of policies, found {brief(spellings)}")
     words: list[PolicyLike] = []
     for spelling in spellings:
         words.extend(_core.split_policies(spelling) if isinstance(spelling, str) else [spelling])
@@ -217,8 +226,16 @@ def allocators() -> list[dict[str, Any]]:
 
 def parse_budgets(budgets: str | int | Sequence[str | int]) -> list[str]:
     """Budgets as the library reads them: "5%", "128" (tokens per KV head), "64MiB". "5%,128" are two."""
-    given = [budgets] if isinstance(budgets, (str, int)) else list(budgets)
-    words = [word.strip() for budget in given for word in str(budget).split(",")]
+    expected = 'budgets: expected "5%", 128 (tokens per KV head), "64MiB" or a list of these'
+    one = isinstance(budgets, (str, bytes)) or as_index(budgets) is not None
+    if not one and (isinstance(budgets, float) or not isinstance(budgets, Iterable) or getattr(budgets, "ndim", 1) == 0):
+        raise UsageError(f"{expected}, found {brief(budgets)}")
+    words = []
+    for budget in [budgets] if one else budgets:
+        tokens = as_index(budget)
+        if tokens is None and not isinstance(budget, str):
+            raise UsageError(f"{expected}, found {brief(budget)}")
+        words += [word.strip() for word in budget.split(",")] if tokens is None else [str(tokens)]
     for word in words:
         if words.count(word) > 1:
             raise UsageError(f"budget '{word}' is given twice")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _core
+from ._arguments import callback, one_of, text, whole
 from ._arrays import stream_handle
-from ._dump import Dump
+from ._dump import Dump, check_distinct
 from ._errors import BackendError, UsageError
 from ._layer import Layer, source_of_layers
 from ._policies import PolicyLike, parse, parse_budgets, parse_many
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 #: One prompt: a layer, all layers of a model, an open dump or a dump's path.
 Prompt = Layer | Sequence[Layer] | Dump | str | Path
 Progress = Callable[[int, int, str], None]
+_MOST = 2**20  #: of a window and of segments
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,9 @@ def scores(
         found = _core.scores(
             source_of(layers, stack, stream),
             parse(policy),
-            None if budget is None else str(budget),
+            None if budget is None else one_budget(budget),
             backend_of(backend, threads, [layers]),
-            progress,
+            callback(progress, "progress"),
         )
     return found[0] if isinstance(layers, Layer) else found
 
@@ -99,13 +101,11 @@ def kept(
     Give all layers of the model where the policy splits the budget over layers. Pinned tokens count inside the budget. `stream` as
     in laprox.scores.
     """
-    parsed, budgets = parse(policy), parse_budgets(budget)
-    if len(budgets) != 1:
-        raise UsageError(f"kept: expected one budget, found {len(budgets)}: {', '.join(budgets)}")
+    parsed, asked = parse(policy), one_budget(budget)
     with ExitStack() as stack:
         source = source_of(layers, stack, stream)
-        [[cells]] = _core.kept(source, [parsed], budgets, backend_of(backend, threads, [layers]), progress)
-    return Kept([mask.view(bool) for _, mask in cells], [tokens for tokens, _ in cells], parsed.spec, budgets[0])
+        [[cells]] = _core.kept(source, [parsed], [asked], backend_of(backend, threads, [layers]), callback(progress, "progress"))
+    return Kept([mask.view(bool) for _, mask in cells], [tokens for tokens, _ in cells], parsed.spec, asked)
 
 
 def sweep(
@@ -119,6 +119,7 @@ def sweep(
     save_kept: bool = False,
     schedule: str = "once",
     segments: int | None = None,
+    check: bool = True,
     backend: str = "cpu",
     threads: int = 0,
     stream: Any = None,
@@ -130,7 +131,7 @@ def sweep(
     ----------
     prompts
         A dump (path or laprox.open_dump), one Layer, the layers of one prompt, or a list of dumps or of lists of layers: one
-        sample each.
+        sample each. A dump that is given twice, under whatever names, is refused.
     policies
         Policy strings, functions made by laprox.policy, or "all" for the catalogue.
     budgets
@@ -140,13 +141,17 @@ def sweep(
     queries : {"decoded", "window"}
         Who judges: the held-out queries at positions >= context_length, or the prompt's last `window` ones (in-sample), which
         it must have.
+    window : int
+        1 to 2**20.
     save_kept : bool
         Keep the kept tokens of every cell: laprox.kept_tokens reads them. Under a schedule also evicted_at, when each token went.
     schedule : str
         When caches are cut: "once" after the prompt, and then after every decoded token ("step") or every N ("every:64"), with
         ",grow" behind it if budgets are shares of the tokens seen so far. docs/concepts.md defines it.
     segments : int, optional
-        Stretches of the judging queries whose errors are reported each: 8 under a schedule, else none.
+        Stretches of the judging queries whose errors are reported each, up to 2**20: 8 under a schedule, else none.
+    check : bool
+        First replay the model's outputs that dumps store, which says whether they are what the model did.
     stream : optional
         As in laprox.scores.
     progress : callable, optional
@@ -155,37 +160,58 @@ def sweep(
     The Dataset has the dimensions dump, policy, budget, layer, kv_head and query_head; model_relative_error is the error of all
     layers together and relative_error that of each. Every variable's attribute long_name says what it is. Ctrl-C ends a sweep
     at the end of the layer that is worked on.
+
+    Raises UsageError; DumpError and FileError of files; VerificationError where a dump does not reproduce the outputs that it
+    stores; BackendError.
     """
     from ._report import to_dataset
 
-    if softmax not in ("renormalized", "truncated"):
-        raise UsageError(f"softmax: expected renormalized or truncated, found {softmax!r}")
-    if queries not in ("decoded", "window") or window < 1:
-        raise UsageError(f"queries: expected decoded or window, and a window of 1 or more, found {queries!r} and {window}")
-    if segments is not None and segments < 0:
-        raise UsageError(f"segments: expected 0 or more, found {segments}")
+    truncated = one_of(softmax, "softmax", ("renormalized", "truncated")) == "truncated"
+    in_sample = one_of(queries, "queries", ("decoded", "window")) == "window"
+    window = whole(window, "window", 1, _MOST)
+    segments = -1 if segments is None else whole(segments, "segments", 0, _MOST)
+    schedule = text(schedule, "schedule", '"once", "step" or "every:64"')
     with ExitStack() as stack:
-        listed = _prompts(prompts)
-        sources = [source_of(prompt, stack, stream) for prompt in listed]
+        opened = _opened(prompts, stack)
+        check_distinct([prompt for prompt in opened if isinstance(prompt, Dump)])
         report = _core.sweep(
-            sources,
+            [source_of(prompt, stack, stream) for prompt in opened],
             parse_many(policies),
             parse_budgets(budgets),
-            softmax == "truncated",
-            window if queries == "window" else 0,
-            save_kept,
+            truncated,
+            window if in_sample else 0,
+            bool(save_kept),
             schedule,
-            -1 if segments is None else segments,
-            backend_of(backend, threads, listed),
-            progress,
+            segments,
+            bool(check),
+            backend_of(backend, threads, opened),
+            callback(progress, "progress"),
         )
     return to_dataset(report)
+
+
+def one_budget(budget: Any) -> str:
+    """The one budget that is asked for."""
+    budgets = parse_budgets(budget)
+    if len(budgets) != 1:
+        raise UsageError(f"budget: expected one, found {len(budgets)}: {', '.join(budgets)}")
+    return budgets[0]
+
+
+def _opened(prompts: Any, stack: ExitStack) -> list[Prompt]:
+    """The prompts, with a dump for every path; these are closed with `stack`."""
+    listed = _prompts(prompts)
+    if not listed:
+        raise UsageError("prompts: expected at least one, found none")
+    return [stack.enter_context(Dump(prompt)) if isinstance(prompt, (str, Path)) else prompt for prompt in listed]
 
 
 def _prompts(prompts: Any) -> list[Prompt]:
     """One prompt, or several, as a list."""
     if isinstance(prompts, (Layer, Dump, str, Path)):
         return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise UsageError(f"prompts: expected a laprox.Layer, a dump, a path, or a list of these, found {type(prompts).__name__}")
     given = list(prompts)
     if given and all(isinstance(item, Layer) for item in given):
         return [given]
@@ -209,7 +235,7 @@ def backend_of(name: str, threads: int, prompts: Sequence[Any]) -> _core.Backend
             f'the layers are on the GPU cuda:{device}, and the backend {name} reads the host\'s memory; say backend="cuda", or '
             "make the layers of tensors on the host (.cpu())"
         )
-    return _core.make_backend(name, threads, device)
+    return _core.make_backend(text(name, "backend", '"cpu"'), whole(threads, "threads", 0, _MOST), device)
 
 
 def source_of(prompt: Prompt, stack: ExitStack, stream: Any = None) -> _core.Source:

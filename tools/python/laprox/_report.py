@@ -2,73 +2,108 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from ._errors import DumpError, FileError, UsageError
+from ._errors import DumpError, Error, UsageError
+from ._files import replacing
+from ._hdf5 import Reader
+from ._rehearsal import rehearse
+from ._report_layout import DECODING, FORMAT, LABELS, NUMBERED, TEXTS, VERSION, Contents, read_contents
 
-#: Dimensions that only reports of schedules have.
-_DECODING = ("segment", "position")
+_KIND = "a laprox report"
 
 
 def to_dataset(report: dict[str, Any]) -> xr.Dataset:
     """What the C++ library reports of a sweep, with the names and attributes of a report's file."""
-    coordinates = {name: np.array(report[name], dtype=object) for name in ("dump", "policy", "budget")}
-    coordinates |= {name: np.arange(report[name]) for name in ("layer", "kv_head", "query_head")}
-    coordinates |= {name: np.arange(report[name]) for name in _DECODING if report[name] > 0}
+    coordinates = {name: np.array(report[name], dtype=object) for name in LABELS}
+    coordinates |= {name: np.arange(report[name]) for name in NUMBERED}
+    coordinates |= {name: np.arange(report[name]) for name in DECODING if report[name] > 0}
     variables: dict[str, Any] = {}
     for name, (dimensions, counts, meaning, values) in report["arrays"].items():
         variables[name] = (dimensions, values.astype(np.int64) if counts else values, {"long_name": meaning})
-    for name, dimension in (("dump_sha256", "dump"), ("dump_model", "dump"), ("policy_spec", "policy")):
+    for name, dimension in TEXTS.items():
         variables[name] = (dimension, np.array(report[name], dtype=object))
     if "kept_tokens" in report:
         variables["kept_start"] = (report["arrays"]["kept_count"][0], report["kept_start"])
         variables["kept_tokens"] = ("entry", report["kept_tokens"])
-    return xr.Dataset(variables, coordinates, {"format": "laprox-report", "version": 1, **report["provenance"]})
+    return xr.Dataset(variables, coordinates, {"format": FORMAT, "version": VERSION, **report["provenance"]})
 
 
 def open_report(path: str | Path) -> xr.Dataset:
-    """Reads a report that `laprox sweep -o` or laprox.save_report wrote. Raises FileError or DumpError."""
-    import h5py
+    """Reads a report that `laprox sweep -o` or laprox.save_report wrote, and checks it as `laprox report` does.
 
-    if not Path(path).exists():
-        raise FileError(f"{path}: no such file")
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as file:
-            report = file.load()
-        if report.attrs.get("format") != "laprox-report":
-            raise DumpError(f"{path}: / attribute format: expected 'laprox-report', found {report.attrs.get('format')!r}")
-        with h5py.File(path) as file:
-            if "kept" in file:
-                report["kept_start"] = (report.kept_count.dims, file["kept/start"][...])
-                report["kept_tokens"] = ("entry", file["kept/tokens"][...])
-    except OSError as error:
-        raise DumpError(f"{path}: expected a laprox report, found something else ({error})") from error
-    return report
+    Raises FileError where there is none, and DumpError where it breaks the format.
+    """
+    rehearse(path, _KIND, lambda: _read(path))
+    found = _read(path)
+    coordinates = {name: np.array(found.labels[name], dtype=object) for name in LABELS}
+    coordinates |= {name: np.arange(extent) for name, extent in found.extents.items()}
+    variables: dict[str, Any] = {name: (array.dimensions, array.values, array.attributes) for name, array in found.arrays.items()}
+    variables |= {name: (dimension, np.array(found.labels[name], dtype=object)) for name, dimension in TEXTS.items()}
+    if found.kept_start is not None:
+        variables["kept_start"] = (found.arrays["kept_count"].dimensions, found.kept_start)
+        variables["kept_tokens"] = ("entry", found.kept_tokens)
+    return xr.Dataset(variables, coordinates, found.attributes)
 
 
 def save_report(report: xr.Dataset, path: str | Path, *, replace: bool = False) -> None:
     """Writes a report in the layout of `laprox sweep -o`, which `laprox report` and laprox.open_report read.
 
-    Raises UsageError where the file exists and not `replace`.
+    The file appears when it is whole; what is there stays as it is where that fails. Raises UsageError where the file exists and
+    not `replace`, or where `report` is no report that could be read again; FileError where the file cannot be written.
     """
+    if not isinstance(report, xr.Dataset):
+        raise UsageError(f"report: expected an xarray Dataset that laprox.sweep made, found {type(report).__name__}")
+    if os.path.lexists(path) and not replace:
+        raise UsageError(f"{path}: exists; pass replace=True to replace it")
+    with replacing(path) as temporary:
+        try:
+            _write(report, temporary)
+            _read(temporary)
+        except DumpError as error:
+            raise UsageError(f"report: cannot be saved, because it could not be read again: {_without_path(error)}") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, Error):
+                raise
+            raise UsageError(
+                f"report: expected what laprox.sweep made, found a Dataset that cannot be written ({error})"
+            ) from error
+
+
+def _read(path: str | Path) -> Contents:
+    reader = Reader(path, _KIND)
+    try:
+        return read_contents(reader)
+    finally:
+        reader.close()
+
+
+def _without_path(error: DumpError) -> str:
+    """The message without the temporary's name, which says nothing to anybody."""
+    return str(error).partition(": ")[2]
+
+
+def _write(report: xr.Dataset, path: Path) -> None:
     import h5py
 
-    if Path(path).exists() and not replace:
-        raise UsageError(f"{path}: exists; pass replace=True to replace it")
     text = h5py.string_dtype()
     with h5py.File(path, "w") as file:
         file.attrs.update(report.attrs)
-        for name in ("dump", "policy", "budget", "layer", "kv_head", "query_head", *(name for name in _DECODING if name in report)):
+        for name in (*LABELS, *NUMBERED, *(name for name in DECODING if name in report)):
             values = report[name].values
-            file.create_dataset(name, data=values, dtype=text if values.dtype == object else np.int64).make_scale(name)
+            file.create_dataset(name, data=values, dtype=text if name in LABELS else np.int64).make_scale(name)
         for name, variable in report.data_vars.items():
             if name in ("kept_start", "kept_tokens"):
                 continue
-            dataset = file.create_dataset(name, data=variable.values, dtype=text if variable.dtype == object else variable.dtype)
+            dtype = text if variable.dtype.kind in "OU" else variable.dtype
+            dataset = file.create_dataset(
+                name, data=variable.values.astype(object) if dtype is text else variable.values, dtype=dtype
+            )
             dataset.attrs.update(variable.attrs)
             _attach(file, dataset, variable.dims)
         if "kept_tokens" in report:

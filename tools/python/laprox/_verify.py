@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arrays import ELEMENT_TYPES, as_array, is_on_gpu, widened
+from ._arguments import callback, text, whole
+from ._arrays import ELEMENT_TYPES, as_array, is_on_gpu, plain, widened
 from ._dump import Dump
 from ._errors import BackendError, UsageError, refuse_array
 from ._layer import Layer
@@ -70,12 +71,21 @@ def verify(
             "the layers are on a GPU, and the float64 reference reads the host's memory; make them of tensors there (.cpu())"
         )
     parsed, asked = parse_many(policies), parse_budgets(budgets)
+    threads, progress = whole(threads, "threads", 0, 2**20), callback(progress, "progress")
+    if candidate is not None and not isinstance(candidate, Mapping):
+        raise UsageError(f"candidate: expected a dict of arrays, found {type(candidate).__name__}")
     with ExitStack() as stack:
         if isinstance(layers, (str, Path)):
             layers = stack.enter_context(Dump(layers))
         source = source_of(layers, stack)
         if candidate is None:
-            return _core.verify(source, _core.make_backend(backend or "cpu", threads), parsed, asked, progress)
+            return _core.verify(
+                source,
+                _core.make_backend("cpu" if backend is None else text(backend, "backend", '"cpu"'), threads),
+                parsed,
+                asked,
+                progress,
+            )
         sizes = _Sizes(layers)
         arrays, kept = _arrays_of(candidate, sizes), _kept_of(candidate, sizes, len(asked))
         if not any(arrays.values()) and not kept:
@@ -144,7 +154,7 @@ def _kept_of(candidate: Mapping[str, Any], sizes: _Sizes, budgets: int) -> dict[
     kept = {}
     for layer, value in _by_layer(candidate.get("kept", {}), "kept", sizes).items():
         where, expected = f"candidate, layer {layer}, kept", (budgets, *sizes.of(layer, "kept"))
-        masks = np.asarray(_on_host(value, where))
+        masks = plain(_on_host(value, where), where)
         if masks.dtype != bool:
             refuse_array(where, "masks of bool, True where a token is kept", masks.dtype.name)
         if masks.ndim == 2 and budgets == 1:

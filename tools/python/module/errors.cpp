@@ -1,3 +1,4 @@
+#include <cstring>
 #include <exception>
 
 #include "laprox/error.h"
@@ -7,10 +8,13 @@ namespace laprox::python {
 
 namespace {
 
-/// Raises the exception of that name of laprox._errors, where all of them are defined.
+/// Raises the exception of that name of laprox._errors, where all of them are defined. The library's messages name the
+/// options of the command line, and Python's callers have arguments.
 void raise(const char* name, const char* message) {
-  const nb::object type = nb::module_::import_("laprox._errors").attr(name);
-  PyErr_SetString(type.ptr(), message);
+  const nb::module_ errors = nb::module_::import_("laprox._errors");
+  const auto size = static_cast<Py_ssize_t>(std::strlen(message));
+  const nb::object text = nb::steal(PyUnicode_DecodeUTF8(message, size, "backslashreplace"));
+  PyErr_SetObject(nb::object(errors.attr(name)).ptr(), nb::object(errors.attr("reworded")(text)).ptr());
 }
 
 /// From the most derived class to its bases.

@@ -14,6 +14,7 @@ NB_MODULE(_core, module) {
   module.attr("has_cuda") = false;
 #endif
   laprox::python::add_errors(module);
+  laprox::python::add_names(module);
   laprox::python::add_source(module);
   laprox::python::add_layer_view(module);
   laprox::python::add_policies(module);

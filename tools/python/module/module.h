@@ -17,6 +17,7 @@ namespace nb = nanobind;
 
 // One function per file of this folder: each adds its part to the module.
 void add_errors(nb::module_& module);
+void add_names(nb::module_& module);
 void add_source(nb::module_& module);
 void add_policies(nb::module_& module);
 void add_layer_view(nb::module_& module);

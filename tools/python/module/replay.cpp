@@ -8,6 +8,7 @@
 #include "laprox/cost.h"
 #include "laprox/cuda.h"
 #include "laprox/error.h"
+#include "laprox/inspect.h"
 #include "laprox/report.h"
 #include "laprox/sweep.h"
 #include "module.h"
@@ -143,9 +144,14 @@ nb::dict to_dict(Report report) {
   return result;
 }
 
+bool has_outputs(const DumpInfo& dump) {
+  return std::any_of(dump.layers.begin(), dump.layers.end(), [](const LayerSummary& l) { return l.has_output; });
+}
+
+/// `check`: a dump that does not reproduce the outputs that it stores is not swept.
 nb::dict sweep(const std::vector<std::shared_ptr<LayerSource>>& sources, const Policies& policies,
                const std::vector<std::string>& budgets, bool truncated, Index window, bool save_kept,
-               const std::string& schedule, Index segments, const Backend& backend, nb::object progress) {
+               const std::string& schedule, Index segments, bool check, const Backend& backend, nb::object progress) {
   Report report;
   {
     const Progress tell = make_progress(std::move(progress));
@@ -161,13 +167,16 @@ nb::dict sweep(const std::vector<std::shared_ptr<LayerSource>>& sources, const P
     for (const auto& source : sources) {
       check_request(source->info(), options);
       check_memory(source->info(), options, backend);
-      total += 2 * static_cast<Index>(source->info().layers.size());
+      total += (check && has_outputs(source->info()) ? 3 : 2) * static_cast<Index>(source->info().layers.size());
     }
     std::vector<DumpResult> results;
     for (const auto& source : sources) {
-      results.push_back(sweep_dump(*source, options, backend, [&](Index layer, Index, const std::string& what) {
-        tell(++done, total, source->info().path.string() + ": " + what + " of layer " + std::to_string(layer));
-      }));
+      const DumpInfo& info = source->info();
+      const Progress step = [&](Index layer, Index, const std::string& what) {
+        tell(++done, total, info.path.string() + ": " + what + " of layer " + std::to_string(layer));
+      };
+      if (check && has_outputs(info)) require_passed(info, check_dump(*source, backend, step));
+      results.push_back(sweep_dump(*source, options, backend, step));
     }
     report = make_report(results, options, backend);
   }
@@ -193,8 +202,8 @@ void add_replay(nb::module_& module) {
   module.def("kept", &kept, nb::arg("source"), nb::arg("policies"), nb::arg("budgets"), nb::arg("backend"),
              nb::arg("progress").none());
   module.def("sweep", &sweep, nb::arg("sources"), nb::arg("policies"), nb::arg("budgets"), nb::arg("truncated"),
-             nb::arg("window"), nb::arg("save_kept"), nb::arg("schedule"), nb::arg("segments"), nb::arg("backend"),
-             nb::arg("progress").none());
+             nb::arg("window"), nb::arg("save_kept"), nb::arg("schedule"), nb::arg("segments"), nb::arg("check"),
+             nb::arg("backend"), nb::arg("progress").none());
 }
 
 }  // namespace laprox::python
