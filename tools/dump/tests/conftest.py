@@ -13,6 +13,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests load nothing from a network; read when the libraries are imported
 
 import pytest
+import torch
+from forked import forked
 from tiny_models import FAMILIES, available, token_ids
 
 from laprox_dump import cli
@@ -60,13 +62,21 @@ def laprox():
 
 @pytest.fixture(scope="session")
 def dump_command():
-    """`dump_command(*arguments)` runs laprox-dump in a process of its own; `code=` replaces `-m laprox_dump`."""
+    """`dump_command(*arguments)` runs laprox-dump in a process of its own, forked from this one, which has imported torch already.
 
-    def run(*arguments, code=None, **options):
-        start = ["-c", code] if code else ["-m", "laprox_dump"]
-        return subprocess.run(
-            [sys.executable, *start, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
-        )
+    `code` runs instead of it, with `arguments` in sys.argv; `before` is called in the process first.
+    """
+
+    def run(*arguments, code=None, before=lambda: None):
+        words = [str(argument) for argument in arguments]
+
+        def body():
+            torch.set_num_threads(1)  # OpenMP's threads are not in the fork
+            sys.argv = ["laprox-dump", *words]
+            before()
+            return cli.main(words) if code is None else exec(code, {"__name__": "__main__"})
+
+        return subprocess.CompletedProcess(words, *forked(body))
 
     return run
 

@@ -84,7 +84,7 @@ def test_interrupted_inside_a_write(tmp_path, monkeypatch):
 @pytest.mark.parametrize("limit", [20_000, 60_000, 150_000])
 def test_the_disk_is_full(arguments, dump_command, tmp_path, limit):
     """A file-size limit makes writes fail in the middle, as a full disk does."""
-    result = dump_command(*arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    result = dump_command(*arguments, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert result.returncode == 3, result.stderr
     assert (
         result.stderr.startswith("laprox-dump: ")
@@ -99,7 +99,7 @@ def test_a_full_disk_leaves_the_old_dump(arguments, dump_command, tmp_path):
     assert dump_command(*arguments).returncode == 0
     before = (tmp_path / "out" / "a.h5").read_bytes()
     limit = len(before) // 2
-    result = dump_command(*arguments, "--force", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    result = dump_command(*arguments, "--force", before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert result.returncode == 3
     assert os.listdir(tmp_path / "out") == ["a.h5"] and (tmp_path / "out" / "a.h5").read_bytes() == before
 

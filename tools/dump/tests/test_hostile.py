@@ -323,7 +323,7 @@ def test_full_standard_output(npz, tmp_path):
 def test_a_full_disk_from_the_first_byte(npz, dump_command, tmp_path, limit):
     (tmp_path / "to").mkdir()
     out = tmp_path / "to" / "o.h5"
-    limits = dict(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    limits = dict(before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     done = dump_command("--from-npz", npz, "-o", out, **limits)
     if "temporary files" in done.stderr:  # older transformers look for a folder for them before anything is written
         refused(done, 3, "no folder for temporary files can be written")
@@ -355,7 +355,7 @@ output.tempfile.mkstemp = interrupted
 sys.exit(cli.main(sys.argv[1:]))
 """
     (tmp_path / "to").mkdir()
-    start = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    start = dict(before=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     result = dump_command("--from-npz", npz, "-o", tmp_path / "to" / "o.h5", code=code, **start)
     assert result.returncode == 130 and "Traceback" not in result.stderr, result.stderr
     assert os.listdir(tmp_path / "to") == []
@@ -403,7 +403,7 @@ def test_code_of_a_model_is_not_run_unasked(tiny_checkpoint, prompt, tmp_path):
     assert trusted.returncode == 0 and (tmp_path / "ran").exists(), trusted.stderr
 
 
-def test_progress_on_a_terminal(tiny_checkpoint, prompt, tmp_path):
+def test_progress_on_a_terminal(dump_command, tiny_checkpoint, prompt, tmp_path):
     """Loading, decoded tokens and recorded layers are shown; not where standard error is no terminal."""
     command = [
         sys.executable,
@@ -430,5 +430,5 @@ def test_progress_on_a_terminal(tiny_checkpoint, prompt, tmp_path):
     assert process.wait() == 0
     assert b"Loading" in seen or release() < Version("5")  # which shows nothing for a single file of weights
     assert b"a.h5: decoding" in seen and b"/64" in seen and b"a.h5: recording" in seen and b"/3" in seen
-    quiet = subprocess.run([*command, "--force"], capture_output=True, text=True)
+    quiet = dump_command(*command[3:], "--force")
     assert quiet.returncode == 0 and quiet.stderr == ""
