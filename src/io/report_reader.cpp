@@ -49,6 +49,7 @@ class ReportReader {
     }
     check_numbers(report);
     check_alike(report);
+    check_segments(report);
     check_twins(report);
     check_schedule(report);
     check_heads(report);
@@ -204,6 +205,26 @@ class ReportReader {
         if (std::isnan(values[i]) == std::isnan(values[first])) continue;
         reader_.refuse("/" + name, "a number for every policy or for none",
                        fmt::format("{} at element {}, {} at element {}", values[first], first, values[i], i));
+      }
+    }
+  }
+
+  /// A segment that has queries has errors, in every layer that is there.
+  void check_segments(const Report& report) {
+    const auto starts = report.arrays.find("segment_start");
+    if (starts == report.arrays.end()) return;
+    const std::vector<double>& counts = report.array("kept_count").values;
+    const auto segments = static_cast<std::size_t>(report.segments), heads = static_cast<std::size_t>(report.kv_heads);
+    for (const char* name : {"segment_error", "model_segment_error"}) {
+      const auto found = report.arrays.find(name);
+      if (found == report.arrays.end()) continue;
+      const std::vector<double>& values = found->second.values;
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const std::size_t dump = i / (values.size() / report.dumps.size()), segment = i % segments;
+        const bool absent = found->second.dimensions.size() > 4 && counts[i / segments * heads] < 0;
+        if (!std::isnan(values[i]) || absent || starts->second.values[dump * segments + segment] < 0) continue;
+        reader_.refuse(std::string("/") + name, "a number for every segment that has queries",
+                       fmt::format("{} at element {}", values[i], i));
       }
     }
   }

@@ -128,7 +128,11 @@ def test_a_segment_without_queries_has_no_error(laprox, tmp_path):
     assert empty.tolist() == [False, True, False, True, True, False, True, True]
     assert np.array_equal(np.isnan(report["model_segment_error"][0, :, 0]), [empty, empty])
     assert np.array_equal(np.isnan(report["segment_error"][0, 0, 0]), [empty])
+    report.close()
     laprox("report", tmp_path / "report.h5")
+    with h5py.File(tmp_path / "report.h5", "r+") as file:
+        file["model_segment_error"][0, :, 0, 2] = np.nan
+    assert "every segment that has queries" in laprox("report", tmp_path / "report.h5", expect=3).stderr
 
 
 @pytest.mark.parametrize("schedule", ["step", "every:9"])
