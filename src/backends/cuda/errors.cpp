@@ -79,7 +79,8 @@ class HeadOutputs {
     for (const LayerKeep& keep : policies_) {
       std::vector<Index> counts;
       for (const auto& of_budget : keep.counts) counts.push_back(of_budget[static_cast<std::size_t>(kv_head)]);
-      double* shares = shares_.data() + (cell - 1) * rows() + Index{kv_head} * layer_.group * layer_.queries + range.first;
+      double* shares =
+          shares_.data() + (cell - 1) * rows() + Index{kv_head} * layer_.group * layer_.queries + range.first;
       pieces.walk(
           kv_head, logits, keep.rankings[static_cast<std::size_t>(kv_head)], counts, truncated_,
           {values_.data() + cell * stride + offset, kept_.data() + (cell - 1) * stride + offset, stride, width_},
