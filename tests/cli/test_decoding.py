@@ -187,7 +187,9 @@ def test_what_makes_no_sense_while_decoding_is_refused(laprox, shapes, options, 
     assert said in done.stderr
 
 
-@pytest.mark.parametrize("text", ["steps", "every", "every:0", "every:1.5", "every:x", "once,grow", "every:-3", "every:+4", "every:1e3"])
+@pytest.mark.parametrize(
+    "text", ["steps", "every", "every:0", "every:1.5", "every:x", "once,grow", "every:-3", "every:+4", "every:1e3"]
+)
 def test_schedules_are_spelled(laprox, shapes, text):
     done = laprox("sweep", shapes["grouped"], "--policy", "h2o", "--budget", "20", f"--schedule={text}", expect=2)
     assert "expected once" in done.stderr
