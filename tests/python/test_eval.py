@@ -93,7 +93,7 @@ def test_reports_grow_and_go_on(tmp_path):
     half = closed_loop.evaluate(model, [task(1, answers=["3"])], parsed, BUDGETS, SETTINGS)
     closed_loop.save_evaluation(half, tmp_path / "half.h5")
     report = Report(model, parsed, BUDGETS, SETTINGS)
-    report.resume(tmp_path / "half.h5")
+    report.resume(tmp_path / "half.h5", [task(1, answers=["3"]), task(2)])
     assert report.done == {"t1"}
     report.add(task(2), evaluation.evaluate_prompt(model, task(2), parsed, BUDGETS, SETTINGS))
     closed_loop.save_evaluation(report.dataset(), tmp_path / "whole.h5")
@@ -101,15 +101,30 @@ def test_reports_grow_and_go_on(tmp_path):
     for name in ("kl", "kl_token", "agreement", "model_relative_error", "answer_nll", "kept_count"):
         np.testing.assert_array_equal(found[name].values, whole[name].values)
     assert found.text.values.tolist() == whole.text.values.tolist()
-    with pytest.raises(laprox.UsageError, match="other settings"):
-        Report(model, parsed, BUDGETS, closed_loop.Settings(tokens=7)).resume(tmp_path / "half.h5")
-    with pytest.raises(laprox.UsageError, match="another list of budget"):
-        Report(model, parsed, ["25%"], SETTINGS).resume(tmp_path / "half.h5")
+    with pytest.raises(laprox.UsageError, match="other settings: tokens: 6, now 7; --force begins anew$"):
+        Report(model, parsed, BUDGETS, closed_loop.Settings(tokens=7)).resume(tmp_path / "half.h5", [])
+    with pytest.raises(laprox.UsageError, match="another list of budget values: also 50%; "):
+        Report(model, parsed, ["25%"], SETTINGS).resume(tmp_path / "half.h5", [])
+    with pytest.raises(laprox.UsageError, match="the prompt 't1' was another one"):
+        Report(model, parsed, BUDGETS, SETTINGS).resume(tmp_path / "half.h5", [task(2), task(1, answers=["4"])])
+    closed_loop.save_evaluation(half.drop_vars("task_sha256"), tmp_path / "older.h5")
+    with pytest.raises(laprox.UsageError, match="an older laprox-eval wrote it"):
+        Report(model, parsed, BUDGETS, SETTINGS).resume(tmp_path / "older.h5", [task(1, answers=["3"])])
+    with pytest.raises(laprox.UsageError, match="'t1' occurs twice"):
+        closed_loop.evaluate(model, [task(1), task(1, answers=["3"])], parsed, BUDGETS, SETTINGS)
     with pytest.raises(laprox.UsageError, match="share prompts"):
         open_evaluations([tmp_path / "half.h5", tmp_path / "whole.h5"])
     (tmp_path / "junk.h5").write_text("no report")
     with pytest.raises(laprox.DumpError, match="laprox-eval"):
         closed_loop.open_evaluation(tmp_path / "junk.h5")
+
+
+def test_a_model_that_says_nul_can_be_kept(tmp_path, monkeypatch):
+    model = build("llama")
+    monkeypatch.setattr(model, "decode", lambda tokens: "a\0b")
+    report = closed_loop.evaluate(model, [task(answers=["1"], max_new_tokens=2)], ["knorm"], ["25%"], SETTINGS)
+    closed_loop.save_evaluation(report, tmp_path / "nul.h5")
+    assert closed_loop.open_evaluation(tmp_path / "nul.h5").text.values.tolist() == [[["a\ufffdb"]]]
 
 
 def test_a_python_policy_takes_part():

@@ -1,7 +1,8 @@
-"""Tasks, metrics, needles, tables and the command line of laprox-eval."""
+"""Tasks, metrics, needles and tables of laprox-eval."""
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("laprox_dump")
 
 import laprox  # noqa: E402
-from laprox.eval import cli, compare, metrics, needle, tasks  # noqa: E402
+from laprox.eval import compare, metrics, needle, tasks  # noqa: E402
 
 
 def lines(path, *entries):
@@ -79,23 +80,45 @@ def test_tasks_are_read_from_every_layout(tmp_path):
         ({"prompt": "p", "metric": "classification"}, "all_classes"),
         ({"prompt": "p", "max_new_tokens": 0}, "max_new_tokens: expected 1 or more"),
         (["p"], "expected an object"),
+        ({"prompt": "p", "max_new_tokens": True}, "max_new_tokens: expected int"),
+        ({"prompt": "p", "facts": {"depth": "deep"}}, "facts: expected numbers"),
+        ({"prompt": "p", "facts": {"a/b": 1}}, "facts: expected numbers by names"),
+        ({"prompt": "p", "id": "a\0b"}, "id: expected text that a report can hold"),
+        ({"prompt": "p", "id": "\ud800"}, "id: expected text that a report can hold"),
+        ({"input": 1, "outputs": ["7"]}, "prompt: expected str"),
+        ({"input": "p", "outputs": 7}, "outputs: expected list"),
+        ({"input": "p", "outputs": ["7"], "tokens_to_generate": "many"}, "max_new_tokens: expected int"),
     ],
 )
 def test_wrong_tasks_are_refused_with_their_line(tmp_path, entry, words):
     path = lines(tmp_path / "t.jsonl", {"id": "good", "prompt": "p"}, entry)
-    with pytest.raises(laprox.UsageError, match=words) as error:
+    with pytest.raises(laprox.FileError, match=words) as error:
         tasks.read_tasks(path)
     assert "t.jsonl:2" in str(error.value)
 
 
+def test_a_tasks_hash_tells_everything_but_its_id():
+    task = tasks.Task("1", "p", answers=["x"], facts={"depth": 0.5})
+    assert task.sha256 == replace(task, id="2").sha256
+    others = {"prompt": "q", "task": "t", "question": "?", "answers": ["y"], "metric": "exact", "max_new_tokens": 9, "chat": True}
+    others |= {"all_classes": ["x"], "facts": {"depth": 0.6}}
+    assert {"id", *others} == set(tasks.Task.__dataclass_fields__)
+    assert len({task.sha256, *(replace(task, **{name: value}).sha256 for name, value in others.items())}) == len(others) + 1
+
+
 def test_wrong_files_of_tasks_are_refused(tmp_path):
-    for content, words in ((b"\xff\xfe", "UTF-8"), (b"\x1f\x8bjunk", "gzip"), (b"", "at least one task"), (b"{", "not JSON")):
+    packed = gzip.compress(b'{"prompt": "p"}')
+    cases = [(b"\xff\xfe", "UTF-8"), (b"\x1f\x8bjunk", "gzip"), (packed[:12] + b"junk", "gzip"), (b"{", "not JSON")]
+    for content, words in (*cases, (b"", "at least one task")):
         (tmp_path / "t").write_bytes(content)
-        with pytest.raises(laprox.UsageError, match=words):
+        with pytest.raises(laprox.FileError, match=words):
             tasks.read_tasks(tmp_path / "t")
     twice = lines(tmp_path / "t", {"id": "a", "prompt": "p"}, {"id": "a", "prompt": "q"})
-    with pytest.raises(laprox.UsageError, match="occurs twice"):
+    with pytest.raises(laprox.FileError, match="occurs twice"):
         tasks.read_tasks(twice)
+    for path, words in ((tmp_path / "none", "no such file"), (tmp_path, "expected a file")):
+        with pytest.raises(laprox.FileError, match=words):
+            tasks.read_tasks(path)
 
 
 def test_needles_stand_where_they_should():
@@ -117,6 +140,17 @@ def test_needles_stand_where_they_should():
         needle.needle_tasks(hay, [10], [2], len)
 
 
+def test_lengths_that_hold_no_hay_are_refused():
+    def words(text):
+        return len(text.split())
+
+    with pytest.raises(laprox.UsageError, match="expected 24 or more tokens, .* found 10"):
+        needle.needle_tasks("One sentence of the hay. And another.", [10, 500], [0], words)
+    assert needle.needle_tasks("One sentence of the hay. And another.", [24], [0.5], words)
+    with pytest.raises(laprox.UsageError, match="expected 12 or more"):
+        needle.needle_tasks("One sentence of the hay.", [11], [0], words, apart=True)
+
+
 def evaluation(values, names=("a", "b", "c")):
     """A report whose kl is values [prompt, policy] at one budget."""
     kl = (("prompt", "policy", "budget"), np.asarray(values, float)[:, :, None], {"long_name": "KL"})
@@ -132,26 +166,19 @@ def test_the_table_marks_what_is_not_worse():
     rows = {line.split()[0]: line for line in compare.table(report).splitlines() if line and line.split()[0] in "abc"}
     assert "*" in rows["a"] and "*" in rows["b"] and "*" not in rows["c"]
     text = compare.paired(report, "c", "a")
-    assert "20" in text and "0 of 20" in text
+    assert "0 of 20" in text and "Hodges-Lehmann" in text
     assert compare.rank_correlations(report)["model_relative_error"] == pytest.approx((1, 1))
-    assert "nothing can be said" in compare.table(report.isel(prompt=slice(5)))
+    assert "too few to say" in compare.table(report.isel(prompt=slice(5)))
     with pytest.raises(laprox.UsageError, match="no policy 'd'"):
         compare.paired(report, "d", "a")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--tasks", "t", "--policy", "h2o", "-o", "o.h5"], "either a model or --packaged"),
-        (["m", "--tasks", "t", "--policy", "h2o", "-o", "there.h5"], "exists; --resume"),
-        (["m", "--tasks", "t", "--policy", "h2o", "-o", "o.h5", "--tokens", "1"], "tokens: expected 2 or more"),
-        (["m", "--tasks", "t", "--policy", "h2o", "-o", "o.h5", "--dtype", "int8"], "dtype: expected"),
-        (["table", "there.h5"], "expected a report of laprox-eval"),
-    ],
-)
-def test_wrong_commands_are_refused(tmp_path, monkeypatch, capsys, arguments, words):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "there.h5").write_text("old")
-    assert cli.main(arguments) in (2, 3)
-    assert words in capsys.readouterr().err
-    assert (tmp_path / "there.h5").read_text() == "old" and not (tmp_path / "o.h5").exists()
+def test_too_few_prompts_are_said_so(recwarn):
+    report = evaluation([[1, 2, 3], [2, 1, 4]])
+    text = compare.paired(report, "a", "b")
+    assert "too few prompts for an interval and a test: 2, and 6 are the fewest" in text and "nan" not in text
+    lacking = evaluation([[np.nan, 2, 3]] * 8)
+    assert "0 of 0" in compare.paired(lacking, "a", "b") and "nan" not in compare.paired(lacking, "a", "b")
+    assert "too few" in compare.table(report)
+    assert all(np.isnan(value) for value in compare.rank_correlations(report.isel(policy=[0]))["model_relative_error"])
+    assert [str(warning.message) for warning in recwarn] == []

@@ -1,5 +1,9 @@
 """Plots: what they compute, that every figure and page is written, and that bad requests are refused."""
 
+import resource
+import subprocess
+import sys
+
 import laprox
 import numpy as np
 import pytest
@@ -108,6 +112,8 @@ def test_the_page_holds_everything_and_loads_nothing(report_file, catalogue_repo
         (["-o", "out.svg", "--figure", "overlap", "--budget", "7%"], 2, "the report has no budget '7%'; it has 40, 50, 60"),
         (["-o", "out.svg", "--highlight", "none-such"], 2, "the report has no policy 'none-such'"),
         (["-o", "out.html", "--needle", "9"], 2, "--needle: expected FIRST:LAST"),
+        (["-o", "out.html", "--figure", "overlap"], 2, "an .html file holds all figures"),
+        (["-o", "no/such/out.svg"], 3, "make it first"),
     ],
 )
 def test_bad_requests_are_refused(report_file, tmp_path, monkeypatch, capsys, arguments, code, message):
@@ -125,6 +131,45 @@ def test_existing_files_are_kept_and_missing_reports_named(report_file, tmp_path
     assert cli.main([str(report_file), "-o", str(output), "--force"]) == 0
     assert cli.main([str(tmp_path / "none.h5"), "-o", str(tmp_path / "b.svg")]) == 3
     assert "none.h5: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["html", "svg", "png"])
+def test_a_full_disk_leaves_the_old_file(report_file, tmp_path, suffix):
+    """As a limit on the size of files, in a process of its own."""
+    output = tmp_path / f"out.{suffix}"
+    for old in (None, "mine"):
+        if old:
+            output.write_text(old)
+        words = [sys.executable, "-m", "laprox.plot.cli", str(report_file), "-o", str(output), "--force"]
+        limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))}
+        done = subprocess.run(words, capture_output=True, text=True, **limit)
+        assert done.returncode == 3 and "File too large" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        assert [path.read_text() for path in tmp_path.iterdir()] == ([old] if old else [])
+
+
+def test_what_is_no_report_is_told_in_one_line(report_file, needle_dump, tmp_path, capsys, recwarn):
+    damaged = bytearray(report_file.read_bytes())
+    damaged[200:2000] = bytes(1800)
+    (tmp_path / "damaged.h5").write_bytes(damaged)
+    (tmp_path / "text.h5").write_text("no report")
+    for path in (tmp_path, needle_dump, tmp_path / "damaged.h5", tmp_path / "text.h5"):
+        assert cli.main([str(path), "-o", str(tmp_path / "out.svg")]) == 3
+        said = capsys.readouterr().err
+        assert said.startswith(f"laprox-plot: {path}: ") and len(said.splitlines()) == 1
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_a_schedule_has_figures_and_a_page(needle_dump, tmp_path):
+    report = laprox.sweep(needle_dump, ["h2o", "tova"], ["5%", "10%"], schedule="every:8", segments=4, save_kept=True)
+    laprox.save_report(report, tmp_path / "report.h5")
+    for name in ("error-while-decoding", "lifetimes"):
+        output = tmp_path / f"{name}.svg"
+        assert cli.main([str(tmp_path / "report.h5"), "-o", str(output), "--figure", name]) == 0
+        assert "every:8" in output.read_text() or name == "error-while-decoding"
+    text = laprox.plot.html(report)
+    for words in ("<h2>Error while decoding", "<h2>What caches held", "caches cut every:8"):
+        assert words in text
+    assert "<h2>What caches held" not in laprox.plot.html(report.drop_vars("evicted_at"))
 
 
 def test_plots_say_what_the_report_lacks(layers):

@@ -14,15 +14,16 @@ It needs PyTorch and transformers: pip install 'laprox[eval]'. The command line 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .evaluation import Settings, evaluate
+    from .evaluation import evaluate
     from .model import Model, load
     from .needle import needle_tasks
     from .report import open_evaluation, open_evaluations, save_evaluation
+    from .settings import Settings
     from .tasks import Task, read_tasks
 
 _HOMES = {
     "Model": "model",
-    "Settings": "evaluation",
+    "Settings": "settings",
     "Task": "tasks",
     "evaluate": "evaluation",
     "load": "model",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from pathlib import Path
 
-from .._errors import Error, UsageError
+from .._errors import BackendError, Error, UsageError
+from .._interrupts import INTERRUPTED, leaving_at_once
 
 EXAMPLES = """\
 examples:
@@ -29,16 +29,24 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     command = given[0] if given and given[0] in ("needle", "table") else "tasks"
     try:
-        parsed = _parser(command).parse_args(given if command == "tasks" else given[1:])
-        return _table(parsed) if command == "table" else _evaluate(command, parsed)
+        with leaving_at_once():
+            parsed = _parser(command).parse_args(given if command == "tasks" else given[1:])
+            if command == "table":
+                return _table(parsed)
+            from .command import prepared
+
+            run = prepared(command, parsed)
+        return run.go()
     except UsageError as error:
         return _fail(2, error)
+    except BackendError as error:
+        return _fail(4, error)
     except (Error, OSError) as error:
         return _fail(3, error)
     except ModuleNotFoundError as error:
         return _fail(2, f"{error}; pip install 'laprox[eval]' brings it")
     except KeyboardInterrupt:
-        return _fail(130, "interrupted; finished prompts are in the report, and --resume goes on")
+        return _fail(INTERRUPTED, "interrupted; finished prompts are in the report, and --resume goes on")
     except Exception as error:
         code = getattr(error, "exit_code", None)  # laprox_dump's own errors
         if code is None:
@@ -74,10 +82,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument("--limit", type=_whole, help="only the first so many tasks")
     else:
         parser.add_argument("--haystack", required=True, help="a text file")
-        parser.add_argument("--lengths", required=True, type=_wholes, help="tokens of the prompts: 1000,2000")
+        parser.add_argument("--lengths", required=True, type=_wholes, help="tokens of the prompts, about: 1000,2000")
         parser.add_argument("--depths", default="0,0.25,0.5,0.75,1", type=_numbers, help="0 (begin) to 1 (end)")
         parser.add_argument("--needles", default=1, type=_whole, help="how many numbers are asked for")
-        parser.add_argument("--distractors", default=0, type=int, help="sentences of the same form that nobody asks for")
+        parser.add_argument("--distractors", default=0, type=_count, help="sentences of the same form that nobody asks for")
         parser.add_argument("--samples", default=1, type=_whole, help="of each length and depth")
         parser.add_argument("--question-apart", action="store_true", help="the question is read after the eviction")
         parser.add_argument("--no-chat", action="store_true", help="leave the chat template out")
@@ -93,7 +101,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokens", default=32, type=_whole, help="of the continuation on which KL is measured; default: %(default)s"
     )
-    parser.add_argument("--max-new-tokens", default=0, type=int, help="cut the tasks' own lengths to this; 0: do not")
+    parser.add_argument("--max-new-tokens", default=0, type=_count, help="cut the tasks' own lengths to this; 0: do not")
     parser.add_argument("--max-tokens", type=_whole, help="longer prompts lose their middle")
     parser.add_argument("--no-generate", action="store_true", help="no answers and no scores: KL and errors alone")
     parser.add_argument("--physical", action="store_true", help="remove evicted entries instead of hiding them: the same, slower")
@@ -106,7 +114,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", help="float32, float16 or bfloat16; default: the checkpoint's")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda")
     parser.add_argument("--backend", default="cpu", help="of laprox: cpu (default), cuda or reference")
-    parser.add_argument("--threads", default=0, type=int, help="CPU threads; 0: all")
+    parser.add_argument("--threads", default=0, type=_count, help="CPU threads; 0: all")
     parser.add_argument("--revision", help="of the model on the hub")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the Python code that the model's folder brings along")
     group = parser.add_mutually_exclusive_group()
@@ -116,86 +124,16 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _evaluate(command: str, parsed: argparse.Namespace) -> int:
-    output = Path(parsed.output)
-    if (parsed.model is None) == (parsed.packaged is None):
-        raise UsageError("expected either a model or --packaged")
-    if output.exists() and not (parsed.resume or parsed.force):
-        raise UsageError(f"{output}: exists; --resume goes on with it, --force begins anew")
-    if output.exists() and not output.is_file():
-        raise UsageError(f"{output}: expected a regular file, found something else")
-    from .evaluation import Settings
-    from .run import Run
-
-    settings = Settings(
-        tokens=parsed.tokens,
-        generate=not parsed.no_generate,
-        max_new_tokens=parsed.max_new_tokens,
-        physical=parsed.physical,
-        schedule=parsed.schedule,
-        backend=parsed.backend,
-        threads=parsed.threads,
-    )
-    model = _model(parsed)
-    tasks = _needle(model, parsed) if command == "needle" else _tasks(parsed)
-    if parsed.part:
-        tasks = tasks[parsed.part[0] - 1 :: parsed.part[1]]
-    run = Run(model, tasks, ",".join(parsed.policy), parsed.budget, settings, output, quiet=parsed.quiet)
-    if parsed.resume and output.exists():
-        run.resume()
-    return run.go()
-
-
-def _model(parsed: argparse.Namespace):
-    import torch
-    from laprox_dump.checkpoint import packaged
-    from laprox_dump.cli import quiet_libraries
-
-    from .model import load
-
-    if parsed.threads:
-        torch.set_num_threads(parsed.threads)
-    quiet_libraries(parsed.quiet or not sys.stderr.isatty())
-    name = packaged(parsed.packaged) if parsed.packaged else parsed.model
-    hub = {"trust_remote_code": parsed.trust_remote_code, "revision": parsed.revision or "main"}
-    return load(name, dtype=parsed.dtype, device=parsed.device, max_tokens=parsed.max_tokens, **hub)
-
-
-def _tasks(parsed: argparse.Namespace):
-    from .tasks import read_tasks
-
-    tasks = read_tasks(parsed.tasks, parsed.longbench)
-    return tasks[: parsed.limit] if parsed.limit else tasks
-
-
-def _needle(model, parsed: argparse.Namespace):
-    from .needle import needle_tasks
-
-    try:
-        text = Path(parsed.haystack).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{parsed.haystack}: expected UTF-8 text ({error})") from error
-    return needle_tasks(
-        text,
-        parsed.lengths,
-        parsed.depths,
-        model.count_tokens,
-        needles=parsed.needles,
-        distractors=parsed.distractors,
-        samples=parsed.samples,
-        chat=not parsed.no_chat,
-        apart=parsed.question_apart,
-        seed=parsed.seed,
-    )
-
-
 def _table(parsed: argparse.Namespace) -> int:
-    from .compare import paired, table
+    from .. import _core
+    from .compare import METRICS, paired, table
     from .report import open_evaluations
 
+    if parsed.metric not in METRICS:
+        raise UsageError(f"--metric: expected one of {', '.join(METRICS)}, found {parsed.metric!r}")
     report = open_evaluations(parsed.reports)
     if parsed.compare:
-        names = parsed.compare.split(",")
+        names = _core.split_policies(parsed.compare)
         if len(names) != 2:
             raise UsageError(f"--compare: expected two policies, A,B, found {parsed.compare!r}")
         print(paired(report, *names, parsed.metric))
@@ -205,8 +143,14 @@ def _table(parsed: argparse.Namespace) -> int:
 
 
 def _whole(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}")
     return int(text)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from .._errors import UsageError
+from .statistics import FEWEST, SIGNIFICANCE, PairedDifference, compare_pairs
 
 #: The names of --metric, with the report's variables, and whether more is better.
 METRICS = {
@@ -16,13 +17,12 @@ METRICS = {
     "error": ("model_relative_error", False),
     "residual-error": ("model_residual_error", False),
 }
-FEWEST = 6  # pairs below which a signed-rank test can reject nothing at 5 %
 
 
 def table(report: xr.Dataset, metric: str = "kl") -> str:
     """The mean over prompts of every policy at every budget; `*` marks the best and those that are not worse.
 
-    Not worse: the Wilcoxon signed-rank test over the prompts does not reject equality with the best mean at 5 %.
+    Not worse: the Wilcoxon signed-rank test over the prompts does not tell it from the best mean at 5 %.
     """
     name, more = _metric(report, metric)
     values = report[name]
@@ -43,7 +43,9 @@ def table(report: xr.Dataset, metric: str = "kl") -> str:
     if full:
         lines.append(f"\nwith the full cache: {float(report[full].mean()):.4f}")
     if count < FEWEST:
-        lines.append(f"\n* the best mean. With {count} prompts nothing can be said about differences; {FEWEST} are the fewest")
+        lines.append(
+            f"\n* the best mean. {count} prompts are too few to say whether it is better than the others; {FEWEST} are the fewest"
+        )
     else:
         lines.append("\n* the best mean, and those that are not worse by a Wilcoxon signed-rank test over the prompts at 5 %")
     return "\n".join(lines)
@@ -61,68 +63,87 @@ def best(values: np.ndarray, more: bool) -> set[int]:
     competing = [i for i in range(len(signed)) if np.isfinite(signed[i]).all() and (more or np.any(signed[i] != 0))]
     if not competing:
         return set()
-    first = min(competing, key=lambda i: signed[i].mean())
-    return {i for i in competing if i == first or (signed.shape[1] >= FEWEST and p_value(signed[i], signed[first]) > 0.05)}
+    means = {i: signed[i].mean() for i in competing}
+    first = min(competing, key=means.__getitem__)
+    return {i for i in competing if means[i] == means[first] or _as_good(compare_pairs(signed[i], signed[first]))}
 
 
-def p_value(a: np.ndarray, b: np.ndarray) -> float:
-    """Of the two-sided Wilcoxon signed-rank test of pairs; 1 where all are equal."""
-    from scipy.stats import wilcoxon
-
-    return 1.0 if np.array_equal(a, b) else float(wilcoxon(a, b, zero_method="zsplit").pvalue)
+def _as_good(difference: PairedDifference) -> bool:
+    """Of a policy less the best one, where less is better."""
+    return difference.enough and (difference.p >= SIGNIFICANCE or difference.estimate <= 0)
 
 
 def paired(report: xr.Dataset, first: str, second: str, metric: str = "kl") -> str:
-    """The difference between two policies at each budget: mean ratio, mean difference with a bootstrap interval, wins, p."""
+    """The difference between two policies at each budget, over the prompts in which both have the figure, as a table."""
     name, _ = _metric(report, metric)
     for policy in (first, second):
         if policy not in report.policy.values:
             raise UsageError(f"the report has no policy '{policy}'; it has {', '.join(map(str, report.policy.values))}")
-    lines = [f"{first} against {second}: {metric}, paired over prompts", ""]
-    lines.append(
-        f"{'budget':>8}{'mean':>10}{'mean':>10}{'ratio':>8}{'difference':>12}{'95 % interval':>22}{'lower in':>12}{'p':>10}"
-    )
+    heads = ("budget", "mean", "mean", "ratio", "difference", "median", "95 % interval", "lower in", "p")
+    lines = [f"{first} against {second}: {metric}, paired over prompts", "", _row(heads)]
+    fewest = report.sizes["prompt"]
     for budget in report.budget.values:
         cells = report[name].sel(budget=budget)
         a, b = cells.sel(policy=first).values, cells.sel(policy=second).values
         both = np.isfinite(a) & np.isfinite(b)
-        a, b = a[both], b[both]
-        low, high = interval(a - b)
-        ratio = a.mean() / b.mean() if b.mean() else np.nan
-        lines.append(
-            f"{budget!s:>8}{a.mean():>10.4f}{b.mean():>10.4f}{ratio:>8.3f}{(a - b).mean():>12.4f}"
-            f"{f'{low:.4f} .. {high:.4f}':>22}{f'{int((a < b).sum())} of {len(a)}':>12}"
-            f"{p_value(a, b) if len(a) >= FEWEST else np.nan:>10.2g}"
-        )
+        fewest = min(fewest, int(both.sum()))
+        lines.append(_row((str(budget), *_paired_cells(a[both], b[both]))))
+    if fewest < FEWEST:
+        lines.append(f"\ntoo few prompts for an interval and a test: {fewest}, and {FEWEST} are the fewest")
+    else:
+        lines.append("\nmedian: of the means of any two differences (Hodges-Lehmann); interval and p: Wilcoxon's signed-rank test")
     return "\n".join(lines)
 
 
-def interval(differences: np.ndarray, draws: int = 4000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean."""
+def _row(cells: tuple[str, ...]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, (8, 10, 10, 8, 12, 10, 22, 12, 10), strict=True))
+
+
+def _paired_cells(a: np.ndarray, b: np.ndarray) -> tuple[str, ...]:
+    """One budget's row behind its name."""
+    found = compare_pairs(a, b)
+    if found.pairs == 0:
+        return ("-",) * 6 + ("0 of 0", "-")
+    ratio = f"{a.mean() / b.mean():.3f}" if b.mean() else "-"
+    sizes = (f"{a.mean():.4f}", f"{b.mean():.4f}", ratio, f"{found.mean:.4f}", f"{found.estimate:.4f}")
+    said = (f"{found.low:.4f} .. {found.high:.4f}", f"{found.p:.2g}") if found.enough else ("-", "-")
+    return (*sizes, said[0], f"{found.lower} of {found.pairs}", said[1])
+
+
+def interval(values: np.ndarray, draws: int = 4000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the mean of one policy's values [prompts]; NaN below FEWEST of them."""
+    if len(values) < FEWEST:
+        return np.nan, np.nan
     generator = np.random.default_rng(seed)
-    picks = generator.integers(0, len(differences), (draws, len(differences)))
-    low, high = np.quantile(differences[picks].mean(1), (0.025, 0.975))
+    picks = generator.integers(0, len(values), (draws, len(values)))
+    low, high = np.quantile(values[picks].mean(1), (0.025, 0.975))
     return float(low), float(high)
 
 
 def rank_correlations(report: xr.Dataset) -> dict[str, tuple[float, float]]:
-    """Spearman's rank correlation between each open-loop error and KL over the cells: (mean over prompts, over the means)."""
-    from scipy.stats import spearmanr
+    """Spearman's rank correlation between each open-loop error and KL over the cells: (mean over prompts, over the means).
 
+    NaN where fewer than three cells have both, or all are equal.
+    """
     found: dict[str, tuple[float, float]] = {}
     for name in ("model_relative_error", "model_residual_error"):
         if name not in report:
             continue
-        one = []
-        for i in range(report.sizes["prompt"]):
-            error, kl = (report[n].isel(prompt=i).values.ravel() for n in (name, "kl"))
-            keep = np.isfinite(error) & np.isfinite(kl) & (error > 0)
-            if keep.sum() > 2:
-                one.append(spearmanr(error[keep], kl[keep]).statistic)
-        error, kl = (report[n].mean("prompt").values.ravel() for n in (name, "kl"))
-        keep = np.isfinite(error) & (error > 0)
-        found[name] = (float(np.mean(one)), float(spearmanr(error[keep], kl[keep]).statistic))
+        errors, kls = (report[n].transpose("prompt", ...).values.reshape(report.sizes["prompt"], -1) for n in (name, "kl"))
+        one = [_spearman(error, kl) for error, kl in zip(errors, kls, strict=True)]
+        one = [value for value in one if np.isfinite(value)]
+        means = (report[n].mean("prompt").transpose("policy", "budget").values.ravel() for n in (name, "kl"))
+        found[name] = (float(np.mean(one)) if one else np.nan, _spearman(*means))
     return found
+
+
+def _spearman(error: np.ndarray, kl: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    keep = np.isfinite(error) & np.isfinite(kl) & (error > 0)
+    if keep.sum() < 3 or any(np.ptp(values[keep]) == 0 for values in (error, kl)):
+        return np.nan
+    return float(spearmanr(error[keep], kl[keep]).statistic)
 
 
 def _metric(report: xr.Dataset, metric: str) -> tuple[str, bool]:

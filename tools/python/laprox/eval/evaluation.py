@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,6 @@ from laprox_dump.context import check_length
 from laprox_dump.decode import greedy
 
 from .. import _core, _replay
-from .._errors import UsageError
 from .._layer import Layer, source_of_layers
 from .._policies import PolicyLike, parse_budgets, parse_many
 from .cuts import Cell, CutCache
@@ -21,44 +20,13 @@ from .evicted import PromptLayer, SharedCache
 from .loop import Loop, divergence
 from .model import Model
 from .record import record
-from .tasks import Task
+from .settings import Settings
+from .tasks import Task, check_ids
 
 if TYPE_CHECKING:
     import xarray
 
 ANSWER = 64  # tokens of a given answer that are read
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured.
-
-    tokens : length of the full cache's own continuation, on which KL and agreement are measured
-    generate : also let every cell go on by itself, and score its answer
-    max_new_tokens : at most that many tokens of an answer; 0: as many as the task says
-    physical : remove evicted entries instead of hiding them, which is slower and gives the same
-    schedule : "once": caches are cut after the prompt; "every:N" or "step": also after every N tokens behind it, or each
-    backend, threads : of laprox, for scores and errors
-    """
-
-    tokens: int = 32
-    generate: bool = True
-    max_new_tokens: int = 0
-    physical: bool = False
-    schedule: str = "once"
-    backend: str = "cpu"
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        if self.tokens < 2:
-            raise UsageError(f"tokens: expected 2 or more, found {self.tokens}")
-        if self.interval and self.physical:
-            raise UsageError("physical: removing entries is a proof for caches that are cut once; leave it out under a schedule")
-
-    @property
-    def interval(self) -> int:
-        """Tokens between two cuts; 0: caches are cut once. Raises UsageError where the schedule is none."""
-        return _core.schedule_interval(self.schedule)
 
 
 @dataclass
@@ -89,6 +57,7 @@ def evaluate(
 
     parsed, labels = parse_many(policies), parse_budgets(budgets)
     settings, tasks = settings or Settings(), list(tasks)
+    check_ids(tasks)
     report = Report(model, parsed, labels, settings)
     for number, task in enumerate(tasks):
         report.add(task, evaluate_prompt(model, task, parsed, labels, settings))
@@ -238,9 +207,3 @@ class _Clock:
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
         self.seconds[stage], self._last = now - self._last, now
-
-
-def described(settings: Settings) -> dict[str, object]:
-    """The settings that decide the figures, for provenance and for resuming. Without a schedule there is no word of one."""
-    left_out = {"backend", "threads", "physical"} | (set() if settings.interval else {"schedule"})
-    return {name: value for name, value in asdict(settings).items() if name not in left_out}

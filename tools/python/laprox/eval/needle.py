@@ -34,23 +34,18 @@ def needle_tasks(
     Parameters
     ----------
     haystack : text that is repeated or cut as each length asks
-    lengths : tokens of the prompt, about
+    lengths : tokens of the prompt, about: those of the haystack, which needles and question come on top of
     depths : 0 (begin) to 1 (end): where the sentence that is asked for stands
     count_tokens : how many tokens the model makes of a text
     needles : how many numbers are asked for; the others stand at random depths
     distractors : sentences of the same form that nobody asks for, at random depths
     apart : the question is read after the eviction, so that no policy sees it
 
-    Raises UsageError where the haystack is empty, or a number is out of its range.
+    Raises UsageError where the haystack is empty, a number is out of its range, or a length is below what needles, question and one
+    sentence of the haystack take.
     """
-    sentences = [part.strip() + "." for part in haystack.replace("\n", " ").split(".") if part.strip()]
-    if not sentences:
-        raise UsageError("the haystack: expected a text with sentences, found none")
-    if needles < 1 or distractors < 0 or needles + distractors > len(CITIES):
-        raise UsageError(f"needles and distractors: expected 1 to {len(CITIES)} in all, found {needles} and {distractors}")
-    for depth in depths:
-        if not 0 <= depth <= 1:
-            raise UsageError(f"depths: expected 0 to 1, found {depth}")
+    sentences = check_grid(haystack, depths, needles, distractors)
+    _check_lengths(lengths, sentences[0], needles, distractors, apart, count_tokens)
     tasks = []
     for length in lengths:
         whole = _of_length(sentences, length, count_tokens)
@@ -59,6 +54,32 @@ def needle_tasks(
                 draw = random.Random(f"{seed}/{length}/{depth}/{sample}")
                 tasks.append(_task(whole, length, depth, sample, needles, distractors, chat, apart, draw))
     return tasks
+
+
+def check_grid(haystack: str, depths: Sequence[float], needles: int, distractors: int) -> list[str]:
+    """The haystack's sentences. Raises UsageError where it has none, or a number is out of its range."""
+    sentences = [part.strip() + "." for part in haystack.replace("\n", " ").split(".") if part.strip()]
+    if not sentences:
+        raise UsageError("the haystack: expected a text with sentences, found none")
+    if needles < 1 or distractors < 0 or needles + distractors > len(CITIES):
+        raise UsageError(f"needles and distractors: expected 1 to {len(CITIES)} in all, found {needles} and {distractors}")
+    for depth in depths:
+        if not 0 <= depth <= 1:
+            raise UsageError(f"depths: expected 0 to 1, found {depth}")
+    return sentences
+
+
+def _check_lengths(
+    lengths: Sequence[int], sentence: str, needles: int, distractors: int, apart: bool, count_tokens: Callable[[str], int]
+) -> None:
+    hidden = [NEEDLE.format(city=city, number=9_999_999) for city in CITIES[: needles + distractors]]
+    asked = [] if apart else [QUESTION.format(city=city) for city in CITIES[:needles]]
+    least = count_tokens(" ".join([sentence, *hidden, *asked]))
+    if lengths and min(lengths) < least:
+        raise UsageError(
+            f"lengths: expected {least} or more tokens, which the needles, the question and one sentence of the haystack take, "
+            f"found {min(lengths)}"
+        )
 
 
 def _of_length(sentences: list[str], length: int, count_tokens: Callable[[str], int]) -> list[str]:

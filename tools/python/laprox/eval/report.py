@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,12 @@ import xarray as xr
 
 from .._core import version
 from .._errors import DumpError, FileError, UsageError
+from .._files import reason, replacing
+from .resume import check_cells, check_settings, check_tasks
+from .settings import Settings, described
 
 if TYPE_CHECKING:
-    from .evaluation import Result, Settings
+    from .evaluation import Result
     from .model import Model
     from .tasks import Task
 
@@ -43,6 +45,7 @@ VARIABLES = {
     "text": (CELLS, "What the model said"),
     "full_text": (("prompt",), "What the model said with the full cache"),
     "task": (("prompt",), "The set that the prompt belongs to"),
+    "task_sha256": (("prompt",), "SHA-256 of the task: its prompt, question, answers, metric, length, chat, classes and facts"),
     "metric": (("prompt",), "How an answer is scored"),
 }
 STAGES = ("prefill", "record", "replay", "forced", "generate")
@@ -55,12 +58,10 @@ class Report:
         import torch
         import transformers
 
-        from .evaluation import described
-
         self._policies, self._budgets = policies, budgets
         weights = next(model.network.parameters())
-        asked = {"max_tokens": model.max_tokens or 0, "dtype": str(weights.dtype)[6:], **described(settings)}
-        self._asked = {**asked, "model": model.network.name_or_path or model.name}
+        self._asked = {**described(settings), **cut(model.max_tokens, model.hub), "dtype": str(weights.dtype)[6:]}
+        self._asked["model"] = model.network.name_or_path or model.name
         self._attributes = {
             "format": FORMAT,
             "version": VERSION,
@@ -79,18 +80,21 @@ class Report:
 
     def add(self, task: Task, result: Result) -> None:
         """One more prompt."""
-        row = {**result.cells, **result.prompt, "text": result.text, "id": task.id, "task": task.task, "metric": task.metric}
+        text = np.vectorize(_storable, otypes=[object])(result.text)
+        row = {**result.cells, **result.prompt, "text": text, "id": task.id, "task": task.task, "metric": task.metric}
+        row |= {"full_text": _storable(str(result.prompt["full_text"])), "task_sha256": task.sha256}
         row |= {"max_new_tokens": task.max_new_tokens, **{f"seconds_{stage}": result.seconds[stage] for stage in STAGES}}
         self._rows.append(row | {f"fact_{name}": float(value) for name, value in task.facts.items()})
 
-    def resume(self, path: Path) -> None:
-        """Takes over what a file holds. Raises UsageError where it was made with other settings, policies or budgets."""
+    def resume(self, path: Path, tasks: Iterable[Task]) -> None:
+        """Takes over what a file holds.
+
+        Raises UsageError where it was made with other settings, policies or budgets, or a task of the same id was another one.
+        """
         before = open_evaluation(path)
-        for name, mine in (("policy", [p.label for p in self._policies]), ("budget", self._budgets)):
-            if [str(x) for x in before[name].values] != mine:
-                raise UsageError(f"{path}: was made with another list of {name} values; --force begins anew")
-        if before.attrs["settings"] != self._attributes["settings"]:
-            raise UsageError(f"{path}: was made with other settings, {before.attrs['settings']}; --force begins anew")
+        check_cells(path, before, self._policies, self._budgets)
+        check_settings(path, before, self._asked)
+        check_tasks(path, before, tasks)
         for number in range(before.sizes["prompt"]):
             one = before.isel(prompt=number)
             row: dict[str, Any] = {"id": str(one.prompt.values)}
@@ -116,6 +120,16 @@ class Report:
         coordinates = {"prompt": ids, "policy": np.array([p.label for p in self._policies], dtype=object)}
         coordinates["budget"] = np.array(self._budgets, dtype=object)
         return xr.Dataset(variables, coordinates, self._attributes)
+
+
+def cut(max_tokens: int | None, hub: dict[str, Any]) -> dict[str, Any]:
+    """What decides the figures beside Settings and is known before the model is: the prompts' length and the model's revision."""
+    return {"max_tokens": max_tokens or 0, "revision": hub.get("revision") or "main"}
+
+
+def _storable(text: str) -> str:
+    """HDF5 takes no NUL in a text, and a model may say one."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _plain(values: np.ndarray) -> Any:
@@ -147,35 +161,47 @@ def save_evaluation(report: xr.Dataset, path: str | Path) -> None:
 
     Raises FileError where it cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise FileError(f"{path}: expected a regular file, found something else")
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        try:
-            packed = {n: {"zlib": True} for n, v in report.data_vars.items() if v.dtype.kind == "f" and v.ndim > 2}
-            report.to_netcdf(name, engine="h5netcdf", encoding=packed)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written: {error}") from error
+    packed = {n: {"zlib": True} for n, v in report.data_vars.items() if v.dtype.kind == "f" and v.ndim > 2}
+    with replacing(path) as temporary:
+        report.to_netcdf(temporary, engine="h5netcdf", encoding=packed)
 
 
 def open_evaluation(path: str | Path) -> xr.Dataset:
     """Reads a report that laprox-eval wrote. Raises FileError or DumpError."""
-    if not Path(path).is_file():
-        raise FileError(f"{path}: no such file")
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"{path}: no such file" if not path.exists() else f"{path}: expected a file, found something else")
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as file:
-            report = file.load()
-    except (OSError, ValueError, KeyError) as error:
-        raise DumpError(f"{path}: expected a report of laprox-eval, found something else ({error})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # xarray's, of files that are no reports
+            with xr.open_dataset(path, engine="h5netcdf") as file:
+                report = file.load()
+    except Exception as error:  # whatever a damaged file makes HDF5, h5netcdf and xarray raise
+        raise DumpError(f"{path}: expected a report of laprox-eval, found something else ({reason(error)})") from error
     if report.attrs.get("format") != FORMAT:
         raise DumpError(f"{path}: / attribute format: expected {FORMAT!r}, found {report.attrs.get('format')!r}")
+    _check(path, report)
     return report
+
+
+def _check(path: Path, report: xr.Dataset) -> None:
+    """Raises DumpError where a report is not as laprox-eval writes it."""
+    for name in CELLS:
+        if name not in report.coords or report[name].dims != (name,):
+            raise DumpError(f"{path}: /{name}: expected the names of each {name}, found none")
+    for name, (dimensions, _) in VARIABLES.items():
+        if name in report and report[name].dims != dimensions:
+            found = ", ".join(map(str, report[name].dims))
+            raise DumpError(f"{path}: /{name}: expected the dimensions {', '.join(dimensions)}, found {found}")
+    lacking = [name for name in ("kl", "policy_spec") if name not in report]
+    if lacking:
+        raise DumpError(f"{path}: /{lacking[0]}: expected it in a report of laprox-eval, found none")
+    try:
+        settings = json.loads(report.attrs["settings"])
+    except (KeyError, TypeError, ValueError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise DumpError(f"{path}: / attribute settings: expected a JSON object, found {report.attrs.get('settings')!r:.60}")
 
 
 def _decisive(report: xr.Dataset) -> dict[str, Any]:

@@ -7,32 +7,44 @@ import time
 from pathlib import Path
 
 from laprox_dump.errors import DumpError, foreign
+from laprox_dump.interrupts import deferred
 
-from .._errors import Error, UsageError
-from .._policies import parse_budgets, parse_many
+from .._errors import Error, FileError, UsageError
 from .compare import table
-from .evaluation import Settings, evaluate_prompt
+from .evaluation import Result, evaluate_prompt
 from .model import Model
 from .report import Report, save_evaluation
-from .tasks import Task
+from .settings import Settings
+from .tasks import Task, check_ids
 
 
 class Run:
     """One report in the making."""
 
     def __init__(
-        self, model: Model, tasks: list[Task], policies: str, budgets: str, settings: Settings, output: Path, quiet: bool = False
+        self,
+        model: Model,
+        tasks: list[Task],
+        policies: list,
+        budgets: list[str],
+        settings: Settings,
+        output: Path,
+        quiet: bool = False,
     ):
+        check_ids(tasks)
         self._model, self._tasks, self._settings, self._output, self._quiet = model, tasks, settings, output, quiet
-        self._policies, self._budgets = parse_many(policies), parse_budgets(budgets)
-        self._report = Report(model, self._policies, self._budgets, settings)
+        self._policies, self._budgets = policies, budgets
+        self._report = Report(model, policies, budgets, settings)
 
     def resume(self) -> None:
         """Takes over the report that is there. Raises UsageError where it was made otherwise."""
-        self._report.resume(self._output)
+        self._report.resume(self._output, self._tasks)
 
     def go(self) -> int:
-        """Evaluates what is left; returns the exit code. Every finished prompt is in the file when the next one begins."""
+        """Evaluates what is left; returns the exit code. Every finished prompt is in the file when the next one begins.
+
+        Raises FileError where the report cannot be saved: nothing that follows could be kept.
+        """
         from tqdm import tqdm
 
         left = [task for task in self._tasks if task.id not in self._report.done]
@@ -43,13 +55,15 @@ class Run:
                 bar.set_postfix_str(task.id, refresh=True)
                 begun = time.monotonic()
                 try:
-                    self._one(task)
+                    result = self._evaluated(task)
                 except (DumpError, Error) as error:
                     if not self._report.done and _same_for_all(error):
                         raise
                     failed.append(task.id)
                     print(f"laprox-eval: {task.id}: {error}", file=sys.stderr)
                     continue
+                self._report.add(task, result)
+                self._save()
                 if hidden and not self._quiet:
                     print(f"{task.id}: {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
         if not self._report.done:
@@ -61,16 +75,22 @@ class Run:
             print(f"laprox-eval: {len(failed)} of {len(self._tasks)} prompts failed: {', '.join(failed)}", file=sys.stderr)
         return 1 if failed else 0
 
-    def _one(self, task: Task) -> None:
+    def _evaluated(self, task: Task) -> Result:
         try:
-            result = evaluate_prompt(self._model, task, self._policies, self._budgets, self._settings)
+            return evaluate_prompt(self._model, task, self._policies, self._budgets, self._settings)
         except (Error, DumpError):
             raise
         except Exception:
             with foreign(f"{self._model.name}: running it fails inside the model's own code", mixed=True):
                 raise
-        self._report.add(task, result)
-        save_evaluation(self._report.dataset(), self._output)
+
+    def _save(self) -> None:
+        try:
+            with deferred():
+                save_evaluation(self._report.dataset(), self._output)
+        except FileError as error:
+            kept = f"{len(self._report.done) - 1} prompts are in it, and --resume goes on once that is mended"
+            raise FileError(f"{error}; {kept if self._output.exists() else 'no prompt is saved'}") from error
 
 
 def _same_for_all(error: Exception) -> bool:

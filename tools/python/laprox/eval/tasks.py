@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._errors import UsageError
+from .._errors import FileError, UsageError
+from .._files import reason
 from .metrics import METRICS
 
 #: LongBench's English and code sets by the metric that its paper gives them.
@@ -75,28 +79,40 @@ class Task:
             return float("nan")
         return METRICS[self.metric](text, self)
 
+    @property
+    def sha256(self) -> str:
+        """Of everything that decides its figures: all but its id."""
+        content = {name: value for name, value in asdict(self).items() if name != "id"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_ids(tasks: Iterable[Task]) -> None:
+    """Raises UsageError where an id occurs twice: results are kept by it."""
+    seen: set[str] = set()
+    for task in tasks:
+        if task.id in seen:
+            raise UsageError(f"the prompt id {task.id!r} occurs twice; results are kept by it, so give each prompt its own")
+        seen.add(task.id)
+
 
 def read_tasks(path: str | Path, longbench: str | Path | None = None) -> list[Task]:
     """Reads JSON lines: objects with Task's names, LongBench's own samples, or RULER's.
 
     `longbench` is the folder of LongBench's config (dataset2prompt.json and dataset2maxlen.json), which holds the prompts that its
-    samples are put into. Raises UsageError, naming the line.
+    samples are put into. Raises FileError, naming the line, and UsageError where samples of LongBench come without `longbench`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
     tasks: list[Task] = []
     formats = _formats(Path(longbench)) if longbench else None
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             tasks.append(_task(f"{path}:{number}", line, f"{path.name.split('.')[0]}-{number}", formats))
-    seen: set[str] = set()
-    for task in tasks:
-        if task.id in seen:
-            raise UsageError(f"{path}: the id {task.id!r} occurs twice; results are kept by it")
-        seen.add(task.id)
     if not tasks:
-        raise UsageError(f"{path}: expected at least one task, found none")
+        raise FileError(f"{path}: expected at least one task, found none")
+    try:
+        check_ids(tasks)
+    except UsageError as error:
+        raise FileError(f"{path}: {error}") from error
     return tasks
 
 
@@ -107,34 +123,48 @@ def _formats(folder: Path) -> dict[str, tuple[str, int]]:
         try:
             found.append(json.loads((folder / name).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise UsageError(
-                f"{folder / name}: expected the file of LongBench's config, found none that can be read ({error})"
+            raise FileError(
+                f"{folder / name}: expected the file of LongBench's config, found none that can be read ({reason(error)})"
             ) from error
     prompts, lengths = found
-    return {name: (prompts[name], int(lengths[name])) for name in prompts if name in lengths}
+    try:
+        return {name: (str(prompts[name]), int(lengths[name])) for name in prompts if name in lengths}
+    except (TypeError, ValueError, KeyError) as error:
+        raise FileError(f"{folder}: expected texts and lengths by data set in LongBench's config ({reason(error)})") from error
+
+
+def read_file(path: Path) -> bytes:
+    """A file's content. Raises FileError where it cannot be read."""
+    if not path.is_file():
+        raise FileError(f"{path}: no such file" if not path.exists() else f"{path}: expected a file, found something else")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def _text(path: Path) -> str:
     import gzip
+    import zlib
 
-    data = path.read_bytes()
+    data = read_file(path)
     try:
         return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: expected UTF-8 JSON lines, plain or gzip, found something else ({error})") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise FileError(f"{path}: expected UTF-8 JSON lines, plain or gzip, found something else ({error})") from error
 
 
 def _task(where: str, line: str, name: str, formats: dict[str, tuple[str, int]] | None) -> Task:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not JSON: {error}") from error
+        raise FileError(f"{where}: not JSON: {error}") from error
     if not isinstance(entry, dict):
-        raise UsageError(f"{where}: expected an object, found {type(entry).__name__}")
+        raise FileError(f"{where}: expected an object, found {type(entry).__name__}")
     if {"input", "context", "answers", "dataset"} <= set(entry):
         entry = _longbench(where, entry, formats)
     elif {"input", "outputs"} <= set(entry):
-        entry = _ruler(entry, name)
+        entry = _ruler(where, entry, name)
     entry = {"id": name, **{key: value for key, value in entry.items() if value is not None}}
     return _checked(where, entry)
 
@@ -143,20 +173,33 @@ def _checked(where: str, entry: dict[str, Any]) -> Task:
     kinds = {"answers": list, "all_classes": list, "facts": dict, "max_new_tokens": int, "chat": bool}
     for key, value in entry.items():
         if key not in Task.__dataclass_fields__:
-            raise UsageError(f"{where}: unknown key {key!r}; known are {', '.join(Task.__dataclass_fields__)}")
+            raise FileError(f"{where}: unknown key {key!r}; known are {', '.join(Task.__dataclass_fields__)}")
         kind = kinds.get(key, str)
-        if not isinstance(value, kind) or (kind is list and not all(isinstance(item, str) for item in value)):
-            raise UsageError(f"{where}: {key}: expected {kind.__name__}{' of str' if kind is list else ''}, found {value!r:.60}")
+        wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+        if wrong or (kind is list and not all(isinstance(item, str) for item in value)):
+            raise FileError(f"{where}: {key}: expected {kind.__name__}{' of str' if kind is list else ''}, found {value!r:.60}")
+        if key in ("id", "task") and not _storable(value):
+            raise FileError(f"{where}: {key}: expected text that a report can hold, found {value!r:.60}")
+    for name, value in entry.get("facts", {}).items():
+        if not re.fullmatch(r"[\w.-]+", name) or isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise FileError(
+                f"{where}: facts: expected numbers by names of letters, digits, _ . and -, found {name!r:.40}: {value!r:.40}"
+            )
     if not entry.get("prompt"):
-        raise UsageError(f"{where}: prompt: expected text, found none")
+        raise FileError(f"{where}: prompt: expected text, found none")
     task = Task(**entry)
     if task.metric not in METRICS:
-        raise UsageError(f"{where}: metric: expected one of {', '.join(METRICS)}, found {task.metric!r}")
+        raise FileError(f"{where}: metric: expected one of {', '.join(METRICS)}, found {task.metric!r}")
     if task.metric == "classification" and not task.all_classes:
-        raise UsageError(f"{where}: metric classification needs all_classes")
+        raise FileError(f"{where}: metric classification needs all_classes")
     if task.max_new_tokens < 1:
-        raise UsageError(f"{where}: max_new_tokens: expected 1 or more, found {task.max_new_tokens}")
+        raise FileError(f"{where}: max_new_tokens: expected 1 or more, found {task.max_new_tokens}")
     return task
+
+
+def _storable(text: str) -> bool:
+    """Whether HDF5 takes it: no NUL, and no half of a surrogate pair, which JSON can spell."""
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _longbench(where: str, entry: dict[str, Any], formats: dict[str, tuple[str, int]] | None) -> dict[str, Any]:
@@ -164,11 +207,14 @@ def _longbench(where: str, entry: dict[str, Any], formats: dict[str, tuple[str, 
     name = str(entry["dataset"])
     plain = name.removesuffix("_e")
     if plain not in LONGBENCH:
-        raise UsageError(f"{where}: dataset: expected one of {', '.join(LONGBENCH)}, found {name!r}")
+        raise FileError(f"{where}: dataset: expected one of {', '.join(LONGBENCH)}, found {name!r}")
     if formats is None or plain not in formats:
         raise UsageError(
             f"{where}: a sample of LongBench, whose prompts stand in its repository: give its config folder with --longbench"
         )
+    for key in ("context", "input"):
+        if not isinstance(entry[key], str):
+            raise FileError(f"{where}: {key}: expected str, found {entry[key]!r:.60}")
     prompt, length = formats[plain]
     return {
         "id": f"{name}-{entry.get('_id', where.rsplit(':', 1)[-1])}",
@@ -182,14 +228,16 @@ def _longbench(where: str, entry: dict[str, Any], formats: dict[str, tuple[str, 
     }
 
 
-def _ruler(entry: dict[str, Any], name: str) -> dict[str, Any]:
+def _ruler(where: str, entry: dict[str, Any], name: str) -> dict[str, Any]:
     """A line of RULER's generated data (Hsieh et al. 2024): every answer has to occur."""
+    if not isinstance(entry["outputs"], list):
+        raise FileError(f"{where}: outputs: expected list, found {entry['outputs']!r:.60}")
     return {
         "id": f"{name}" if "index" not in entry else f"{name.rsplit('-', 1)[0]}-{entry['index']}",
         "task": "ruler",
         "prompt": entry["input"],
         "answers": [str(answer) for answer in entry["outputs"]],
         "metric": "contains_all",
-        "max_new_tokens": int(entry.get("tokens_to_generate", 128)),
+        "max_new_tokens": entry.get("tokens_to_generate", 128),
         "chat": False,
     }

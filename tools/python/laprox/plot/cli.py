@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from .._errors import Error, UsageError
+from .._errors import DumpError, Error, FileError, UsageError
+from .._files import check_output, reason, replacing
+from .._interrupts import INTERRUPTED, leaving_at_once
 
 _FORMATS = (".html", ".svg", ".png", ".pdf")
 
@@ -33,79 +37,107 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parsed = parser.parse_args(arguments)
     try:
-        _run(parsed)
+        with leaving_at_once():
+            draw = _drawing(parsed)
+        draw()
     except UsageError as error:
         return _fail(2, error)
     except (Error, OSError) as error:
         return _fail(3, error)
     except ModuleNotFoundError as error:
         return _fail(2, f"{error}; pip install 'laprox[plot]' brings it")
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 
-def _run(parsed: argparse.Namespace) -> None:
-    from .._report import open_report
-
+def _drawing(parsed: argparse.Namespace) -> Callable[[], None]:
+    """What is left to do once everything is found fit: writing the file."""
     output = Path(parsed.output)
     if output.suffix not in _FORMATS:
         raise UsageError(f"{output}: expected a name that ends with {', '.join(_FORMATS)}")
+    if output.suffix == ".html" and parsed.figure:
+        raise UsageError("--figure: an .html file holds all figures; leave it out, or write .svg, .png or .pdf")
     if output.exists() and not parsed.force:
         raise UsageError(f"{output}: exists; --force replaces it")
+    check_output(output)
     highlight, needle = _highlight(parsed.highlight), _needle(parsed.needle)
     if _is_evaluation(parsed.report[0]):
-        _draw_evaluation(parsed, output, highlight)
-        return
+        return _evaluation(parsed, output, highlight)
     if len(parsed.report) > 1:
         raise UsageError(f"expected one report of a sweep, found {len(parsed.report)}")
+    from .._report import open_report
+
     report = open_report(parsed.report[0])
     if output.suffix == ".html":
         from . import html
 
-        text = html(report, budget=parsed.budget, highlight=highlight, needle=needle, title=Path(parsed.report[0]).name)
-        output.write_text(text, encoding="utf-8")
-        return
+        title = Path(parsed.report[0]).name
+        return _text(output, html(report, budget=parsed.budget, highlight=highlight, needle=needle, title=title))
+    return _image(output, _figure(report, parsed, highlight, needle))
+
+
+def _figure(report: Any, parsed: argparse.Namespace, highlight: int | list[str], needle: tuple[int, int] | None) -> Any:
     from .decoding import lifetimes
     from .draw import FIGURES
 
     figures = FIGURES | {"lifetimes": lifetimes}
-    parsed.figure = parsed.figure or "error-over-budget"
-    if parsed.figure not in figures:
-        raise UsageError(f"--figure: expected one of {', '.join(figures)}, found {parsed.figure!r}")
+    name = parsed.figure or "error-over-budget"
+    if name not in figures:
+        raise UsageError(f"--figure: expected one of {', '.join(figures)}, found {name!r}")
     options: dict[str, object] = {}
-    if parsed.figure not in ("error-over-budget", "regret"):
+    if name not in ("error-over-budget", "regret"):
         options["budget"] = parsed.budget
-    if parsed.figure in ("error-over-budget", "regret", "error-per-layer", "error-while-decoding"):
+    if name in ("error-over-budget", "regret", "error-per-layer", "error-while-decoding"):
         options["highlight"] = highlight
-    if parsed.figure == "kept-per-head":
+    if name == "kept-per-head":
         options["policies"] = highlight
-    if parsed.figure == "kept-along-prompt":
+    if name == "kept-along-prompt":
         options["needle"] = needle
-    figures[parsed.figure](report, **options).savefig(output, dpi=160)
+    return figures[name](report, **options)
 
 
 def _is_evaluation(path: str) -> bool:
     import h5py
 
-    if not Path(path).is_file() or not h5py.is_hdf5(path):
-        return False
-    with h5py.File(path) as file:
-        found = file.attrs.get("format", "")
-    return found in ("laprox-eval", b"laprox-eval")
+    if not Path(path).is_file():
+        raise FileError(f"{path}: no such file" if not Path(path).exists() else f"{path}: expected a file, found something else")
+    try:
+        with h5py.File(path) as file:
+            found = file.attrs.get("format", "")
+    except Exception as error:  # whatever a damaged file makes h5py raise
+        raise DumpError(f"{path}: expected a report (HDF5), found something else ({reason(error)})") from error
+    return isinstance(found, (str, bytes)) and found in ("laprox-eval", b"laprox-eval")
 
 
-def _draw_evaluation(parsed: argparse.Namespace, output: Path, highlight: int | list[str]) -> None:
+def _evaluation(parsed: argparse.Namespace, output: Path, highlight: int | list[str]) -> Callable[[], None]:
     from ..eval.report import open_evaluations
     from . import closed_loop
 
     report = open_evaluations(parsed.report)
     if output.suffix == ".html":
-        output.write_text(closed_loop.page(report, highlight=highlight, title=Path(parsed.report[0]).name), encoding="utf-8")
-        return
+        return _text(output, closed_loop.page(report, highlight=highlight, title=Path(parsed.report[0]).name))
     name = parsed.figure or "kl-over-budget"
     if name not in closed_loop.FIGURES:
         raise UsageError(f"--figure: expected one of {', '.join(closed_loop.FIGURES)}, found {name!r}")
     options = {"budget": parsed.budget} if name == "needle" else {}
-    closed_loop.FIGURES[name](report, highlight=highlight, **options).savefig(output, dpi=160)
+    return _image(output, closed_loop.FIGURES[name](report, highlight=highlight, **options))
+
+
+def _text(output: Path, text: str) -> Callable[[], None]:
+    def write() -> None:
+        with replacing(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    return write
+
+
+def _image(output: Path, figure: Any) -> Callable[[], None]:
+    def write() -> None:
+        with replacing(output) as temporary:
+            figure.savefig(temporary, dpi=160, format=output.suffix[1:])
+
+    return write
 
 
 def _highlight(text: str) -> int | list[str]:

@@ -26,6 +26,24 @@ def held_shares(gone: np.ndarray, context: int, bins: int = 400) -> tuple[np.nda
     return shares, token_edges, query_edges
 
 
+def _need_lifetimes(report: xr.Dataset) -> None:
+    if "evicted_at" not in report:
+        raise UsageError("the report has no lifetimes; sweep with a schedule and save_kept=True (--save-kept)")
+
+
+def held_at(
+    report: xr.Dataset, policy: str, budget: str, dump: int = 0, layer: int | None = None, kv_head: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """held_shares of one policy's caches: of all layers and KV heads, or of one. Raises UsageError where the report has none."""
+    _need_lifetimes(report)
+    gone = report.evicted_at.isel(dump=dump).sel(policy=policy, budget=budget)
+    chosen = {name: [index] for name, index in (("layer", layer), ("kv_head", kv_head)) if index is not None}
+    heads = gone.isel(chosen).values.reshape(-1, gone.sizes["position"])
+    heads = heads[heads.max(1) >= 0]
+    tokens = int((heads[0] >= 0).sum())
+    return held_shares(heads[:, :tokens], int(report.context_length.values[dump]))
+
+
 def lifetimes(
     report: xr.Dataset,
     *,
@@ -39,17 +57,11 @@ def lifetimes(
 
     Of all layers and KV heads, or of one. Needs a report that was made with a schedule and save_kept.
     """
-    if "evicted_at" not in report:
-        raise UsageError("the report has no lifetimes; sweep with a schedule and save_kept=True (--save-kept)")
+    _need_lifetimes(report)
     budget = draw._budget(report, budget)
     policy = style.ranked(report)[0] if policy is None else policy
     style.check_label(report, "policy", policy)
-    gone = report.evicted_at.isel(dump=dump).sel(policy=policy, budget=budget)
-    chosen = {name: [index] for name, index in (("layer", layer), ("kv_head", kv_head)) if index is not None}
-    heads = gone.isel(chosen).values.reshape(-1, gone.sizes["position"])
-    heads = heads[heads.max(1) >= 0]
-    tokens = int((heads[0] >= 0).sum())
-    shares, token_edges, query_edges = held_shares(heads[:, :tokens], int(report.context_length.values[dump]))
+    shares, token_edges, query_edges = held_at(report, policy, budget, dump, layer, kv_head)
     figure = Figure(figsize=(7.5, 5.2), layout="constrained")
     axes = figure.subplots()
     image = axes.pcolormesh(query_edges, token_edges, shares, vmin=0, vmax=1, cmap=style.HEAT, rasterized=True)

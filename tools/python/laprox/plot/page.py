@@ -32,7 +32,8 @@ def page(
     needle: tuple[int, int] | None = None,
     title: str = "laprox report",
 ) -> str:
-    """The whole page: error over budget, regret, error per layer, kept per head, along the prompt, overlap; what the report has.
+    """The whole page: error over budget, regret, error per layer, kept per head, along the prompt, overlap, and of a schedule the
+    error over decoded positions and what caches held; what the report has.
 
     Every line shows its policy's name under the pointer; those in colour and the yardsticks are named at their ends.
     """
@@ -63,12 +64,20 @@ def page(
         sections.append(
             ("Overlap", f"Jaccard index of what two policies keep at {budget}, first prompt.", _overlap(report, budget))
         )
+    if "model_segment_error" in report:
+        positions = "over the decoded positions, a segment each; mean over prompts."
+        sections.append(("Error while decoding", f"At {budget}, {positions}", _while_decoding(report, budget, chosen)))
+    if "evicted_at" in report:
+        name = style.ranked(report)[0]
+        held = f"Share of (layer, KV head) pairs of {name} at {budget} that hold a token when a query comes, first prompt."
+        sections.append(("What caches held", held, _lifetimes(report, name, budget)))
     body = "\n".join(f"<h2>{name}</h2><p class='facts'>{text}</p>{_div(figure)}" for name, text, figure in sections)
     facts = " · ".join(
         [
             f"{report.sizes['policy']} policies",
             f"{report.sizes['budget']} budgets",
             f"{report.sizes['dump']} prompts",
+            *([f"caches cut {report.attrs['schedule']}"] if "schedule" in report.attrs else []),
             *(str(model) for model in np.unique(report.dump_model.values.astype(str)) if model),
             f"laprox {report.attrs.get('tool_version', '')}",
         ]
@@ -188,6 +197,43 @@ def _per_layer(report: xr.Dataset, budget: str, chosen: dict[str, str]) -> go.Fi
         yaxis={"type": "log", "title": "relative error", "exponentformat": "power"},
     )
     return _name_ends(report, figure, chosen)
+
+
+def _while_decoding(report: xr.Dataset, budget: str, chosen: dict[str, str]) -> go.Figure:
+    errors, figure = report.model_segment_error.sel(budget=budget).mean("dump"), go.Figure()
+    starts = report.segment_start.where(report.segment_start >= 0).mean("dump").values
+    there = np.isfinite(starts)
+    for name in _behind_first(report, chosen):
+        values = errors.sel(policy=name).values[there]
+        if len(values) and np.nanmax(values) > 0:
+            figure.add_trace(_line(report, name, starts[there], values, chosen))
+    _layout(
+        figure,
+        480,
+        xaxis={"title": "decoded position (start of the segment)"},
+        yaxis={"type": "log", "title": "relative error", "exponentformat": "power"},
+    )
+    return _name_ends(report, figure, chosen)
+
+
+def _lifetimes(report: xr.Dataset, policy: str, budget: str) -> go.Figure:
+    from .decoding import held_at
+
+    shares, token_edges, query_edges = held_at(report, policy, budget)
+    figure = go.Figure(
+        go.Heatmap(
+            z=shares,
+            x=query_edges,
+            y=token_edges,
+            zmin=0,
+            zmax=1,
+            colorscale=style.HEAT,
+            hovertemplate="query %{x}, token %{y}: %{z:.2f}<extra></extra>",
+        )
+    )
+    figure.add_hline(float(report.context_length.values[0]), line={"color": style.REFERENCE, "width": 1, "dash": "dash"})
+    axes = {"xaxis": {"title": "position of the query"}, "yaxis": {"title": "token", "autorange": "reversed"}}
+    return _layout(figure, 480, **axes)
 
 
 def _per_head(report: xr.Dataset, budget: str, names: list[str]) -> go.Figure:

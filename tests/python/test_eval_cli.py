@@ -1,0 +1,90 @@
+"""laprox-eval's command line: what it refuses, and that it does so before a model is loaded."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("laprox_dump")
+
+import laprox.eval.model  # noqa: E402
+from laprox.eval import cli  # noqa: E402
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where commands run, with tasks and a haystack; loading a model there fails the test."""
+
+    def loaded(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(laprox.eval.model, "load", loaded)
+    (tmp_path / "there.h5").write_text("old")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"id": "a", "prompt": "p"}))
+    (tmp_path / "twice.jsonl").write_text("\n".join([json.dumps({"id": "a", "prompt": "p"})] * 2))
+    (tmp_path / "hay.txt").write_text("One sentence. And another.")
+    return tmp_path
+
+
+TASKS = ["m", "--tasks", "t.jsonl"]
+NEEDLE = ["needle", "m", "--haystack", "hay.txt", "--lengths", "300"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--tasks", "t.jsonl", "--policy", "h2o", "-o", "o.h5"], 2, "either a model or --packaged"),
+        ([*TASKS, "--policy", "h2o", "-o", "there.h5"], 2, "exists; --resume"),
+        ([*TASKS, "--policy", "h2o", "-o", "there.h5", "--resume"], 3, "expected a report of laprox-eval"),
+        ([*TASKS, "--policy", "h2o", "-o", "no/o.h5"], 3, "make it first"),
+        ([*TASKS, "--policy", "h2o", "-o", "."], 3, "expected a regular file"),
+        ([*TASKS, "--policy", "h3o", "-o", "o.h5"], 2, "did you mean 'h2o'"),
+        ([*TASKS, "--policy", "h2o", "--budget", "-4", "-o", "o.h5"], 2, "-4"),
+        ([*TASKS, "--policy", "h2o", "--schedule", "often", "-o", "o.h5"], 2, "expected once"),
+        ([*TASKS, "--policy", "h2o", "-o", "o.h5", "--tokens", "1"], 2, "tokens: expected 2 or more"),
+        ([*TASKS, "--policy", "h2o", "-o", "o.h5", "--dtype", "int8"], 2, "dtype: expected"),
+        (["m", "--tasks", "none.jsonl", "--policy", "h2o", "-o", "o.h5"], 3, "none.jsonl: no such file"),
+        (["m", "--tasks", "twice.jsonl", "--policy", "h2o", "-o", "o.h5"], 3, "occurs twice"),
+        (["needle", "m", "--haystack", "none", "--lengths", "300", "--policy", "h2o", "-o", "o.h5"], 3, "none: no such file"),
+        ([*NEEDLE, "--depths", "1.5", "--policy", "h2o", "-o", "o.h5"], 2, "depths: expected 0 to 1"),
+        ([*NEEDLE, "--needles", "1000", "--policy", "h2o", "-o", "o.h5"], 2, "needles and distractors"),
+        (["table", "there.h5"], 3, "expected a report of laprox-eval"),
+        (["table", "there.h5", "--metric", "taste"], 2, "--metric: expected one of"),
+    ],
+)
+def test_wrong_commands_are_refused_without_a_model(folder, capsys, arguments, code, words):
+    before = sorted(path.name for path in folder.iterdir())
+    assert cli.main(arguments) == code
+    said = capsys.readouterr().err
+    assert words in said and "Errno" not in said
+    assert sorted(path.name for path in folder.iterdir()) == before and (folder / "there.h5").read_text() == "old"
+
+
+#: Whatever is imported once the arguments are read interrupts the process.
+INTERRUPTED = """
+import builtins, importlib, signal, sys
+cli = importlib.import_module(sys.argv.pop(1))
+parse, load = cli.argparse.ArgumentParser.parse_args, builtins.__import__
+def interrupted(*rest):
+    signal.raise_signal(signal.SIGINT)
+    return load(*rest)
+def parsed(self, *rest):
+    found = parse(self, *rest)
+    builtins.__import__ = interrupted
+    return found
+cli.argparse.ArgumentParser.parse_args = parsed
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["laprox.eval.cli", *TASKS, "--policy", "h2o", "-o", "o.h5"], ["laprox.plot.cli", "x.h5", "-o", "x.svg"]],
+    ids=["laprox-eval", "laprox-plot"],
+)
+def test_an_interrupt_while_modules_are_imported_is_quiet(folder, words):
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
