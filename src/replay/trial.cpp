@@ -18,16 +18,20 @@ namespace laprox {
 namespace {
 
 constexpr Index kTrialContext = 4096;
+constexpr Index kTrialDecoded = 256;  ///< queries behind the prompt
 
-/// The first layer with the last `context` tokens of the prompt.
+/// The first layer with the last `context` tokens of the prompt and the first queries behind it.
 DumpInfo shortened(const DumpInfo& dump, Index context) {
   DumpInfo trial;
   const Index cut = dump.context_length - context;
   trial.path = "trial";
   trial.context_length = context;
-  trial.tokens = dump.tokens - cut;
+  const DumpInfo::Rows decoded = dump.rows_between(dump.context_length, dump.tokens);
+  const bool longer = decoded.count() > kTrialDecoded;
+  const Index end = longer ? dump.query_positions[decoded.first + kTrialDecoded] : dump.tokens;
+  trial.tokens = end - cut;
   for (const Index position : dump.query_positions) {
-    if (position >= cut) trial.query_positions.push_back(position - cut);
+    if (position >= cut && position < end) trial.query_positions.push_back(position - cut);
   }
   trial.layers = {dump.layers.front()};
   trial.layers.front().has_output = false;
