@@ -33,8 +33,8 @@ class ArraySource : public LayerSource {
   /// May be called from another thread. What it throws passes through.
   using Fetch = std::function<ArrayView(Index layer, LayerArray array, DumpInfo::Rows rows)>;
 
-  /// Throws Bug where `info` has no layers.
-  ArraySource(DumpInfo info, Fetch fetch);
+  /// `threads`: how many look for values that are not finite; 0: all. Throws Bug where `info` has no layers.
+  ArraySource(DumpInfo info, Fetch fetch, int threads = 1);
 
   const DumpInfo& info() const override { return info_; }
   LayerTensors read_layer(Index layer, DumpInfo::Rows rows, ElementType type) const override;
@@ -48,6 +48,7 @@ class ArraySource : public LayerSource {
 
   DumpInfo info_;
   Fetch fetch_;
+  int threads_;
 };
 
 }  // namespace laprox

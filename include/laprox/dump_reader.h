@@ -14,7 +14,7 @@ namespace laprox {
 /// Reads a dump one layer at a time. The constructor checks the whole structure; values are checked when they are read.
 class DumpReader : public LayerSource {
  public:
-  /// `threads`: how many inflate the chunks of a compressed dump; 0: all.
+  /// `threads`: how many inflate the chunks of a compressed dump and look for values that are not finite; 0: all.
   /// Throws DumpError (structure) or FileError (no such file).
   explicit DumpReader(const std::filesystem::path& path, int threads = 0);
   ~DumpReader() override;

@@ -42,6 +42,7 @@ struct AttentionForm {
 /// float32, float64, or a half type for a backend that takes it.
 struct LayerTensors {
   Index layer = 0;
+  Index first_kv_head = 0;  ///< which KV head of the model's layer its first one is, where it has a part of them
   LayerGeometry geometry;
   AttentionForm attention;
   Index context_length = 0;            ///< C: the prompt's tokens; the others were decoded
@@ -69,6 +70,7 @@ class LayerView {
   static LayerView of_judged(const LayerTensors& layer) { return LayerView(layer, nullptr); }
 
   Index layer() const { return layer_.layer; }
+  Index first_kv_head() const { return layer_.first_kv_head; }
   const LayerGeometry& geometry() const { return layer_.geometry; }
   const AttentionForm& attention() const { return layer_.attention; }
   Index context_length() const { return layer_.context_length; }

@@ -47,10 +47,12 @@ class DecodingBudget {
 };
 
 /// What one KV head's cache held while decoding, one number per token: the entry of token i is seen by the queries at
-/// positions i .. gone[i] - 1. An entry that is never evicted has gone[i] >= T.
+/// positions i .. gone[i] - 1. An entry that never leaves has gone[i] >= T.
 using Lifetimes = std::vector<std::int32_t>;
 
-/// [T] of a cache that is never cut again after the prompt's cut has left `held` of its C tokens.
-Lifetimes lifetimes_after_prompt(const std::vector<std::int32_t>& held, Index context, Index tokens);
+/// [T] of a cache that is never cut again after the prompt's cut has left `held` of its C tokens. With a sliding window
+/// (0: none) an entry leaves by age: token i is gone once the next query is at position i + sliding_window or behind.
+Lifetimes lifetimes_after_prompt(const std::vector<std::int32_t>& held, Index context, Index tokens,
+                                 Index sliding_window);
 
 }  // namespace laprox

@@ -1,6 +1,10 @@
 #include "base/convert.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
+
+#include "base/parallel.h"
 
 namespace laprox::io {
 
@@ -46,6 +50,23 @@ std::optional<Index> first_with_exponent(const std::byte* values, Bits exponent,
   }
 }
 
+std::optional<Index> first_non_finite_in_turn(const std::byte* values, ElementType type, Index count) {
+  switch (type) {
+    case ElementType::float16:
+      return first_with_exponent<std::uint16_t>(values, 0x7c00U, count);
+    case ElementType::bfloat16:
+      return first_with_exponent<std::uint16_t>(values, 0x7f80U, count);
+    case ElementType::float32:
+      return first_with_exponent<std::uint32_t>(values, 0x7f800000U, count);
+    case ElementType::float64:
+      return first_with_exponent<std::uint64_t>(values, 0x7ff0000000000000ULL, count);
+  }
+  return std::nullopt;
+}
+
+/// Elements that one thread looks through at a time.
+constexpr Index kPiece = Index{1} << 21;
+
 }  // namespace
 
 template <class T>
@@ -76,18 +97,17 @@ void convert_to(const T* source, std::byte* target, ElementType to, Index count)
   }
 }
 
-std::optional<Index> first_non_finite(const std::byte* values, ElementType type, Index count) {
-  switch (type) {
-    case ElementType::float16:
-      return first_with_exponent<std::uint16_t>(values, 0x7c00U, count);
-    case ElementType::bfloat16:
-      return first_with_exponent<std::uint16_t>(values, 0x7f80U, count);
-    case ElementType::float32:
-      return first_with_exponent<std::uint32_t>(values, 0x7f800000U, count);
-    case ElementType::float64:
-      return first_with_exponent<std::uint64_t>(values, 0x7ff0000000000000ULL, count);
-  }
-  return std::nullopt;
+std::optional<Index> first_non_finite(const std::byte* values, ElementType type, Index count, int threads) {
+  const Index pieces = (count + kPiece - 1) / kPiece;
+  if (threads == 1 || pieces <= 1) return first_non_finite_in_turn(values, type, count);
+  std::vector<Index> first(static_cast<std::size_t>(pieces), count);
+  parallel_for(threads, pieces, [&](Index piece) {
+    const Index begin = piece * kPiece;
+    const auto bad = first_non_finite_in_turn(values + begin * size_of(type), type, std::min(kPiece, count - begin));
+    if (bad) first[piece] = begin + *bad;
+  });
+  const Index bad = *std::min_element(first.begin(), first.end());
+  return bad < count ? std::optional(bad) : std::nullopt;
 }
 
 template void convert(const std::byte*, ElementType, float*, Index);

@@ -15,8 +15,8 @@ void convert(const std::byte* source, ElementType from, T* target, Index count);
 template <class T>
 void convert_to(const T* source, std::byte* target, ElementType to, Index count);
 
-/// The index of the first element of type `type` that is NaN or infinite, if there is one.
-std::optional<Index> first_non_finite(const std::byte* values, ElementType type, Index count);
+/// The index of the first element of type `type` that is NaN or infinite, if there is one; looked for by `threads`.
+std::optional<Index> first_non_finite(const std::byte* values, ElementType type, Index count, int threads = 1);
 template <class T>
 std::optional<Index> first_non_finite(const T* values, Index count) {
   return first_non_finite(reinterpret_cast<const std::byte*>(values), element_type_of<T>, count);

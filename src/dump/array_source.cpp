@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/convert.h"
+#include "base/parallel.h"
 #include "base/text.h"
 #include "laprox/error.h"
 
@@ -76,7 +77,8 @@ std::string_view to_string(LayerArray array) {
   throw Bug("unknown array of a layer");
 }
 
-ArraySource::ArraySource(DumpInfo info, Fetch fetch) : info_(std::move(info)), fetch_(std::move(fetch)) {
+ArraySource::ArraySource(DumpInfo info, Fetch fetch, int threads)
+    : info_(std::move(info)), fetch_(std::move(fetch)), threads_(thread_count(threads)) {
   require(!info_.layers.empty(), "a source has at least one layer");
 }
 
@@ -135,7 +137,7 @@ Tensor ArraySource::read(Index layer, LayerArray array, DumpInfo::Rows rows, Ele
   }
   Tensor tensor = found.memory ? borrow_on_device(found, type, object) : borrow_or_convert(found, type);
   const auto bad = tensor.memory() ? tensor.memory()->first_non_finite(tensor.on_device())
-                                   : io::first_non_finite(tensor.raw(), type, tensor.size());
+                                   : io::first_non_finite(tensor.raw(), type, tensor.size(), threads_);
   if (!bad) return tensor;
   const double value = element(tensor, *bad);
   const bool narrowed = found.type == ElementType::float64 && type == ElementType::float32;

@@ -83,7 +83,7 @@ struct DumpReader::Impl {
   }
 
   void check_finite(const std::string& name, ElementType stored, const Tensor& tensor, Index first_row) const {
-    const auto bad = io::first_non_finite(tensor.raw(), tensor.type(), tensor.size());
+    const auto bad = io::first_non_finite(tensor.raw(), tensor.type(), tensor.size(), file.threads());
     if (!bad) return;
     double value = 0;
     io::convert(tensor.raw() + *bad * size_of(tensor.type()), tensor.type(), &value, 1);

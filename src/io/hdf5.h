@@ -31,10 +31,11 @@ struct StoredArray {
 class Hdf5Reader {
  public:
   /// `kind` says what the file should be, for messages: "a laprox dump". The file is rehearsed first (rehearsal.h).
-  /// `threads`: how many inflate an array's chunks.
+  /// `threads`: how many work on one array: inflate its chunks, look at its values.
   Hdf5Reader(const std::filesystem::path& path, const std::string& kind, int threads = 1);
 
   const std::string& path() const { return path_; }
+  int threads() const { return threads_; }
   std::uint64_t file_size() const { return state_.size; }
   /// Refuses a file that is no longer the one that was opened.
   void check_unchanged() const;

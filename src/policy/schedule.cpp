@@ -68,11 +68,15 @@ Index DecodingBudget::tokens(Index seen) const {
   return std::max<Index>(1, static_cast<Index>(percent_of(percent_, seen)));
 }
 
-Lifetimes lifetimes_after_prompt(const std::vector<std::int32_t>& held, Index context, Index tokens) {
-  const auto never = static_cast<std::int32_t>(tokens);
-  Lifetimes gone(static_cast<std::size_t>(tokens), never);
-  std::fill_n(gone.begin(), context, static_cast<std::int32_t>(context));
-  for (const std::int32_t token : held) gone[token] = never;
+Lifetimes lifetimes_after_prompt(const std::vector<std::int32_t>& held, Index context, Index tokens,
+                                 Index sliding_window) {
+  const auto last = [&](Index token) {
+    const Index aged = sliding_window > 0 ? std::min(token + sliding_window, tokens) : tokens;
+    return static_cast<std::int32_t>(std::max(aged, context));
+  };
+  Lifetimes gone(static_cast<std::size_t>(tokens), static_cast<std::int32_t>(context));
+  for (const std::int32_t token : held) gone[token] = last(token);
+  for (Index token = context; token < tokens; ++token) gone[token] = last(token);
   return gone;
 }
 

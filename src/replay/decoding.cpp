@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <deque>
 
 #include "laprox/error.h"
 #include "replay/held_layer.h"
@@ -43,30 +44,68 @@ void evict(std::vector<std::int32_t>& held, std::span<const std::int32_t> places
   held.resize(left);
 }
 
-/// A policy that scores what its caches hold anew at every cut.
+/// A layer's caches, to be scored: all KV heads together, or each by itself once they hold unequally many entries, which
+/// happens where a sliding window lets entries leave by age. (TOVA's scores are those of all heads together; its heads
+/// hold the same tokens.)
+class HeldHeads {
+ public:
+  HeldHeads(const LayerTensors& layer, const Backend& backend)
+      : layer_(layer), together_(layer, 0, layer.geometry.kv_heads, backend) {
+    if (layer.attention.first_visible(layer.tokens - 1) == 0) return;
+    for (Index head = 0; head < layer.geometry.kv_heads; ++head) apart_.emplace_back(layer, head, 1, backend);
+  }
+
+  const LayerTensors& layer() const { return layer_; }
+
+  /// Calls visit(part, its first KV head, how many).
+  template <class Visit>
+  void each_part(const Held& held, const Visit& visit) {
+    const auto differs = [&](const auto& tokens) { return tokens.size() != held[0].size(); };
+    if (std::none_of(held.begin(), held.end(), differs)) return visit(together_, 0, held.size());
+    for (std::size_t head = 0; head < held.size(); ++head) visit(apart_.at(head), head, 1);
+  }
+
+ private:
+  const LayerTensors& layer_;
+  HeldLayer together_;
+  std::deque<HeldLayer> apart_;
+};
+
+/// Drops what has left by age once `seen` tokens have been processed.
+void drop_aged(std::vector<std::int32_t>& held, const Lifetimes& gone, Index seen) {
+  const auto first = std::find_if(held.begin(), held.end(), [&](std::int32_t token) { return gone[token] > seen; });
+  held.erase(held.begin(), first);
+}
+
+/// A policy that scores anew at every cut what its caches hold.
 std::vector<Lifetimes> replay_rescored(const Policy& policy, const DecodingBudget& budget, const Schedule& schedule,
-                                       HeldLayer& cache, Held held) {
-  const LayerTensors& layer = cache.layer();
+                                       HeldHeads& caches, Held held) {
+  const LayerTensors& layer = caches.layer();
   std::vector<Lifetimes> lifetimes;
   for (const auto& tokens : held) {
-    lifetimes.push_back(lifetimes_after_prompt(tokens, layer.context_length, layer.tokens));
+    lifetimes.push_back(lifetimes_after_prompt(tokens, layer.context_length, layer.tokens,
+                                               layer.attention.sliding_window));
   }
   const Scorer& scorer = *policy.scorer;
   if (scorer.traits().keeps_everything) return lifetimes;
-  const Index window = scorer.traits().queries.window, steps = layer.tokens - layer.context_length;
+  const auto cut = [&](HeldLayer& part, std::size_t first, std::size_t heads, Index position) {
+    const Index entries = static_cast<Index>(held[first].size()), count = budget.tokens(position + 1);
+    if (entries <= count) return;
+    part.hold(std::span(held).subspan(first, heads), position, std::min(scorer.traits().queries.window, entries));
+    const auto kernels = part.kernels();
+    const Matrix scores = layer_scores(scorer, policy.label, {&count, 1}, part.view(), *kernels).at(0);
+    for (std::size_t head = 0; head < heads; ++head) {
+      const std::span row(&scores(static_cast<Index>(head), 0), static_cast<std::size_t>(entries));
+      evict(held[first + head], scorer.evict(row, count), position + 1, lifetimes[first + head]);
+    }
+  };
+  const Index steps = layer.tokens - layer.context_length;
   for (Index step = 0; step + 1 < steps; ++step) {  // no query would feel a cut after the last one
-    const Index position = layer.context_length + step, seen = position + 1;
+    const Index position = layer.context_length + step;
     for (auto& tokens : held) tokens.push_back(static_cast<std::int32_t>(position));
     if (!schedule.cuts_after(step)) continue;
-    const Index count = budget.tokens(seen), entries = static_cast<Index>(held[0].size());
-    if (entries <= count) continue;
-    cache.hold(held, position, std::min(window, entries));
-    const auto kernels = cache.kernels();
-    const Matrix scores = layer_scores(scorer, policy.label, {&count, 1}, cache.view(), *kernels).at(0);
-    for (std::size_t head = 0; head < held.size(); ++head) {
-      const std::span row(&scores(static_cast<Index>(head), 0), static_cast<std::size_t>(entries));
-      evict(held[head], scorer.evict(row, count), seen, lifetimes[head]);
-    }
+    for (std::size_t head = 0; head < held.size(); ++head) drop_aged(held[head], lifetimes[head], position + 1);
+    caches.each_part(held, [&](HeldLayer& part, std::size_t first, std::size_t heads) { cut(part, first, heads, position); });
   }
   return lifetimes;
 }
@@ -101,16 +140,6 @@ void check_schedule(const DumpInfo& dump, const SweepOptions& options) {
         fmt::format("the query of every decoded token is needed, but {} of {} are stored; export the dump again with "
                     "more decoded tokens (laprox-dump --decode N)",
                     stored, decoded));
-  }
-  for (std::size_t n = 0; n < dump.layers.size(); ++n) {
-    const Index window = dump.layers[n].attention.sliding_window;
-    if (window > 0 && window < dump.tokens) {
-      refuse(
-          dump, options,
-          fmt::format("layer {} has a sliding window of {} tokens, so that its cache is cut by age already; schedules "
-                      "are defined for caches that hold the whole text",
-                      n, window));
-    }
   }
   if (dump.shares_caches()) {
     refuse(dump, options, "some layers read another layer's cache; schedules are not defined for shared caches");
@@ -151,7 +180,7 @@ LayerLifetimes replay_decoding(const LayerTensors& layer, std::size_t place, con
                                const SweepOptions& options, const std::vector<Selection>& selections,
                                const Backend& backend) {
   LayerLifetimes lifetimes(selections.size());
-  HeldLayer cache(layer, backend);
+  HeldHeads caches(layer, backend);
   for (std::size_t p = 0; p < selections.size(); ++p) {
     const Policy& policy = options.policies[p];
     for (std::size_t b = 0; b < options.budgets.size(); ++b) {
@@ -160,13 +189,13 @@ LayerLifetimes replay_decoding(const LayerTensors& layer, std::size_t place, con
       lifetimes[p].push_back(policy.scorer->traits().decoding == Decoding::accumulated
                                  ? replay_accumulated(policy, budget, options.schedule, layer, held,
                                                       selections[p].attention.at(place), backend)
-                                 : replay_rescored(policy, budget, options.schedule, cache, std::move(held)));
+                                 : replay_rescored(policy, budget, options.schedule, caches, std::move(held)));
     }
   }
   return lifetimes;
 }
 
-void CacheCensus::add(const Lifetimes& gone, std::uint64_t place) {
+void CacheCensus::add(const Lifetimes& gone, Index sliding_window, std::uint64_t place) {
   const Index tokens = static_cast<Index>(gone.size());
   std::uint64_t print = place;
   std::vector<Index> change(static_cast<std::size_t>(tokens - context_) + 1, 0);
@@ -177,7 +206,8 @@ void CacheCensus::add(const Lifetimes& gone, std::uint64_t place) {
     if (end <= begin) continue;
     ++change[begin - context_];
     --change[end - context_];
-    if (end == tokens) continue;
+    const bool aged = sliding_window > 0 && end == token + sliding_window;
+    if (end == tokens || aged) continue;
     ++evictions_;
     cuts_[end - context_] = 1;
   }

@@ -29,8 +29,9 @@ LayerLifetimes replay_decoding(const LayerTensors& layer, std::size_t place, con
 class CacheCensus {
  public:
   CacheCensus(Index context, Index tokens) : context_(context), cuts_(static_cast<std::size_t>(tokens - context)) {}
-  /// `place` tells the caches of a model apart.
-  void add(const Lifetimes& gone, std::uint64_t place);
+  /// Entries that a sliding window (0: none) lets leave by age were not evicted. `place` tells the caches of a model
+  /// apart.
+  void add(const Lifetimes& gone, Index sliding_window, std::uint64_t place);
   void add(const CacheCensus& other);
   CacheFigures figures() const;
   /// A hash of all lifetimes so far.

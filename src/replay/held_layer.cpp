@@ -10,8 +10,38 @@ namespace laprox {
 
 namespace {
 
-/// The same elements; `tensor` outlives the result.
-Tensor lend(const Tensor& tensor) { return Tensor::borrow(tensor.type(), tensor.shape(), tensor.raw(), nullptr); }
+/// Elements [first, first + count) of the first dimension; `tensor` outlives the result.
+Tensor lend(const Tensor& tensor, Index first, Index count) {
+  std::vector<Index> shape = tensor.shape();
+  const Index bytes = tensor.bytes() / shape[0];
+  shape[0] = count;
+  return Tensor::borrow(tensor.type(), std::move(shape), tensor.raw() + first * bytes, nullptr);
+}
+
+Tensor lend(const Tensor& tensor) { return lend(tensor, 0, tensor.shape()[0]); }
+
+LayerTensors heads_of(const LayerTensors& layer, Index first, Index count) {
+  const Index group = layer.geometry.group(), first_query = first * group, queries = count * group;
+  const Index size = layer.geometry.value_size;
+  LayerTensors part;
+  part.layer = layer.layer;
+  part.first_kv_head = first;
+  part.geometry = layer.geometry;
+  part.geometry.kv_heads = count, part.geometry.query_heads = queries;
+  part.attention = layer.attention;
+  if (!layer.attention.sinks.empty()) {
+    const auto sink = layer.attention.sinks.begin() + first_query;
+    part.attention.sinks.assign(sink, sink + queries);
+  }
+  part.context_length = layer.context_length, part.tokens = layer.tokens;
+  part.query_positions = layer.query_positions;
+  part.q = lend(layer.q, first_query, queries);
+  part.k = lend(layer.k, first, count), part.v = lend(layer.v, first, count);
+  part.w_o = lend(layer.w_o, first_query * size, queries * size);
+  part.bias = layer.bias;
+  part.residual_norms = layer.residual_norms;
+  return part;
+}
 
 }  // namespace
 
@@ -52,6 +82,9 @@ class HeldLayer::Kernels : public ScoringKernels {
   std::unique_ptr<ScoringKernels> own_;
 };
 
+HeldLayer::HeldLayer(const LayerTensors& layer, Index first, Index count, const Backend& backend)
+    : layer_(heads_of(layer, first, count)), backend_(backend) {}
+
 HeldLayer::~HeldLayer() = default;
 
 ScoringKernels& HeldLayer::whole() {
@@ -67,7 +100,7 @@ ScoringKernels& HeldLayer::whole() {
   return *all_kernels_;
 }
 
-void HeldLayer::gather(const Tensor& from, Tensor& to, const std::vector<std::vector<std::int32_t>>& tokens) const {
+void HeldLayer::gather(const Tensor& from, Tensor& to, std::span<const std::vector<std::int32_t>> tokens) const {
   const Index entries = static_cast<Index>(tokens[0].size()), size = from.shape()[2], row = size * size_of(from.type());
   const bool fits = tokens_.size() == tokens.size() && tokens_[0].size() == tokens[0].size();
   if (!fits) to = Tensor(from.type(), {static_cast<Index>(tokens.size()), entries, size});
@@ -82,19 +115,19 @@ void HeldLayer::gather(const Tensor& from, Tensor& to, const std::vector<std::ve
   }
 }
 
-void HeldLayer::hold(const std::vector<std::vector<std::int32_t>>& tokens, Index position, Index window) {
+void HeldLayer::hold(std::span<const std::vector<std::int32_t>> tokens, Index position, Index window) {
   if (tokens_.empty()) {
-    held_.layer = layer_.layer;
+    held_.layer = layer_.layer, held_.first_kv_head = layer_.first_kv_head;
     held_.geometry = layer_.geometry;
     held_.attention = layer_.attention;
     held_.attention.rope_inv_freq.clear();  // the distance between entries is no longer that of their places
-    held_.attention.sliding_window = 0;
+    held_.attention.sliding_window = 0;  // what it hides from these queries has left by age
     held_.w_o = lend(layer_.w_o);
     held_.bias = layer_.bias;
   }
   gather(layer_.k, held_.k, tokens);
   gather(layer_.v, held_.v, tokens);
-  tokens_ = tokens;
+  tokens_.assign(tokens.begin(), tokens.end());
   const Index entries = static_cast<Index>(tokens[0].size());
   held_.context_length = held_.tokens = entries;
   const Index after = position + 1 - layer_.tokens + layer_.queries();  // the row behind the last query

@@ -1,25 +1,27 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "laprox/backend.h"
 
 namespace laprox {
 
-/// A layer as its caches stand while the model decodes: what they hold looks like a prompt of its own, so that every
-/// scorer and primitive serves it. Entries keep their order, keys keep the rotation of their positions.
+/// Some KV heads of a layer as their caches stand while the model decodes: what they hold looks like a prompt of its
+/// own, so that every scorer and primitive serves it. Entries keep their order, keys keep the rotation of their
+/// positions.
 class HeldLayer {
  public:
-  /// Both must outlive this.
-  HeldLayer(const LayerTensors& layer, const Backend& backend) : layer_(layer), backend_(backend) {}
+  /// Of KV heads [first, first + count). `layer` and `backend` must outlive this.
+  HeldLayer(const LayerTensors& layer, Index first, Index count, const Backend& backend);
   ~HeldLayer();
 
   const LayerTensors& layer() const { return layer_; }
 
   /// Every KV head holds equally many entries, tokens[kv_head], ascending. The queries are the `window` ones up to
-  /// `position`, whose keys are the last entries of every head.
-  void hold(const std::vector<std::vector<std::int32_t>>& tokens, Index position, Index window);
+  /// `position`, whose keys are the last entries of every head. No sliding window hides an entry from one of them.
+  void hold(std::span<const std::vector<std::int32_t>> tokens, Index position, Index window);
 
   /// Valid until the next call of hold.
   LayerView view() const { return LayerView(held_); }
@@ -27,10 +29,10 @@ class HeldLayer {
 
  private:
   class Kernels;
-  void gather(const Tensor& from, Tensor& to, const std::vector<std::vector<std::int32_t>>& tokens) const;
+  void gather(const Tensor& from, Tensor& to, std::span<const std::vector<std::int32_t>> tokens) const;
   ScoringKernels& whole();
 
-  const LayerTensors& layer_;
+  LayerTensors layer_;  ///< of these KV heads alone, in the memory of the whole layer
   const Backend& backend_;
   LayerTensors held_;
   std::vector<std::vector<std::int32_t>> tokens_;

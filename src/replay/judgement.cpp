@@ -146,7 +146,8 @@ void Judgement::add_layer(LayerTensors layer) {
   for (std::size_t p = 0; p < lifetimes.size(); ++p) {
     for (std::size_t b = 0; b < lifetimes[p].size(); ++b) {
       for (std::size_t head = 0; head < lifetimes[p][b].size(); ++head) {
-        census_[p][b].add(lifetimes[p][b][head], static_cast<std::uint64_t>(place) << 32 | head);
+        census_[p][b].add(lifetimes[p][b][head], layer.attention.sliding_window,
+                          static_cast<std::uint64_t>(place) << 32 | head);
       }
       if (options_.save_kept) policies_[p].cells[b].lifetimes[place] = lifetimes[p][b];
     }

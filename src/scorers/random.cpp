@@ -24,7 +24,7 @@ class Random : public Scorer {
     Matrix scores(layer.geometry().kv_heads, layer.context_length());
     for (Index head = 0; head < scores.rows(); ++head) {
       const std::uint64_t stream = scatter(scatter(scatter(seed_) + static_cast<std::uint64_t>(layer.layer())) +
-                                           static_cast<std::uint64_t>(head));
+                                           static_cast<std::uint64_t>(layer.first_kv_head() + head));
       for (Index token = 0; token < scores.cols(); ++token) {
         scores(head, token) = static_cast<double>(scatter(stream + static_cast<std::uint64_t>(token)) >> 11) * 0x1p-53;
       }

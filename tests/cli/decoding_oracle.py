@@ -1,7 +1,7 @@
 """Eviction while decoding in float64 numpy: a plain loop over the decoded tokens, which shares nothing with the C++ code.
 
 A cache is a list of token positions per KV head. gone[head, i] is the position of the first query that no longer finds token i;
-T where it is never evicted.
+T where it never leaves. With a sliding window, token i has left by age once the next query is at i + window.
 """
 
 import copy
@@ -22,6 +22,16 @@ def worst(scores, candidates, count):
     return sorted(candidates, key=lambda i: (scores[i], -i))[:count]
 
 
+def leaves_by_age(layer, token):
+    return token + layer.sliding_window if layer.sliding_window else np.inf
+
+
+def aged(gone, dump, layer):
+    """`gone` of caches that are cut, with what left them by age: no query before the context's end asks."""
+    ages = np.array([leaves_by_age(layer, token) for token in range(gone.shape[1])])
+    return np.minimum(gone, np.maximum(ages, dump.context)).astype(int)
+
+
 def h2o_evicted(sums, budget, recent):
     """sums [group, n]. The last budget - heavy entries stay, and the `heavy` others with most attention."""
     heavy = int(np.floor(budget * (1 - recent) + 1e-9)) if recent < 1 else budget - int(recent)
@@ -37,6 +47,9 @@ def simulate_h2o(dump, layer, budget_at, interval, recent=0.5):
         sums = {i: prompt[head * group : (head + 1) * group, i].copy() for i in range(context)}
 
         def cut(seen):
+            if seen > context:
+                for i in [i for i in sums if leaves_by_age(layer, i) <= seen]:
+                    del sums[i]
             budget, entries = budget_at(seen), sorted(sums)
             if len(entries) <= budget:
                 return
@@ -54,7 +67,7 @@ def simulate_h2o(dump, layer, budget_at, interval, recent=0.5):
                 sums[i] += weights[head * group : (head + 1) * group, i]
             if (position + 1 - context) % interval == 0 and position + 1 < tokens:
                 cut(position + 1)
-    return gone
+    return aged(gone, dump, layer)
 
 
 def held_dump(dump, layer, held, position, window):
@@ -75,23 +88,41 @@ def simulate_rescored(dump, layer, score, budget_at, interval, window, sinks=0):
     gone = np.full((len(layer.k), tokens), tokens)
     held = [list(range(context)) for _ in layer.k]
 
-    def cut(seen):
-        budget, entries = budget_at(seen), len(held[0])
+    def cut(part, heads, seen):
+        budget, entries = budget_at(seen), len(held[heads[0]])
         if entries <= budget:
             return
         size = min(window, entries)
-        table = score(*held_dump(dump, layer, held, seen - 1, size), budget)
-        for head, tokens_held in enumerate(held):
-            for n in sorted(worst(table[head], range(sinks, table.shape[1]), entries - budget), reverse=True):
-                gone[head, tokens_held.pop(n)] = seen
+        table = score(*held_dump(dump, part, [held[head] for head in heads], seen - 1, size), budget)
+        for head, scores in zip(heads, table, strict=True):
+            for n in sorted(worst(scores, range(sinks, len(scores)), entries - budget), reverse=True):
+                gone[head, held[head].pop(n)] = seen
 
-    cut(context)
+    every = list(range(len(layer.k)))
+    cut(layer, every, context)
     for position in range(context, tokens):
         for tokens_held in held:
             tokens_held.append(position)
         if (position + 1 - context) % interval == 0 and position + 1 < tokens:
-            cut(position + 1)
-    return gone
+            held = [[i for i in tokens_held if leaves_by_age(layer, i) > position + 1] for tokens_held in held]
+            if len({len(tokens_held) for tokens_held in held}) == 1:
+                cut(layer, every, position + 1)
+            else:
+                for head, part in enumerate(heads_of(layer)):
+                    cut(part, [head], position + 1)
+    return aged(gone, dump, layer)
+
+
+def heads_of(layer):
+    """Each KV head with its query heads as a layer of its own."""
+    blocks = layer.w_o.reshape(len(layer.q), layer.v.shape[-1], -1)
+    for head in range(len(layer.k)):
+        group = slice(head * layer.group, (head + 1) * layer.group)
+        part = copy.copy(layer)
+        part.q, part.k, part.v = layer.q[group], layer.k[head : head + 1], layer.v[head : head + 1]
+        part.w_o = blocks[group].reshape(-1, layer.w_o.shape[-1])
+        part.sinks = None if layer.sinks is None else layer.sinks[group]
+        yield part
 
 
 def recency(dump, layer, budget):

@@ -38,7 +38,7 @@ LayerTensors one_head(const std::vector<double>& keys, Index context, ElementTyp
 }  // namespace
 
 TEST_CASE("H2O while decoding: the example of docs/concepts.md") {
-  const std::vector<double> keys{std::log(5), 0, std::log(3), std::log(2), std::log(5)};
+  const std::vector<double> keys{std::log(5), 0, std::log(3), std::log(2), std::log(5), 0};
   const Policy h2o = parse_policy("h2o");
   Matrix sums(1, 3);
   sums << 1.9, 0.7, 0.4;
@@ -51,7 +51,7 @@ TEST_CASE("H2O while decoding: the example of docs/concepts.md") {
     at_cuts.clear();
     const LayerTensors layer = one_head(keys, 3, backend->element_type());
     const auto lifetimes = backend->accumulate(layer, {sums, {{0, 2}}, {.interval = 1}, evict});
-    CHECK(lifetimes == std::vector<Lifetimes>{{5, 3, 4, 5, 5}});
+    CHECK(lifetimes == std::vector<Lifetimes>{{6, 3, 4, 5, 6, 6}});
     REQUIRE(at_cuts.size() == 2);
     const double first[] = {2.4, 0.7, 0.2}, second[] = {2.4 + 5.0 / 12, 0.2 + 2.0 / 12, 5.0 / 12};
     for (Index i = 0; i < 3; ++i) {

@@ -137,6 +137,12 @@ def test_what_makes_no_sense_is_refused(policies, schedule, more, said):
         evaluation.evaluate_prompt(build("llama"), task(), parsed, ["30"], settings(schedule, **more))
 
 
+def test_layers_whose_entries_leave_by_age_are_refused():
+    parsed = laprox._policies.parse_many(["h2o+head"])
+    with pytest.raises(laprox.UsageError, match="layer 0 has a sliding window of .* laprox sweep --schedule replays"):
+        evaluation.evaluate_prompt(build("mistral"), task(), parsed, ["30"], settings("step"))
+
+
 def test_the_schedule_is_in_the_report_and_decides(tmp_path):
     model = build("llama")
     cut = closed_loop.evaluate(model, [task()], ["h2o+head"], ["20"], settings("every:4"))

@@ -37,7 +37,7 @@ std::pair<double, float> exponentiate(float* logits, Index count) {
 }
 
 /// One KV head's cache while the model decodes. Entries stand in slots, in the order of their positions; within a block
-/// of steps evicted ones leave holes.
+/// of steps those that leave make holes.
 class Cache {
  public:
   Cache(const LayerTensors& layer, const Accumulation& start, Index kv_head)
@@ -47,7 +47,7 @@ class Cache {
         group_(layer.geometry.group()),
         tokens_(start.held[kv_head]),
         sums_(static_cast<std::size_t>(group_)),
-        gone_(lifetimes_after_prompt(tokens_, layer.context_length, layer.tokens)) {
+        gone_(lifetimes_after_prompt(tokens_, layer.context_length, layer.tokens, layer.attention.sliding_window)) {
     for (const std::int32_t token : tokens_) {
       for (Index a = 0; a < group_; ++a) {
         sums_[a].push_back(start.sums(kv_head * group_ + a, token));
@@ -68,14 +68,26 @@ class Cache {
       tokens_.push_back(static_cast<std::int32_t>(layer_.context_length + first + step));
       for (auto& sums : sums_) sums.push_back(0);
     }
-    holds_.assign(tokens_.size(), true);
     compute_logits(first, steps);
+    for (Index slot = 0; slot < slots(); ++slot) hide(slot, first, steps);
     for (Index step = 0; step < steps; ++step) {
       for (Index a = 0; a < group_; ++a) add_attention(step, a, before + step + 1);
-      if (start_.schedule.cuts_after(first + step))
-        cut(step, steps, before + step + 1, layer_.context_length + first + step + 1);
+      const Index seen = position_of(first + step + 1);
+      if (start_.schedule.cuts_after(first + step) && seen < layer_.tokens) {
+        cut(before + step + 1, seen);
+        for (const Index slot : evicted_) hide(slot, first, steps);
+      }
     }
-    close_holes();
+    close_holes(position_of(first + steps));
+  }
+
+  Index position_of(Index step) const { return layer_.context_length + step; }
+
+  /// Takes a slot away from the queries of the block that no longer find it.
+  void hide(Index slot, Index first, Index steps) {
+    for (Index step = std::max<Index>(0, gone_[tokens_[slot]] - position_of(first)); step < steps; ++step) {
+      for (Index a = 0; a < group_; ++a) logits(step, a)[slot] = kUnseen;
+    }
   }
 
   Index slots() const { return static_cast<Index>(tokens_.size()); }
@@ -121,10 +133,11 @@ class Cache {
     for (Index slot = 0; slot < seen; ++slot) sums[slot] += factor * row[slot];
   }
 
-  void cut(Index step, Index steps, Index seen_slots, Index seen_tokens) {
+  /// Once `seen_tokens` have been processed: what the next query would find is cut.
+  void cut(Index seen_slots, Index seen_tokens) {
     std::vector<std::int32_t> entries;
     for (Index slot = 0; slot < seen_slots; ++slot) {
-      if (holds_[slot]) entries.push_back(static_cast<std::int32_t>(slot));
+      if (gone_[tokens_[slot]] > seen_tokens) entries.push_back(static_cast<std::int32_t>(slot));
     }
     Matrix sums(group_, static_cast<Index>(entries.size()));
     for (Index a = 0; a < group_; ++a) {
@@ -132,20 +145,18 @@ class Cache {
         sums(a, n) = sums_[a][entries[n]];
       }
     }
+    evicted_.clear();
     for (const std::int32_t evicted : start_.evict(sums, seen_tokens)) {
-      const Index slot = entries[evicted];
-      holds_[slot] = false;
-      gone_[tokens_[slot]] = static_cast<std::int32_t>(seen_tokens);
-      for (Index later = step + 1; later < steps; ++later) {
-        for (Index a = 0; a < group_; ++a) logits(later, a)[slot] = kUnseen;
-      }
+      evicted_.push_back(entries[evicted]);
+      gone_[tokens_[entries[evicted]]] = static_cast<std::int32_t>(seen_tokens);
     }
   }
 
-  void close_holes() {
+  /// Leaves the slots that the query at `position` finds.
+  void close_holes(Index position) {
     Index next = 0;
     for (Index slot = 0; slot < slots(); ++slot) {
-      if (!holds_[slot]) continue;
+      if (gone_[tokens_[slot]] <= position) continue;
       tokens_[next] = tokens_[slot];
       for (auto& sums : sums_) sums[next] = sums[slot];
       ++next;
@@ -159,7 +170,7 @@ class Cache {
   Index kv_head_, group_;
   std::vector<std::int32_t> tokens_;       ///< [slot]
   std::vector<std::vector<double>> sums_;  ///< [group][slot]
-  std::vector<char> holds_;                ///< [slot] of this block
+  std::vector<Index> evicted_;             ///< slots that the last cut evicted
   Lifetimes gone_;                         ///< [T]
   Index stride_ = 0;
   Buffer<float> logits_;

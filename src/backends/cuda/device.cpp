@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <mutex>
+#include <vector>
 
 #include "laprox/error.h"
 
@@ -148,6 +150,39 @@ void* allocate_pinned(std::size_t bytes) {
   if (status == cudaErrorMemoryAllocation) out_of_memory(bytes, "pinned host memory");
   check(status, "taking pinned host memory");
   return memory;
+}
+
+namespace {
+
+/// Pieces that nobody has borrowed. They stay until the process ends, when the driver has gone before it could be asked.
+struct PinnedStore {
+  std::mutex mutex;
+  std::vector<std::byte*> free;
+};
+
+PinnedStore& pinned_store() {
+  static auto* store = new PinnedStore;
+  return *store;
+}
+
+}  // namespace
+
+PinnedPiece::PinnedPiece() : memory_(nullptr) {
+  PinnedStore& store = pinned_store();
+  {
+    const std::scoped_lock lock(store.mutex);
+    if (!store.free.empty()) {
+      memory_ = store.free.back();
+      store.free.pop_back();
+    }
+  }
+  if (memory_ == nullptr) memory_ = static_cast<std::byte*>(allocate_pinned(kBytes));
+}
+
+PinnedPiece::~PinnedPiece() {
+  PinnedStore& store = pinned_store();
+  const std::scoped_lock lock(store.mutex);
+  store.free.push_back(memory_);
 }
 
 }  // namespace laprox::cuda

@@ -74,6 +74,21 @@ class Event {
 void* allocate_device(std::size_t bytes);
 void* allocate_pinned(std::size_t bytes);
 
+/// Pinned host memory that the process keeps and lends out again: taking it from the driver and giving it back costs
+/// milliseconds each time.
+class PinnedPiece {
+ public:
+  static constexpr std::size_t kBytes = std::size_t{16} << 20;
+  PinnedPiece();
+  ~PinnedPiece();
+  PinnedPiece(const PinnedPiece&) = delete;
+  PinnedPiece& operator=(const PinnedPiece&) = delete;
+  std::byte* data() { return memory_; }
+
+ private:
+  std::byte* memory_;
+};
+
 /// Inside, the calling thread's current device is this one; afterwards it is what it was. Throws BackendError.
 class UseDevice {
  public:

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 
 #include "backends/cuda/memory.h"
 #include "base/parallel.h"
@@ -15,7 +16,6 @@ namespace laprox::cuda {
 
 namespace {
 
-constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
 /// What a thread copies at a time.
 constexpr std::size_t kCopiedBytes = std::size_t{1} << 20;
 
@@ -25,7 +25,6 @@ class Staging {
   Staging(int threads, cudaStream_t stream) : threads_(threads), stream_(stream) {}
   ~Staging() {
     if (halves_[0].memory) cudaStreamSynchronize(stream_);
-    for (Half& half : halves_) cudaFreeHost(half.memory);
   }
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
@@ -33,15 +32,15 @@ class Staging {
   /// Copies `rows` rows of `row_bytes` to the device, each followed by zeros up to `stride_bytes`.
   void copy(std::byte* target, const std::byte* source, std::size_t rows, std::size_t row_bytes,
             std::size_t stride_bytes) {
-    const std::size_t at_once = std::max<std::size_t>(1, kStagingBytes / stride_bytes);
+    const std::size_t at_once = std::max<std::size_t>(1, PinnedPiece::kBytes / stride_bytes);
     for (std::size_t first = 0; first < rows; first += at_once) {
       const std::size_t count = std::min(at_once, rows - first);
       Half& half = halves_[next_];
       next_ = 1 - next_;
-      if (!half.memory) half.memory = static_cast<std::byte*>(allocate_pinned(kStagingBytes));
+      if (!half.memory) half.memory.emplace();
       half.is_free.wait();
-      fill(half.memory, source + first * row_bytes, count, row_bytes, stride_bytes);
-      check(cudaMemcpyAsync(target + first * stride_bytes, half.memory, count * stride_bytes, cudaMemcpyHostToDevice,
+      fill(half.memory->data(), source + first * row_bytes, count, row_bytes, stride_bytes);
+      check(cudaMemcpyAsync(target + first * stride_bytes, half.memory->data(), count * stride_bytes, cudaMemcpyHostToDevice,
                             stream_),
             "copying a layer to the device");
       half.is_free.record(stream_);
@@ -50,7 +49,7 @@ class Staging {
 
  private:
   struct Half {
-    std::byte* memory = nullptr;
+    std::optional<PinnedPiece> memory;
     Event is_free;
   };
 

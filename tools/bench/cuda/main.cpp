@@ -225,7 +225,8 @@ ArraySource source_of(const LayerTensors& layer) {
             }
             shape[1] = rows.count();
             return {t.type(), shape, copy->data(), copy};
-          }};
+          },
+          kThreads};
 }
 
 /// A sweep of one layer whose tensors are in host memory, judged by its window, beside the time that its tensors take

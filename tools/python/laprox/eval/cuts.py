@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .. import _core
+from .._errors import UsageError
 from .._layer import Layer, source_of_layers
 from .evicted import PromptLayer, SharedCache, attend
 
@@ -35,6 +36,16 @@ class _Held:
     sums: torch.Tensor | None  # [cells, H_q, C + tail]
     keys: torch.Tensor | None = None  # [cells, H_kv, tail, d]
     values: torch.Tensor | None = None
+
+
+def check_layers(layers: list[Layer], tokens: int, schedule: str) -> None:
+    """Raises UsageError where a layer's sliding window is shorter than the `tokens` that the model reads."""
+    for number, layer in enumerate(layers):
+        if 0 < layer.window < tokens:
+            raise UsageError(
+                f"--schedule {schedule}: layer {number} has a sliding window of {layer.window} tokens, shorter than the {tokens} that "
+                "are read; laprox-eval cuts caches that hold the whole text again, laprox sweep --schedule replays such layers"
+            )
 
 
 class CutCache(SharedCache):

@@ -15,7 +15,7 @@ from laprox_dump.decode import greedy
 from .. import _core, _replay
 from .._layer import Layer, source_of_layers
 from .._policies import PolicyLike, parse_budgets, parse_many
-from .cuts import Cell, CutCache
+from .cuts import Cell, CutCache, check_layers
 from .evicted import PromptLayer, SharedCache
 from .loop import Loop, divergence
 from .model import Model
@@ -80,6 +80,8 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
         ids = torch.cat([prompt, later[:-1]])
         layers, caches = record(task.id, model.network, ids, len(prompt), policies, on_gpu, settings.interval > 0)
         clock.lap("record")
+        if settings.interval:
+            check_layers(layers, len(ids), settings.schedule)
         sweep = _replay.sweep(
             layers,
             policies,
