@@ -44,9 +44,9 @@ void evict(std::vector<std::int32_t>& held, std::span<const std::int32_t> places
   held.resize(left);
 }
 
-/// A layer's caches, to be scored: all KV heads together, or each by itself once they hold unequally many entries, which
-/// happens where a sliding window lets entries leave by age. (TOVA's scores are those of all heads together; its heads
-/// hold the same tokens.)
+/// A layer's caches, to be scored: all KV heads together, or each by itself once they hold unequally many entries,
+/// which happens where a sliding window lets entries leave by age. (TOVA's scores are those of all heads together; its
+/// heads hold the same tokens.)
 class HeldHeads {
  public:
   HeldHeads(const LayerTensors& layer, const Backend& backend)
@@ -83,8 +83,8 @@ std::vector<Lifetimes> replay_rescored(const Policy& policy, const DecodingBudge
   const LayerTensors& layer = caches.layer();
   std::vector<Lifetimes> lifetimes;
   for (const auto& tokens : held) {
-    lifetimes.push_back(lifetimes_after_prompt(tokens, layer.context_length, layer.tokens,
-                                               layer.attention.sliding_window));
+    lifetimes.push_back(
+        lifetimes_after_prompt(tokens, layer.context_length, layer.tokens, layer.attention.sliding_window));
   }
   const Scorer& scorer = *policy.scorer;
   if (scorer.traits().keeps_everything) return lifetimes;
@@ -105,7 +105,8 @@ std::vector<Lifetimes> replay_rescored(const Policy& policy, const DecodingBudge
     for (auto& tokens : held) tokens.push_back(static_cast<std::int32_t>(position));
     if (!schedule.cuts_after(step)) continue;
     for (std::size_t head = 0; head < held.size(); ++head) drop_aged(held[head], lifetimes[head], position + 1);
-    caches.each_part(held, [&](HeldLayer& part, std::size_t first, std::size_t heads) { cut(part, first, heads, position); });
+    caches.each_part(held,
+                     [&](HeldLayer& part, std::size_t first, std::size_t heads) { cut(part, first, heads, position); });
   }
   return lifetimes;
 }

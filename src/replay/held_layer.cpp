@@ -121,7 +121,7 @@ void HeldLayer::hold(std::span<const std::vector<std::int32_t>> tokens, Index po
     held_.geometry = layer_.geometry;
     held_.attention = layer_.attention;
     held_.attention.rope_inv_freq.clear();  // the distance between entries is no longer that of their places
-    held_.attention.sliding_window = 0;  // what it hides from these queries has left by age
+    held_.attention.sliding_window = 0;     // what it hides from these queries has left by age
     held_.w_o = lend(layer_.w_o);
     held_.bias = layer_.bias;
   }

@@ -27,6 +27,8 @@ def test_metrics_are_longbenchs():
     assert metrics.classification("I say Country", "Country", ["Country", "City"]) == 1
     assert metrics.classification("Country or City", "Country", ["Country", "City"]) == 0.5
     assert metrics.classification("Other entity", "Other entity", ["Other entity", "entity"]) == 1
+    nested = ["entity", "Other", "Other entity"]  # the loop of LongBench's code passes over the second of two parts
+    assert metrics.classification("Other entity", "Other entity", nested) == 0.5
     assert metrics.retrieval("Paragraph 12, or 3?", "Paragraph 12") == 0.5
     assert metrics.count("there are 7", "7") == 1 and metrics.count("none", "7") == 0
     assert metrics.exact("The Answer.", "answer") == 1 and metrics.contains("say 42!", "42") == 1
@@ -59,15 +61,24 @@ def test_tasks_are_read_from_every_layout(tmp_path):
     bench = lines(tmp_path / "b.jsonl", {"input": "why?", "context": "text", "answers": ["so"], "dataset": "qasper", "_id": "9"})
     with pytest.raises(laprox.UsageError, match="--longbench"):
         tasks.read_tasks(bench)
-    (tmp_path / "dataset2prompt.json").write_text('{"qasper": "Read {context} and say {input}"}')
-    (tmp_path / "dataset2maxlen.json").write_text('{"qasper": 128}')
+    (tmp_path / "dataset2prompt.json").write_text('{"qasper": "Read {context} and say {input}", "trec": "{nothing}"}')
+    (tmp_path / "dataset2maxlen.json").write_text('{"qasper": 128, "trec": 64}')
     [task] = tasks.read_tasks(bench, tmp_path)
     assert (task.id, task.prompt, task.max_new_tokens) == ("qasper-9", "Read text and say why?", 128)
     assert task.metric == "qa_f1" and task.chat
+    bench = lines(tmp_path / "c.jsonl", {"input": "why?", "context": "an {input}", "answers": ["so"], "dataset": "qasper"})
+    assert tasks.read_tasks(bench, tmp_path)[0].prompt == "Read an {input} and say why?"
+    bench = lines(tmp_path / "d.jsonl", {"input": "why?", "context": "text", "answers": ["so"], "dataset": "trec"})
+    with pytest.raises(laprox.FileError, match="the prompt of trec .* does not fit"):
+        tasks.read_tasks(bench, tmp_path)
 
     ruler = lines(tmp_path / "r.jsonl", {"index": 3, "input": "hay", "outputs": ["7", "8"]})
     [task] = tasks.read_tasks(ruler)
     assert (task.id, task.metric, task.answers) == ("r-3", "contains_all", ["7", "8"])
+    ruler = lines(tmp_path / "q.jsonl", {"index": 0, "input": "Who?", "answer_prefix": " Answer:", "outputs": ["Ada", "Lovelace"]})
+    [task] = tasks.read_tasks(ruler)
+    assert (task.prompt, task.metric, task.max_new_tokens) == ("Who? Answer:", "contains", 32)
+    assert task.score("It was Ada.") == 1
 
 
 @pytest.mark.parametrize(
@@ -81,11 +92,13 @@ def test_tasks_are_read_from_every_layout(tmp_path):
         ({"prompt": "p", "max_new_tokens": 0}, "max_new_tokens: expected 1 or more"),
         (["p"], "expected an object"),
         ({"prompt": "p", "max_new_tokens": True}, "max_new_tokens: expected int"),
-        ({"prompt": "p", "facts": {"depth": "deep"}}, "facts: expected numbers"),
-        ({"prompt": "p", "facts": {"a/b": 1}}, "facts: expected numbers by names"),
+        ({"prompt": "p", "facts": {"depth": "deep"}}, "facts: expected finite numbers"),
+        ({"prompt": "p", "facts": {"depth": 10**400}}, "facts: expected finite numbers"),
+        ({"prompt": "p", "facts": {"depth": float("nan")}}, "facts: expected finite numbers"),
+        ({"prompt": "p", "facts": {"a/b": 1}}, "facts: expected finite numbers by names"),
         ({"prompt": "p", "id": "a\0b"}, "id: expected text that a report can hold"),
         ({"prompt": "p", "id": "\ud800"}, "id: expected text that a report can hold"),
-        ({"input": 1, "outputs": ["7"]}, "prompt: expected str"),
+        ({"input": 1, "outputs": ["7"]}, "input and answer_prefix: expected str"),
         ({"input": "p", "outputs": 7}, "outputs: expected list"),
         ({"input": "p", "outputs": ["7"], "tokens_to_generate": "many"}, "max_new_tokens: expected int"),
     ],
@@ -171,6 +184,13 @@ def test_the_table_marks_what_is_not_worse():
     assert "too few to say" in compare.table(report.isel(prompt=slice(5)))
     with pytest.raises(laprox.UsageError, match="no policy 'd'"):
         compare.paired(report, "d", "a")
+
+
+def test_what_keeps_the_budget_competes():
+    report = evaluation([[0.0, 0.0, 1.0]] * 8)
+    keeps = (("prompt", "policy", "budget"), np.array([[[1.0], [0.0], [1.0]]] * 8))
+    assert [line[-1] for line in compare.table(report.assign(on_budget=keeps)).splitlines()[4:7]] == ["*", "0", "0"]
+    assert [line[-1] for line in compare.table(report).splitlines()[4:7]] == ["0", "0", "*"]
 
 
 def test_too_few_prompts_are_said_so(recwarn):

@@ -107,6 +107,7 @@ def test_budgets_of_numpy_and_pytorch_are_whole_numbers(layers):
         (dict(softmax=None), "softmax: expected one of renormalized, truncated, found None"),
         (dict(queries=3), "queries: expected one of decoded, window, found 3"),
         (dict(threads=1.5), "threads: expected a whole number"),
+        (dict(threads=1025), "threads: expected a whole number from 0 to 1024, found 1025"),
         (dict(backend=None), 'backend: expected a string such as "cpu", found None'),
         (dict(progress=3), "progress: expected a callable, found 3"),
     ],
@@ -141,7 +142,17 @@ def test_options_of_the_exporter_stay_what_they_are():
 
 
 @pytest.mark.parametrize(
-    "options", [dict(pins=1.5), dict(pins=(1, 2, 3)), dict(pins=None), dict(queries=2.5), dict(queries=-1), dict(allocator=3)]
+    "options",
+    [
+        dict(pins=1.5),
+        dict(pins=(1, 2, 3)),
+        dict(pins=None),
+        dict(pins=2**70),
+        dict(queries=2.5),
+        dict(queries=-1),
+        dict(queries=2**70),
+        dict(allocator=3),
+    ],
 )
 def test_what_makes_no_policy_is_refused(options):
     with pytest.raises(laprox.UsageError):

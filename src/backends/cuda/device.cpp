@@ -154,7 +154,8 @@ void* allocate_pinned(std::size_t bytes) {
 
 namespace {
 
-/// Pieces that nobody has borrowed. They stay until the process ends, when the driver has gone before it could be asked.
+/// Pieces that nobody has borrowed. They stay until the process ends, when the driver has gone before it could be
+/// asked.
 struct PinnedStore {
   std::mutex mutex;
   std::vector<std::byte*> free;

@@ -40,8 +40,8 @@ class Staging {
       if (!half.memory) half.memory.emplace();
       half.is_free.wait();
       fill(half.memory->data(), source + first * row_bytes, count, row_bytes, stride_bytes);
-      check(cudaMemcpyAsync(target + first * stride_bytes, half.memory->data(), count * stride_bytes, cudaMemcpyHostToDevice,
-                            stream_),
+      check(cudaMemcpyAsync(target + first * stride_bytes, half.memory->data(), count * stride_bytes,
+                            cudaMemcpyHostToDevice, stream_),
             "copying a layer to the device");
       half.is_free.record(stream_);
     }

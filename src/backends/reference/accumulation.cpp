@@ -21,9 +21,9 @@ struct Cache {
 
 Cache after_prompt(const LayerTensors& layer, const Accumulation& start, Index kv_head) {
   const auto tokens = static_cast<std::size_t>(layer.tokens), context = static_cast<std::size_t>(layer.context_length);
-  Cache cache{{},
-              lifetimes_after_prompt(start.held[kv_head], layer.context_length, layer.tokens,
-                                     layer.attention.sliding_window)};
+  Cache cache{
+      {},
+      lifetimes_after_prompt(start.held[kv_head], layer.context_length, layer.tokens, layer.attention.sliding_window)};
   for (Index a = 0; a < layer.geometry.group(); ++a) {
     auto& sums = cache.sums.emplace_back(tokens, 0.0);
     for (std::size_t i = 0; i < context; ++i) {

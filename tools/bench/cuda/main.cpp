@@ -211,7 +211,8 @@ ArraySource source_of(const LayerTensors& layer) {
                          .k_type = ElementType::bfloat16,
                          .v_type = ElementType::bfloat16,
                          .w_o_type = ElementType::bfloat16});
-  return {info, [&layer](Index, LayerArray array, DumpInfo::Rows rows) -> ArrayView {
+  return {info,
+          [&layer](Index, LayerArray array, DumpInfo::Rows rows) -> ArrayView {
             const Tensor& t = array == LayerArray::q   ? layer.q
                               : array == LayerArray::k ? layer.k
                               : array == LayerArray::v ? layer.v

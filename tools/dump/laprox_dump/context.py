@@ -62,21 +62,22 @@ def context_limit(model: torch.nn.Module) -> int | None:
     return max([limit, *lengths])
 
 
-def check_length(model: torch.nn.Module, context: int, fixed: int, later: int) -> None:
+def check_length(model: torch.nn.Module, context: int, fixed: int, later: int, option: str = "--decode") -> None:
     """Refuse a sequence that the model is not made for, or whose prompt it would rotate in two ways. Throws InputError.
 
-    `context` tokens are in the cache when eviction happens, `fixed` with the question, and up to `later` follow.
+    `context` tokens are in the cache when eviction happens, `fixed` with the question, and up to `later` follow: as many as the
+    command line's `option` asks for.
     """
     limit = context_limit(model)
     if limit is not None and fixed + later > limit:
         raise InputError(
             f"the prompt has {fixed} tokens and {later} are to follow; the model's context holds {limit}. "
-            f"Cut the prompt with --max-tokens {max(1, limit - later)}, or choose a smaller --decode"
+            f"Cut the prompt with --max-tokens {max(1, limit - later)}, or choose a smaller {option}"
         )
-    check_switch(model, context, fixed + later)
+    check_switch(model, context, fixed + later, option)
 
 
-def check_switch(model: torch.nn.Module, context: int, total: int) -> None:
+def check_switch(model: torch.nn.Module, context: int, total: int, option: str = "--decode") -> None:
     """Refuse a prompt whose keys depend on whether the later tokens are there. Throws InputError.
 
     LongRoPE changes all its factors, and dynamic NTK its base, once a sequence is longer than the trained length. A run over the
@@ -91,7 +92,7 @@ def check_switch(model: torch.nn.Module, context: int, total: int) -> None:
             raise InputError(
                 f"the prompt has {context} tokens and {total} with what follows; this model's rotary embedding "
                 f"({rotation.kind}) changes behind {trained} tokens, so the prompt's keys would not be those of its cache. "
-                f"Cut to {trained} tokens in all (--max-tokens, --decode), take a prompt of more than {trained}, or --decode 0"
+                f"Cut to {trained} tokens in all (--max-tokens, {option}), or take a prompt of more than {trained}"
             )
         if rotation.kind == "dynamic":
             log.warning(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ._errors import FileError
+from ._errors import FileError, UsageError
 
 
 @contextmanager
@@ -35,9 +35,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def check_output(path: str | Path) -> None:
-    """Raises FileError where replacing(path) would, before there is anything to write. Leaves nothing behind."""
-    _create(path, *_target(path)).unlink()
+def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
+    """Raises FileError where replacing(path) would, before there is anything to write. Leaves nothing behind.
+
+    Raises UsageError where `path` is one of the files that are read, `inputs`, by whatever name, or in one of these folders.
+    """
+    target, mode = _target(path)
+    for name in inputs:
+        found = Path(os.path.realpath(name))
+        same = target.exists() and found.exists() and os.path.samefile(target, found)
+        if same or (found.is_dir() and target.exists() and found in target.parents):
+            raise UsageError(f"{path}: the output is {name}, which is read, or in it; choose another name")
+    _create(path, target, mode).unlink()
 
 
 def reason(error: BaseException) -> str:

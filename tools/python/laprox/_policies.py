@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arguments import as_index, brief, text
+from ._arguments import LARGEST, as_index, brief, text
 from ._arrays import as_array
 from ._errors import UsageError
 
@@ -71,7 +71,13 @@ class OwnPolicy:
             )
         if element_type == "bfloat16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
-        return np.ascontiguousarray(array, dtype=np.float64)
+        scores = np.ascontiguousarray(array, dtype=np.float64)
+        for head, token in np.argwhere(~np.isfinite(scores))[:1]:
+            raise UsageError(
+                f"{name}: expected finite scores of layer {layer.index}, found {scores[head, token]} at KV head {head}, "
+                f"token {token}"
+            )
+        return scores
 
     def _mask(self, mask: np.ndarray, shape: tuple[int, int], tokens: int | None) -> np.ndarray:
         """Kept tokens as scores, so that the allocator 'layer' keeps exactly these."""
@@ -132,12 +138,12 @@ def policy(
         raise UsageError(f"policy '{name}': a built-in policy has this name; choose another")
     spread = pins if isinstance(pins, (tuple, list)) else (0, pins)
     ends = tuple(as_index(pin) for pin in spread)
-    if len(ends) != 2 or any(end is None or end < 0 for end in ends):
+    if len(ends) != 2 or any(end is None or not 0 <= end <= LARGEST for end in ends):
         raise UsageError(f"policy '{name}': expected pins of 0 tokens or more, a number or two, found {brief(pins)}")
     if allocator is not None:
         text(allocator, "allocator", '"ada"')
     asked = -1 if isinstance(queries, str) and queries == "all" else as_index(queries)
-    if asked is None or (asked < 0 and not isinstance(queries, str)):
+    if asked is None or asked > LARGEST or (asked < 0 and not isinstance(queries, str)):
         raise UsageError(
             f"policy '{name}': queries: expected a number of the last prompt queries or \"all\", found {brief(queries)}"
         )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Prompt = Layer | Sequence[Layer] | Dump | str | Path
 Progress = Callable[[int, int, str], None]
 _MOST = 2**20  #: of a window and of segments
+_MOST_THREADS = 1024  #: as of the command line
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def backend_of(name: str, threads: int, prompts: Sequence[Any]) -> _core.Backend
             f'the layers are on the GPU cuda:{device}, and the backend {name} reads the host\'s memory; say backend="cuda", or '
             "make the layers of tensors on the host (.cpu())"
         )
-    return _core.make_backend(text(name, "backend", '"cpu"'), whole(threads, "threads", 0, _MOST), device)
+    return _core.make_backend(text(name, "backend", '"cpu"'), whole(threads, "threads", 0, _MOST_THREADS), device)
 
 
 def source_of(prompt: Prompt, stack: ExitStack, stream: Any = None) -> _core.Source:

@@ -63,6 +63,9 @@ Array compute(const PolicyLayer& layer, const Primitive& primitive) {
 
 /// Fails in words rather than by an invariant where the policy did not ask for the queries that it now reads.
 void check_queries(const PolicyLayer& layer, Index wanted, const char* what) {
+  if (wanted < 1) {
+    throw UsageError(std::string(what) + ": expected a window of 1 query or more, found " + std::to_string(wanted));
+  }
   const Index needed = std::min(wanted, layer.view().context_length());
   if (layer.queries() >= needed) return;
   throw UsageError(std::string(what) + " reads the last " + std::to_string(needed) +

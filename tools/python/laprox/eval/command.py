@@ -37,7 +37,6 @@ def prepared(command: str, parsed: argparse.Namespace) -> Run:
     tasks = _part(read_tasks(parsed.tasks, parsed.longbench)[: parsed.limit], parsed) if command == "tasks" else None
     haystack = _haystack(parsed) if command == "needle" else ""
     before = _before(output, parsed, policies, budgets, settings, tasks or [])
-    check_output(output)
     model = _model(parsed)
     if tasks is None:
         tasks = _part(_needle(model, haystack, parsed), parsed)
@@ -54,6 +53,8 @@ def _check_output(output: Path, parsed: argparse.Namespace) -> None:
         raise UsageError("expected either a model or --packaged")
     if output.is_file() and not (parsed.resume or parsed.force):
         raise UsageError(f"{output}: exists; --resume goes on with it, --force begins anew")
+    read = [getattr(parsed, name, None) for name in ("tasks", "haystack", "longbench", "model")]
+    check_output(output, [path for path in read if path is not None])
 
 
 def _asked(parsed: argparse.Namespace) -> tuple[list, list[str], Settings]:

@@ -35,7 +35,7 @@ def table(report: xr.Dataset, metric: str = "kl") -> str:
     width = max(len(str(p)) for p in report.policy.values)
     lines = [f"{values.attrs['long_name']}; mean of {count} prompts", f"{report.attrs['model']}{_schedule(report)}", ""]
     lines.append(" " * width + "".join(f"{b!s:>12}" for b in report.budget.values))
-    marks = [best(values.isel(budget=i).transpose("policy", "prompt").values, more) for i in range(means.shape[1])]
+    marks = [best(_rows(values, i), more, keeping_the_budget(report, i)) for i in range(means.shape[1])]
     for row, policy in enumerate(report.policy.values):
         cells = "".join(f"{means[row, i]:>11.4f}{'*' if row in marks[i] else ' '}" for i in range(means.shape[1]))
         lines.append(f"{policy!s:<{width}}{cells}".rstrip())
@@ -57,10 +57,24 @@ def _schedule(report: xr.Dataset) -> str:
     return "" if schedule == "once" else f", --schedule {schedule}"
 
 
-def best(values: np.ndarray, more: bool) -> set[int]:
-    """The rows of [policies, prompts] with the best mean, or not worse by the paired test; rows of zeros do not compete."""
+def _rows(values: xr.DataArray, budget: int) -> np.ndarray:
+    return values.isel(budget=budget).transpose("policy", "prompt").values
+
+
+def keeping_the_budget(report: xr.Dataset, budget: int) -> np.ndarray:
+    """[policies] whether a policy keeps the budget of this number in every prompt.
+
+    Older reports do not say it; there it is told from the full cache's KL, which is 0.
+    """
+    if "on_budget" in report:
+        return ~(_rows(report.on_budget, budget) == 0).any(1)
+    return (_rows(report.kl, budget) != 0).any(1)
+
+
+def best(values: np.ndarray, more: bool, competes: np.ndarray) -> set[int]:
+    """The rows of [policies, prompts] that compete with the best mean, or not worse by the paired test."""
     signed = -values if more else values
-    competing = [i for i in range(len(signed)) if np.isfinite(signed[i]).all() and (more or np.any(signed[i] != 0))]
+    competing = [i for i in np.flatnonzero(competes) if np.isfinite(signed[i]).all()]
     if not competing:
         return set()
     means = {i: signed[i].mean() for i in competing}

@@ -43,8 +43,8 @@ def check_layers(layers: list[Layer], tokens: int, schedule: str) -> None:
     for number, layer in enumerate(layers):
         if 0 < layer.window < tokens:
             raise UsageError(
-                f"--schedule {schedule}: layer {number} has a sliding window of {layer.window} tokens, shorter than the {tokens} that "
-                "are read; laprox-eval cuts caches that hold the whole text again, laprox sweep --schedule replays such layers"
+                f"--schedule {schedule}: layer {number} has a sliding window of {layer.window} tokens, fewer than the {tokens} "
+                "that are read; laprox-eval cuts caches of the whole text only, laprox sweep --schedule replays such layers"
             )
 
 

@@ -71,7 +71,8 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
     clock = _Clock(model.device)
     tokens = model.encode(task)
     prompt, question = tokens.context, tokens.question
-    check_length(model.network, len(prompt), len(prompt) + len(question), max(settings.tokens, _most(task, settings)))
+    later = max(settings.tokens, _most(task, settings), len(_answer(model, task)))
+    check_length(model.network, len(prompt), len(prompt) + len(question), later, "--tokens or --max-new-tokens")
     with torch.inference_mode():
         continuation = greedy(model.network, torch.cat([prompt, question]), settings.tokens, stop_at_eos=False)
         clock.lap("prefill")
@@ -108,7 +109,7 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
     cells["score"] = np.array([task.score(text) if settings.generate else np.nan for text in texts])
     shape = (len(policies), len(budgets))
     figures = {name: values[1:].reshape(*shape, *values.shape[1:]) for name, values in cells.items()}
-    for name in ("model_relative_error", "model_residual_error", "kept_count"):
+    for name in ("model_relative_error", "model_residual_error", "kept_count", "on_budget"):
         if name in sweep:
             values = sweep[name].isel(dump=0).values
             figures[name] = values.reshape(*shape, -1).sum(-1) if name == "kept_count" else values
@@ -123,7 +124,15 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
 
 
 def _most(task: Task, settings: Settings) -> int:
+    """The most tokens that a cell generates."""
+    if not (settings.generate and task.answers):
+        return 0
     return min(task.max_new_tokens, settings.max_new_tokens or task.max_new_tokens)
+
+
+def _answer(model: Model, task: Task) -> torch.Tensor:
+    """The tokens of the first given answer that are read."""
+    return model.answer(task, task.answers[0])[:ANSWER] if task.answers else torch.empty(0, dtype=torch.long)
 
 
 def _masks(sweep: xarray.Dataset, caches: list[PromptLayer]) -> list[torch.Tensor]:
@@ -185,7 +194,7 @@ def _answer_nll(loop: Loop, model: Model, task: Task, question: torch.Tensor) ->
     none = np.full(loop.count, np.nan)
     if not task.answers:
         return none
-    answer = model.answer(task, task.answers[0])[:ANSWER]
+    answer = _answer(model, task)
     read = torch.cat([question, answer])
     targets = answer if len(question) else answer[1:]
     if len(targets) == 0:

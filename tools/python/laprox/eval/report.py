@@ -37,6 +37,7 @@ VARIABLES = {
         "laprox's open-loop error over the norm of the residual stream, pooled over layers and queries",
     ),
     "kept_count": (CELLS, "Kept entries of all layers and KV heads"),
+    "on_budget": (CELLS, "1 where the caches keep the budget, so that the policy may be the best"),
     "full_score": (("prompt",), "The task's score with the full cache"),
     "full_answer_nll": (("prompt",), "Mean negative log-likelihood of the given answer with the full cache, in nats"),
     "prompt_tokens": (("prompt",), "Tokens of the prompt, which the cache holds"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,13 @@ LONGBENCH = {
     "passage_retrieval_en": "retrieval",
     "lcc": "code_sim",
     "repobench-p": "code_sim",
+}
+#: How RULER scores an answer and how long one is, by what stands before it; needles, which are all others: every one, 128 tokens.
+RULER = {
+    "they are:": ("contains_all", 30),  # variable tracking
+    "in the list are:": ("contains_all", 120),  # common words
+    "frequently appeared words are:": ("contains_all", 50),
+    "Answer:": ("contains", 32),  # questions: any of the answers
 }
 #: Sets whose prompts are few-shot or code, which LongBench puts into no chat template.
 PLAIN = ("trec", "triviaqa", "samsum", "lcc", "repobench-p")
@@ -181,9 +189,9 @@ def _checked(where: str, entry: dict[str, Any]) -> Task:
         if key in ("id", "task") and not _storable(value):
             raise FileError(f"{where}: {key}: expected text that a report can hold, found {value!r:.60}")
     for name, value in entry.get("facts", {}).items():
-        if not re.fullmatch(r"[\w.-]+", name) or isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not re.fullmatch(r"[\w.-]+", name) or not _is_number(value):
             raise FileError(
-                f"{where}: facts: expected numbers by names of letters, digits, _ . and -, found {name!r:.40}: {value!r:.40}"
+                f"{where}: facts: expected finite numbers by names of letters, digits, _ . and -, found {name!r:.40}: {value!r:.40}"
             )
     if not entry.get("prompt"):
         raise FileError(f"{where}: prompt: expected text, found none")
@@ -195,6 +203,16 @@ def _checked(where: str, entry: dict[str, Any]) -> Task:
     if task.max_new_tokens < 1:
         raise FileError(f"{where}: max_new_tokens: expected 1 or more, found {task.max_new_tokens}")
     return task
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a report can hold it: JSON spells NaN, infinities and integers of any length."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def _storable(text: str) -> bool:
@@ -216,10 +234,16 @@ def _longbench(where: str, entry: dict[str, Any], formats: dict[str, tuple[str, 
         if not isinstance(entry[key], str):
             raise FileError(f"{where}: {key}: expected str, found {entry[key]!r:.60}")
     prompt, length = formats[plain]
+    try:
+        text = prompt.format_map(entry)  # as LongBench does it: at once, so that nothing in the text is taken for a name
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
+        raise FileError(
+            f"{where}: the prompt of {plain} in LongBench's config does not fit the sample ({reason(error)})"
+        ) from error
     return {
         "id": f"{name}-{entry.get('_id', where.rsplit(':', 1)[-1])}",
         "task": name,
-        "prompt": prompt.replace("{context}", entry["context"]).replace("{input}", entry["input"]),
+        "prompt": text,
         "answers": entry["answers"],
         "metric": LONGBENCH[plain],
         "max_new_tokens": length,
@@ -229,15 +253,23 @@ def _longbench(where: str, entry: dict[str, Any], formats: dict[str, tuple[str, 
 
 
 def _ruler(where: str, entry: dict[str, Any], name: str) -> dict[str, Any]:
-    """A line of RULER's generated data (Hsieh et al. 2024): every answer has to occur."""
+    """A line of RULER's generated data (Hsieh et al. 2024, arXiv 2404.06654): its text and the beginning of the answer behind it.
+
+    Its lines do not say which task they are of; what the answer begins with does.
+    """
     if not isinstance(entry["outputs"], list):
         raise FileError(f"{where}: outputs: expected list, found {entry['outputs']!r:.60}")
+    prefix = entry.get("answer_prefix") or ""
+    if not isinstance(entry["input"], str) or not isinstance(prefix, str):
+        raise FileError(f"{where}: input and answer_prefix: expected str, found {entry['input']!r:.40} and {prefix!r:.40}")
+    text = entry["input"] + prefix
+    metric, length = next((how for end, how in RULER.items() if text.rstrip().endswith(end)), ("contains_all", 128))
     return {
         "id": f"{name}" if "index" not in entry else f"{name.rsplit('-', 1)[0]}-{entry['index']}",
         "task": "ruler",
-        "prompt": entry["input"],
+        "prompt": text,
         "answers": [str(answer) for answer in entry["outputs"]],
-        "metric": "contains_all",
-        "max_new_tokens": entry.get("tokens_to_generate", 128),
+        "metric": metric,
+        "max_new_tokens": entry.get("tokens_to_generate", length),
         "chat": False,
     }

@@ -60,7 +60,7 @@ def _drawing(parsed: argparse.Namespace) -> Callable[[], None]:
         raise UsageError("--figure: an .html file holds all figures; leave it out, or write .svg, .png or .pdf")
     if output.exists() and not parsed.force:
         raise UsageError(f"{output}: exists; --force replaces it")
-    check_output(output)
+    check_output(output, parsed.report)
     highlight, needle = _highlight(parsed.highlight), _needle(parsed.needle)
     if _is_evaluation(parsed.report[0]):
         return _evaluation(parsed, output, highlight)

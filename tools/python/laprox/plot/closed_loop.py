@@ -65,8 +65,8 @@ def error_against_kl(report: xr.Dataset, *, metric: str = "model_relative_error"
 
 def needle(report: xr.Dataset, *, budget: str | None = None, highlight: Highlight = 5, metric: str = "score") -> Figure:
     """Score over context length and depth at one budget: a map for each of the best policies."""
-    if "fact_depth" not in report:
-        raise UsageError("this report has no needles: make it with laprox-eval needle")
+    if not {"fact_depth", "fact_length"} <= set(report):
+        raise UsageError("this report has no needles, with their depth and the length of the text: make it with laprox-eval needle")
     budget = str(report.budget.values[0]) if budget is None else budget
     style.check_label(report, "budget", budget)
     names = list(_chosen(report, "kl", highlight))
