@@ -5,7 +5,7 @@ import stat
 import tempfile
 from collections.abc import Iterable
 
-from .errors import InputError
+from .errors import InputError, UsageError
 from .files import kind, reason, same_file
 from .interrupts import deferred
 
@@ -13,7 +13,10 @@ NAME_SHARE = 80  # bytes of the output's name that its temporary name repeats; n
 
 
 def check_output(path: str, force: bool, inputs: Iterable[str] = ()) -> None:
-    """Refuse an output path that cannot work, before any work is done. `inputs` are the files that are read. Throws InputError."""
+    """Refuse an output path that cannot work, before any work is done. `inputs` are the files that are read.
+
+    Throws InputError, and UsageError where it is one of them or, without `force`, exists.
+    """
     if not path or "\0" in path:
         raise InputError(f"{path!r}: expected the name of a file to write")
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
@@ -29,7 +32,7 @@ def check_target(path: str, force: bool, inputs: Iterable[str] = ()) -> None:
     """Refuse to put a file where something stands that may not be replaced.
 
     `force` lets a regular file be replaced that is none of `inputs`. Never a link, which would cut it off from what it points to,
-    and never a pipe, a device or a folder. Throws InputError.
+    and never a pipe, a device or a folder. Throws what check_output throws.
     """
     try:
         status = os.lstat(path)
@@ -45,9 +48,9 @@ def check_target(path: str, force: bool, inputs: Iterable[str] = ()) -> None:
         raise InputError(f"{path}: is {kind(status)}; only a regular file can be replaced")
     clash = same_file(path, inputs)
     if clash is not None:
-        raise InputError(f"{path}: is the same file as the input {clash}; choose another name for the output")
+        raise UsageError(f"{path}: is the same file as the input {clash}; choose another name for the output")
     if not force:
-        raise InputError(f"{path}: exists already; choose another name or add --force")
+        raise UsageError(f"{path}: exists already; choose another name or add --force")
 
 
 def temporary_beside(path: str) -> tuple[int, str]:
@@ -64,7 +67,7 @@ def temporary_beside(path: str) -> tuple[int, str]:
 
 
 def move_into_place(temporary: str, path: str, force: bool, inputs: Iterable[str] = ()) -> None:
-    """Give a complete file its name, if what stands there by now may still be replaced. Throws InputError or OSError."""
+    """Give a complete file its name, if what stands there by now may still be replaced. Throws as check_output, or OSError."""
     check_target(path, force, inputs)
     mask = os.umask(0)
     os.umask(mask)
@@ -74,7 +77,7 @@ def move_into_place(temporary: str, path: str, force: bool, inputs: Iterable[str
             os.link(temporary, path)  # unlike a rename, it fails if somebody else took the name a moment ago
             return
         except FileExistsError as e:
-            raise InputError(f"{path}: exists already; choose another name or add --force") from e
+            raise UsageError(f"{path}: exists already; choose another name or add --force") from e
         except OSError:
             pass  # file systems without hard links
     os.replace(temporary, path)

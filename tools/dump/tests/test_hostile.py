@@ -26,7 +26,7 @@ from tiny_models import release, token_ids
 
 from laprox_dump import files
 from laprox_dump.arrays import convert
-from laprox_dump.errors import InputError, foreign, one_line
+from laprox_dump.errors import InputError, UsageError, foreign, one_line
 from laprox_dump.output import check_output, move_into_place, temporary_beside
 from laprox_dump.prompts import read_prompts
 from laprox_dump.tokens import Encoder
@@ -55,9 +55,8 @@ def links_to(path, folder):
 def test_force_never_replaces_the_arrays(dump_here, npz, tmp_path, how):
     before = open(npz, "rb").read()
     output = links_to(npz, tmp_path)[how]
-    refused(
-        dump_here("--from-npz", npz, "-o", output, "--force"), 3, "symbolic link" if how == "soft" else "the same file as the input"
-    )
+    code, message = (3, "symbolic link") if how == "soft" else (2, "the same file as the input")
+    refused(dump_here("--from-npz", npz, "-o", output, "--force"), code, message)
     assert open(npz, "rb").read() == before and sorted(os.listdir(tmp_path)) == ["hard", "in.npz", "soft"]
 
 
@@ -75,7 +74,7 @@ def test_force_never_replaces_what_a_model_is_run_on(dump_here, tiny_checkpoint,
     os.link(victim, tmp_path / "out.h5")
     for output in (victim, tmp_path / "out.h5"):
         options = ("--prompt-file", tmp_path / "p.txt", "--continuation", tmp_path / "c.txt", "-o", output, "--force")
-        refused(dump_here(tiny_checkpoint, *options), 3, "the same file as the input")
+        refused(dump_here(tiny_checkpoint, *options), 2, "the same file as the input")
     assert victim.read_bytes() == before
 
 
@@ -128,7 +127,7 @@ def test_what_appears_meanwhile_is_kept(tmp_path, force):
         move_into_place(temporary, path, force)
         assert (tmp_path / "out.h5").read_text() == ""
     else:
-        with pytest.raises(InputError, match="exists already"):
+        with pytest.raises(UsageError, match="exists already"):
             move_into_place(temporary, path, force)
         assert (tmp_path / "out.h5").read_text() == "theirs"
 
