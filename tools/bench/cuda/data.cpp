@@ -48,7 +48,10 @@ BenchLayer make_layer(Index tokens, Index queries) {
   half.context_length = half.tokens = tokens;
   half.query_positions.resize(static_cast<std::size_t>(queries));
   std::iota(half.query_positions.begin(), half.query_positions.end(), tokens - queries);
-  layer.exact = {0, half.geometry, half.attention, tokens, tokens, half.query_positions, {}, {}, {}, {}, {}};
+  layer.exact.geometry = half.geometry;
+  layer.exact.attention = half.attention;
+  layer.exact.context_length = layer.exact.tokens = tokens;
+  layer.exact.query_positions = half.query_positions;
   // Queries somewhat longer than keys make attention as uneven as it is in models.
   fill(half.q, layer.exact.q, {32, queries, 128}, 2.0, 1);
   fill(half.k, layer.exact.k, {8, tokens, 128}, 1.0, 2);
