@@ -7,9 +7,11 @@
 namespace laprox {
 
 const WindowStatistics& ScoringKernels::window_statistics(Index window) {
+  require(window > 0, "a window has a query");
   return recall(window_statistics_, &ScoringKernels::compute_window_statistics, window);
 }
 const Matrix& ScoringKernels::window_products(Index window) {
+  require(window > 0, "a window has a query");
   return recall(window_products_, &ScoringKernels::compute_window_products, window);
 }
 const Matrix& ScoringKernels::column_sums() { return recall(column_sums_, &ScoringKernels::compute_column_sums); }
@@ -22,6 +24,7 @@ const Matrix& ScoringKernels::value_products() {
 }
 
 const Matrix& ScoringKernels::removal_energies(Index window, OverQueries over, bool joint) {
+  require(window > 0, "a window has a query");
   return recall(removal_energies_, &ScoringKernels::compute_removal_energies, window, over, joint);
 }
 const Matrix& ScoringKernels::far_energies(Index distance, Index queries) {

@@ -76,6 +76,11 @@ def test_shares_of_scores_below_zero_are_refused(laprox, bundled, policy):
     assert "may be below 0" in laprox("sweep", bundled, "--policy", policy, "--budget", "40", expect=2).stderr
 
 
+def test_a_budget_in_two_spellings_is_given_twice(laprox, bundled):
+    done = laprox("sweep", bundled, "--policy", "recent", "--budget", "5%,60,5.0%", expect=2)
+    assert "budget '5.0%' is given twice (as '5%' too)" in done.stderr
+
+
 def test_scores_below_zero_are_split_without_shares(laprox, bundled):
     both = "noncausal+global,noncausal+global:normalize=false"
     assert "is given twice" in laprox("sweep", bundled, "--policy", both, "--budget", "40", expect=2).stderr

@@ -37,6 +37,9 @@ def test_the_first_cut_is_the_one_after_the_prompt(report, bundled):
     context = int(report.context_length[0])
     gone = report.evicted_at.sel(policy="h2o", budget="5%").isel(dump=0, layer=0, kv_head=0).values
     kept = laprox.kept_tokens(once, policy="h2o", budget="5%", layer=0, kv_head=0)
+    for wrong in (dict(layer=-1), dict(layer=8), dict(kv_head=2), dict(dump=1), dict(budget=7), dict(layer=0.0)):
+        with pytest.raises(laprox.UsageError):
+            laprox.kept_tokens(once, **{**dict(policy="h2o", budget="5%", layer=0, kv_head=0), **wrong})
     np.testing.assert_array_equal(np.flatnonzero(gone[:context] > context), kept)
 
 

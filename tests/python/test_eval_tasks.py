@@ -91,6 +91,7 @@ def test_tasks_are_read_from_every_layout(tmp_path):
         ({"prompt": "p", "metric": "classification"}, "all_classes"),
         ({"prompt": "p", "max_new_tokens": 0}, "max_new_tokens: expected 1 or more"),
         (["p"], "expected an object"),
+        ('{"prompt": "p", "prompt": "q"}', "the key 'prompt' stands twice"),
         ({"prompt": "p", "max_new_tokens": True}, "max_new_tokens: expected int"),
         ({"prompt": "p", "facts": {"depth": "deep"}}, "facts: expected finite numbers"),
         ({"prompt": "p", "facts": {"depth": 10**400}}, "facts: expected finite numbers"),
@@ -104,7 +105,9 @@ def test_tasks_are_read_from_every_layout(tmp_path):
     ],
 )
 def test_wrong_tasks_are_refused_with_their_line(tmp_path, entry, words):
-    path = lines(tmp_path / "t.jsonl", {"id": "good", "prompt": "p"}, entry)
+    path = lines(tmp_path / "t.jsonl", {"id": "good", "prompt": "p"}, {} if isinstance(entry, str) else entry)
+    if isinstance(entry, str):
+        path.write_text(path.read_text().removesuffix("{}") + entry)
     with pytest.raises(laprox.FileError, match=words) as error:
         tasks.read_tasks(path)
     assert "t.jsonl:2" in str(error.value)
@@ -191,6 +194,25 @@ def test_what_keeps_the_budget_competes():
     keeps = (("prompt", "policy", "budget"), np.array([[[1.0], [0.0], [1.0]]] * 8))
     assert [line[-1] for line in compare.table(report.assign(on_budget=keeps)).splitlines()[4:7]] == ["*", "0", "0"]
     assert [line[-1] for line in compare.table(report).splitlines()[4:7]] == ["0", "0", "*"]
+
+
+def test_figures_say_what_a_report_lacks():
+    pytest.importorskip("matplotlib")
+    from laprox.plot import closed_loop
+
+    report = evaluation(np.random.default_rng(0).random((8, 3)) + 0.1)
+    report["policy_spec"] = ("policy", list(report.policy.values))
+    depth = report.assign(fact_depth=("prompt", np.linspace(0, 1, 8)))
+    with pytest.raises(laprox.UsageError, match="no needles"):
+        closed_loop.needle(depth)
+    zeros = report.assign(kl=report.kl * 0)
+    with pytest.raises(laprox.UsageError, match="nothing to compare"):
+        closed_loop.error_against_kl(zeros)
+    assert "kl over budget" in closed_loop.page(zeros)
+    assert closed_loop.kl_over_budget(report, highlight="b").axes[0].lines
+    for highlight, words in (("d", "no policy 'd'"), (-1, "highlight: expected a whole number"), (None, "highlight: expected")):
+        with pytest.raises(laprox.UsageError, match=words):
+            closed_loop.kl_over_budget(report, highlight=highlight)
 
 
 def test_too_few_prompts_are_said_so(recwarn):

@@ -157,3 +157,25 @@ def test_options_of_the_exporter_stay_what_they_are():
 def test_what_makes_no_policy_is_refused(options):
     with pytest.raises(laprox.UsageError):
         laprox.policy("never-made", **options)(lambda layer: None)
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "\ud800", "\xfc", "..", "a/b", "a\0b", "0" * 101, "all", "snapkv"])
+def test_names_that_are_none_are_refused(name):
+    with pytest.raises(laprox.UsageError, match="^policy "):
+        laprox.policy(name)(lambda layer: None)
+
+
+@pytest.mark.parametrize("budgets", ["5%,5.0%", "60,60", [60, "60.0"], "1MiB,1024KiB"])
+def test_a_budget_in_two_spellings_is_given_twice(budgets):
+    with pytest.raises(laprox.UsageError, match="given twice"):
+        laprox.sweep(layer(), "knorm", budgets)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"dump.h5", ["dump.h5"]])
+def test_what_is_no_files_name_is_refused(path):
+    with pytest.raises(laprox.UsageError, match="path: expected a file's name"):
+        laprox.open_dump(path)
+    with pytest.raises(laprox.UsageError, match="path: expected a file's name"):
+        laprox.open_report(path)
+    with pytest.raises(laprox.UsageError, match="path: expected a file's name"):
+        laprox.save_report(laprox.sweep(layer(), "knorm", 20), path)

@@ -215,7 +215,8 @@ std::vector<BudgetRequest> parse_budgets(const std::vector<std::string>& words) 
   for (std::string text; std::getline(list, text, ',');) {
     BudgetRequest budget = parse_budget(text);
     for (const BudgetRequest& other : budgets) {
-      if (other.text == budget.text) throw UsageError(fmt::format("budget '{}' is given twice", budget.text));
+      if (other.unit == budget.unit && other.amount == budget.amount)
+        throw UsageError(fmt::format("budget '{}' is given twice (as '{}' too)", budget.text, other.text));
     }
     budgets.push_back(std::move(budget));
   }

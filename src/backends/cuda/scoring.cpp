@@ -14,6 +14,9 @@ namespace laprox::cuda {
 
 namespace {
 
+/// Host memory for the tables of several KV heads that are visited together.
+constexpr std::size_t kVisitedBytes = std::size_t{256} << 20;
+
 std::size_t elements(Index rows, Index columns) { return static_cast<std::size_t>(rows * columns); }
 
 /// v_i W^a (W^b)^T v_i^T for pairs of query heads, `per_kv_head` of each KV head: [pairs, C].
@@ -106,18 +109,28 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
   const std::size_t size = elements(layer.tokens, rows.rows());
   const std::size_t width = elements(layer.group, layer.value_size);
   DeviceBuffer<float> table(size), outputs(static_cast<std::size_t>(range.count) * width);
-  Buffer<float> logits(static_cast<Index>(size)), weights(static_cast<Index>(size)),
-      head_outputs(static_cast<Index>(outputs.size()));
+  // So many KV heads at a time that every thread has a query head to visit, as far as memory goes.
+  const Index wanted = std::min<Index>(layer.kv_heads, (threads_ + layer.group - 1) / layer.group);
+  const auto fitting = static_cast<Index>(kVisitedBytes / (2 * sizeof(float) * size));
+  const Index at_once = std::max<Index>(1, std::min(wanted, fitting));
+  const auto head_size = static_cast<Index>(size), output_size = static_cast<Index>(outputs.size());
+  Buffer<float> logits(at_once * head_size), weights(at_once * head_size), head_outputs(at_once * output_size);
   Pieces pieces(layer, range, 0, stream_);
-  for (int kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
-    logit_table(layer, range, kv_head, table.data(), stream_);
-    pieces.exact(kv_head, table.data(), {outputs.data(), nullptr, 0, static_cast<long long>(width)});
-    download(logits.data(), table.data(), size, stream_);
-    to_weights(layer, range, kv_head, table.data(), partial_, stream_);
-    download(weights.data(), table.data(), size, stream_);
-    download(head_outputs.data(), outputs.data(), outputs.size(), stream_);
-    parallel_for(threads_, layer.group, [&](Index head) {
-      visit_head(logits.data(), weights.data(), head_outputs.data(), range, kv_head, head, visit);
+  for (Index first = 0; first < layer.kv_heads; first += at_once) {
+    const Index count = std::min(at_once, layer.kv_heads - first);
+    for (Index n = 0; n < count; ++n) {
+      const auto kv_head = static_cast<int>(first + n);
+      logit_table(layer, range, kv_head, table.data(), stream_);
+      pieces.exact(kv_head, table.data(), {outputs.data(), nullptr, 0, static_cast<long long>(width)});
+      download(logits.data() + n * head_size, table.data(), size, stream_);
+      to_weights(layer, range, kv_head, table.data(), partial_, stream_);
+      download(weights.data() + n * head_size, table.data(), size, stream_);
+      download(head_outputs.data() + n * output_size, outputs.data(), outputs.size(), stream_);
+    }
+    parallel_for(threads_, count * layer.group, [&](Index head) {
+      const Index n = head / layer.group;
+      visit_head(logits.data() + n * head_size, weights.data() + n * head_size, head_outputs.data() + n * output_size,
+                 range, first + n, head % layer.group, visit);
     });
   }
 }

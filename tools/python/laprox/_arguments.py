@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -49,6 +50,14 @@ def text(value: Any, name: str, example: str) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{name}: expected a string such as {example}, found {brief(value)}")
     return value
+
+
+def file_name(value: Any, name: str) -> str:
+    """A path, as a string."""
+    found = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(found, str):
+        raise UsageError(f"{name}: expected a file's name, a string or a pathlib.Path, found {brief(value)}")
+    return found
 
 
 def one_of(value: Any, name: str, known: Collection[str]) -> str:

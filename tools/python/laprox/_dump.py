@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from . import _core
+from ._arguments import file_name
 from ._arrays import BFloat16
 from ._dump_layout import layer_object, read_structure
 from ._errors import UsageError
@@ -41,6 +42,7 @@ class Dump:
     """
 
     def __init__(self, path: str | Path) -> None:
+        path = file_name(path, "path")
         rehearse(path, _KIND, lambda: read_structure(Reader(path, _KIND)))
         self._reader = Reader(path, _KIND)
         self.path = self._reader.path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,8 +133,8 @@ def policy(
     Raises UsageError where the name is taken or the function's parameters are others.
     """
     spelled = text(name, "name", '"loud-values"').strip().replace("_", "-")
-    if not spelled or any(c in spelled for c in "+:,= ") or spelled.lower() != spelled:
-        raise UsageError(f"policy '{name}': expected a name of lower-case letters, digits and -")
+    if not re.fullmatch(r"[a-z0-9-]{1,100}", spelled):
+        raise UsageError(f"policy {brief(name)}: expected a name of lower-case letters, digits and -, at most 100")
     if spelled == "all" or spelled in {entry["name"] for entry in [*_core.describe_scorers(), *_core.describe_methods()]}:
         raise UsageError(f"policy '{name}': a built-in policy has this name; choose another")
     spread = pins if isinstance(pins, (tuple, list)) else (0, pins)
@@ -242,7 +243,9 @@ def parse_budgets(budgets: str | int | Sequence[str | int]) -> list[str]:
         if tokens is None and not isinstance(budget, str):
             raise UsageError(f"{expected}, found {brief(budget)}")
         words += [word.strip() for word in budget.split(",")] if tokens is None else [str(tokens)]
+    known: dict[tuple[int, float], str] = {}
     for word in words:
-        if words.count(word) > 1:
-            raise UsageError(f"budget '{word}' is given twice")
+        same = known.setdefault(_core.budget_amount(word), word)
+        if same is not word:
+            raise UsageError(f"budget '{word}' is given twice" + (f" (as '{same}' too)" if same != word else ""))
     return words

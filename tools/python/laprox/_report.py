@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ._arguments import file_name, whole
 from ._errors import DumpError, Error, UsageError
 from ._files import replacing
 from ._hdf5 import Reader
@@ -39,6 +40,7 @@ def open_report(path: str | Path) -> xr.Dataset:
 
     Raises FileError where there is none, and DumpError where it breaks the format.
     """
+    path = file_name(path, "path")
     rehearse(path, _KIND, lambda: _read(path))
     found = _read(path)
     coordinates = {name: np.array(found.labels[name], dtype=object) for name in LABELS}
@@ -59,6 +61,7 @@ def save_report(report: xr.Dataset, path: str | Path, *, replace: bool = False) 
     """
     if not isinstance(report, xr.Dataset):
         raise UsageError(f"report: expected an xarray Dataset that laprox.sweep made, found {type(report).__name__}")
+    path = file_name(path, "path")
     if os.path.lexists(path) and not replace:
         raise UsageError(f"{path}: exists; pass replace=True to replace it")
     with replacing(path) as temporary:
@@ -112,10 +115,16 @@ def _write(report: xr.Dataset, path: Path) -> None:
             file.create_dataset("kept/tokens", data=report.kept_tokens.values.astype(np.int32), compression="gzip", shuffle=True)
 
 
-def kept_tokens(report: xr.Dataset, *, policy: str, budget: str, layer: int, kv_head: int, dump: int = 0) -> np.ndarray:
-    """Ascending positions of the context tokens that one KV head keeps; the report must have been made with save_kept."""
+def kept_tokens(report: xr.Dataset, *, policy: str, budget: str | int, layer: int, kv_head: int, dump: int = 0) -> np.ndarray:
+    """Ascending positions of the context tokens that one KV head keeps; the report must have been made with save_kept.
+
+    Raises UsageError where the report has no such policy, budget, layer, KV head or dump.
+    """
     if "kept_tokens" not in report:
         raise UsageError("this report has no kept tokens; make it with save_kept=True (--save-kept on the command line)")
+    budget = str(budget)
+    for name, number in (("layer", layer), ("kv_head", kv_head), ("dump", dump)):
+        whole(number, name, 0, report.sizes[name] - 1)
     for name, value in (("policy", policy), ("budget", budget)):
         if value not in report[name].values:
             raise UsageError(f"the report has no {name} '{value}'; it has {', '.join(map(str, report[name].values))}")

@@ -192,6 +192,13 @@ void add_replay(nb::module_& module) {
       .def_prop_ro("threads", [](const Backend& backend) { return backend.threads(); });
   module.def("make_backend", &make_backend, nb::arg("name"), nb::arg("threads"), nb::arg("device") = 0);
   module.def(
+      "budget_amount",
+      [](const std::string& budget) {
+        const BudgetRequest request = parse_budget(budget);
+        return nb::make_tuple(static_cast<int>(request.unit), request.amount);
+      },
+      nb::arg("budget"), "Unit and amount of a budget, the same for every spelling of it.");
+  module.def(
       "budget_tokens",
       [](const LayerSource& source, const std::string& budget) {
         return resolve(parse_budget(budget), source.info()).tokens_per_head();

@@ -164,7 +164,7 @@ def _text(path: Path) -> str:
 
 def _task(where: str, line: str, name: str, formats: dict[str, tuple[str, int]] | None) -> Task:
     try:
-        entry = json.loads(line)
+        entry = json.loads(line, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{where}: not JSON: {error}") from error
     if not isinstance(entry, dict):
@@ -175,6 +175,15 @@ def _task(where: str, line: str, name: str, formats: dict[str, tuple[str, int]] 
         entry = _ruler(where, entry, name)
     entry = {"id": name, **{key: value for key, value in entry.items() if value is not None}}
     return _checked(where, entry)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that stands twice json keeps the last without a word."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return entry
 
 
 def _checked(where: str, entry: dict[str, Any]) -> Task:

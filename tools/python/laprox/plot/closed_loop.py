@@ -48,9 +48,11 @@ def error_against_kl(report: xr.Dataset, *, metric: str = "model_relative_error"
     if metric not in report:
         raise UsageError(f"this report has no {metric}")
     chosen = _chosen(report, "kl", highlight)
+    error, kl = report[metric].mean("prompt"), report.kl.mean("prompt")
+    if not ((error > 0) & (kl > 0)).any():
+        raise UsageError("no policy has both an error and a divergence at any budget: there is nothing to compare")
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
-    error, kl = report[metric].mean("prompt"), report.kl.mean("prompt")
     for name in sorted(map(str, report.policy.values), key=lambda name: name in chosen):
         x, y = error.sel(policy=name).values, kl.sel(policy=name).values
         shown = (x > 0) & (y > 0)
@@ -67,7 +69,7 @@ def needle(report: xr.Dataset, *, budget: str | None = None, highlight: Highligh
     """Score over context length and depth at one budget: a map for each of the best policies."""
     if not {"fact_depth", "fact_length"} <= set(report):
         raise UsageError("this report has no needles, with their depth and the length of the text: make it with laprox-eval needle")
-    budget = str(report.budget.values[0]) if budget is None else budget
+    budget = str(report.budget.values[report.sizes["budget"] // 2]) if budget is None else budget
     style.check_label(report, "budget", budget)
     names = list(_chosen(report, "kl", highlight))
     depths, lengths = (np.unique(report[f"fact_{name}"].values) for name in ("depth", "length"))
@@ -124,12 +126,11 @@ def page(report: xr.Dataset, *, highlight: Highlight = 5, title: str = "laprox-e
 
 def _chosen(report: xr.Dataset, metric: str, highlight: Highlight) -> dict[str, str]:
     """The policies that get a colour: the best ones by the geometric mean over budgets, or those that are named."""
-    if not isinstance(highlight, int):
-        for name in highlight:
-            style.check_label(report, "policy", name)
-        return {name: style.COLOURS[i % len(style.COLOURS)] for i, name in enumerate(highlight)}
+    names = style.asked(report, highlight)
+    if not isinstance(names, int):
+        return {name: style.COLOURS[i % len(style.COLOURS)] for i, name in enumerate(names)}
     best = [name for name in style.ranked(report, metric) if (report[metric].sel(policy=name) > 0).any()]
-    return {name: style.COLOURS[i % len(style.COLOURS)] for i, name in enumerate(best[:highlight])}
+    return {name: style.COLOURS[i % len(style.COLOURS)] for i, name in enumerate(best[:names])}
 
 
 def _over_budget(report: xr.Dataset, metric: str, label: str, highlight: Highlight, log: bool) -> Figure:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from .._arguments import as_index, whole
 from .._errors import UsageError
 
 #: The palette of Okabe and Ito (2008) without its yellow, which is too light for lines on white.
@@ -42,14 +43,22 @@ def references(report: xr.Dataset) -> list[str]:
 
 def colours(report: xr.Dataset, highlight: int | Sequence[str], metric: str = "model_relative_error") -> dict[str, str]:
     """The policies that get a colour: the best `highlight` ones, or exactly those named. Raises UsageError on an unknown name."""
-    if isinstance(highlight, int):
+    chosen = asked(report, highlight)
+    if isinstance(chosen, int):
         yardsticks = set(references(report))
-        chosen = [name for name in ranked(report, metric) if name not in yardsticks][:highlight]
-    else:
-        chosen = list(highlight)
-        for name in chosen:
-            check_label(report, "policy", name)
+        chosen = [name for name in ranked(report, metric) if name not in yardsticks][:chosen]
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(chosen)}
+
+
+def asked(report: xr.Dataset, highlight: int | str | Sequence[str]) -> int | list[str]:
+    """How many policies shall be highlighted, or which. Raises UsageError where it is neither, or on an unknown name."""
+    if isinstance(highlight, str):
+        highlight = [highlight]
+    if as_index(highlight) is not None or not isinstance(highlight, Sequence):
+        return whole(highlight, "highlight", 0)
+    for name in highlight:
+        check_label(report, "policy", name)
+    return list(highlight)
 
 
 def check_label(report: xr.Dataset, dimension: str, label: str) -> None:
