@@ -7,6 +7,7 @@
 
 #include "dump/queries.h"
 #include "laprox/error.h"
+#include "replay/decoding.h"
 #include "replay/selection.h"
 
 namespace laprox {

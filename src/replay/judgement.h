@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "replay/decoding.h"
+#include "replay/cache_census.h"
 
 namespace laprox {
 

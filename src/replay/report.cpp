@@ -17,6 +17,15 @@ namespace laprox {
 
 namespace {
 
+/// Where an element of a row-major array stands.
+std::size_t offset_in(const Report& report, const ReportArray& array, std::initializer_list<std::size_t> indices) {
+  std::size_t at = 0, dimension = 0;
+  for (std::size_t index : indices) {
+    at = at * static_cast<std::size_t>(report.extent(array.dimensions[dimension++])) + index;
+  }
+  return at;
+}
+
 using Dimensions = std::vector<std::string>;
 const Dimensions kCell{"dump", "policy", "budget"};
 
@@ -192,17 +201,9 @@ class ReportBuilder {
     }
   }
 
-  std::size_t offset(const ReportArray& array, std::initializer_list<std::size_t> indices) const {
-    std::size_t at = 0, dimension = 0;
-    for (std::size_t index : indices) {
-      at = at * static_cast<std::size_t>(report_.extent(array.dimensions[dimension++])) + index;
-    }
-    return at;
-  }
-
   void put(const std::string& name, std::initializer_list<std::size_t> indices, double value) {
     ReportArray& array = report_.arrays.at(name);
-    array.values[offset(array, indices)] = value;
+    array.values[offset_in(report_, array, indices)] = value;
   }
 
   void add_cell(std::size_t d, std::size_t p, std::size_t b) {
@@ -276,7 +277,7 @@ class ReportBuilder {
           const HeadCounts& kept = policy.cells[b].counts;
           for (std::size_t layer = 0; layer < kept.size(); ++layer) {
             for (std::size_t head = 0; head < kept[layer].size(); ++head) {
-              report_.kept.starts[offset(counts, {d, p, b, layer, head})] =
+              report_.kept.starts[offset_in(report_, counts, {d, p, b, layer, head})] =
                   static_cast<std::int64_t>(report_.kept.tokens.size());
               append_sorted(policy.selection.rankings(b)[layer][head], kept[layer][head]);
             }
@@ -321,11 +322,7 @@ const ReportArray& Report::array(const std::string& name) const {
 double Report::at(const std::string& name, std::initializer_list<std::size_t> indices) const {
   const ReportArray& figure = array(name);
   require(indices.size() == figure.dimensions.size(), "one index per dimension");
-  std::size_t offset = 0, dimension = 0;
-  for (std::size_t index : indices) {
-    offset = offset * static_cast<std::size_t>(extent(figure.dimensions[dimension++])) + index;
-  }
-  return figure.values.at(offset);
+  return figure.values.at(offset_in(*this, figure, indices));
 }
 
 Report make_report(const std::vector<DumpResult>& results, const SweepOptions& options, const Backend& backend) {

@@ -8,6 +8,7 @@
 
 #include "base/exchange.h"
 #include "base/parallel.h"
+#include "base/scatter.h"
 #include "laprox/error.h"
 #include "laprox/scores.h"
 #include "replay/caches.h"
@@ -366,7 +367,7 @@ void Selector::check_counts(std::size_t order, const HeadCounts& counts, const B
 }
 
 std::uint64_t fingerprint(const Selection& selection, std::size_t budget) {
-  // A sum of well-mixed tokens (the finaliser of splitmix64) does not depend on the order of a head's tokens.
+  // A sum of scattered tokens does not depend on the order of a head's tokens.
   std::uint64_t print = 0, place = 0;
   for (std::size_t layer = 0; layer < selection.counts[budget].size(); ++layer) {
     const bool elsewhere = selection.rankings(budget)[layer].empty();
@@ -374,10 +375,7 @@ std::uint64_t fingerprint(const Selection& selection, std::size_t budget) {
     for (std::size_t head = 0; !elsewhere && head < selection.counts[budget][layer].size(); ++head, ++place) {
       const Ranking& ranking = selection.rankings(budget)[layer][head];
       for (Index n = 0; n < selection.counts[budget][layer][head]; ++n) {
-        std::uint64_t x = (place << 32 | static_cast<std::uint32_t>(ranking[n])) + 1;
-        x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-        x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-        print += x ^ (x >> 31);
+        print += scatter(place << 32 | static_cast<std::uint32_t>(ranking[n]));
       }
     }
   }

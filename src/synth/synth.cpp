@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "base/parallel.h"
+#include "base/scatter.h"
 #include "base/text.h"
 #include "laprox/dump_writer.h"
 #include "laprox/error.h"
@@ -34,14 +35,6 @@ constexpr std::array kPresets{
     Preset{"deepseek-v2-lite", 27, {16, 16, 192, 128, 2048}},
     Preset{"tiny", 2, {4, 2, 16, 16, 32}},
 };
-
-/// The finaliser of SplitMix64: a bijection that scatters neighbouring numbers.
-std::uint64_t scatter(std::uint64_t x) {
-  x += 0x9e3779b97f4a7c15ULL;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
 
 /// A stream of numbers that any element of can be had on its own: a hash of (key, index).
 class Stream {

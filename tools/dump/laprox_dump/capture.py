@@ -66,7 +66,7 @@ class Recorder:
         hooks = [m.register_forward_pre_hook(self._on_entry, with_kwargs=True) for m in base.modules()]
         hooks.append(torch.nn.modules.module.register_module_forward_hook(self._on_module))
         try:
-            with torch.inference_mode(), attention.listening(self._on_attention), self._watch:
+            with torch.no_grad(), attention.listening(self._on_attention), self._watch:
                 base(input_ids=token_ids[None].to(model.device), use_cache=False)
             self._finish()
         except Enough:

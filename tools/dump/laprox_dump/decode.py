@@ -72,7 +72,7 @@ def _with_cache(model: torch.nn.Module, ids: torch.Tensor, count: int, eos, told
     own = model.generation_config
     try:
         model.generation_config = settings  # generate() fills unset fields from here, so it may not stay the checkpoint's
-        with torch.inference_mode(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             out = model.generate(
                 ids[None],
@@ -91,7 +91,7 @@ def _without_cache(model: torch.nn.Module, ids: torch.Tensor, count: int, eos, t
     known = inspect.signature(model.forward).parameters
     last = {key: 1 for key in ("logits_to_keep", "num_logits_to_keep") if key in known}
     found: list[int] = []
-    with torch.inference_mode():
+    with torch.no_grad():
         while len(found) < count and not (found and found[-1] in ends):
             whole = torch.cat([ids, torch.tensor(found, dtype=ids.dtype, device=ids.device)])
             found.append(int(model(input_ids=whole[None], use_cache=False, **last).logits[0, -1].argmax()))
