@@ -14,6 +14,9 @@ import pytest
 # What laprox would start itself again for (test_waiting.py), hundreds of times in these tests.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+#: How many times as long as usual a command may take: a binary with sanitizers is slow.
+PATIENCE = float(os.environ.get("LAPROX_PATIENCE", "1"))
+
 
 class Laprox:
     """Runs the binary under test, which the environment variable LAPROX_BIN names."""
@@ -24,7 +27,7 @@ class Laprox:
             pytest.exit("LAPROX_BIN must name the laprox binary", returncode=2)
 
     def __call__(self, *arguments, expect=0, timeout=120):
-        done = subprocess.run([self.binary, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run([self.binary, *map(str, arguments)], capture_output=True, text=True, timeout=timeout * PATIENCE)
         assert done.returncode == expect, f"exit code {done.returncode}, expected {expect}\n{done.stderr}"
         return done
 
