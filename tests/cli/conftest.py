@@ -31,6 +31,13 @@ class Laprox:
         assert done.returncode == expect, f"exit code {done.returncode}, expected {expect}\n{done.stderr}"
         return done
 
+    def within(self, memory):
+        """The binary behind words that bound its memory, in bytes. Skips the test where it cannot live so, as with sanitizers."""
+        words = ["prlimit", f"--data={memory}", self.binary]
+        if subprocess.run([*words, "--version"], capture_output=True).returncode != 0:
+            pytest.skip("this binary does not run within limited memory")
+        return words
+
     def sweep(self, path, policies, budgets, *options):
         """CSV rows by (policy, budget in tokens, layer)."""
         done = self(

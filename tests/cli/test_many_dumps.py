@@ -31,7 +31,7 @@ def test_the_damaged_one_among_many_is_named(laprox, many, tmp_path):
     damaged = tmp_path / "damaged.h5"
     damaged.write_bytes(many[0].read_bytes())
     endless_free_list(damaged)
-    limited = ["prlimit", f"--data={1 << 30}", laprox.binary, "sweep", *map(str, [*many[1:20], damaged, *many[20:]]), *WHAT]
+    limited = [*laprox.within(1 << 30), "sweep", *map(str, [*many[1:20], damaged, *many[20:]]), *WHAT]
     done = subprocess.run(limited, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3 and done.stdout == ""
     assert done.stderr.startswith(f"laprox: {damaged}: file: ") and "wants more memory" in done.stderr

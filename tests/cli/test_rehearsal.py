@@ -21,7 +21,7 @@ def endless_free_list(path):
 @pytest.mark.parametrize("command", [("sweep", "--policy", "recent", "--budget", "12"), ("inspect",)])
 def test_a_list_that_takes_all_memory_is_damage(laprox, dump, command):
     endless_free_list(dump)
-    limited = ["prlimit", f"--data={GIBIBYTE}", laprox.binary, command[0], str(dump), *command[1:]]
+    limited = [*laprox.within(GIBIBYTE), command[0], str(dump), *command[1:]]
     done = subprocess.run(limited, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3 and done.stdout == "", done.stderr
     assert f"{dump}: file: " in done.stderr and "wants more memory for it than a file of its size can need" in done.stderr
