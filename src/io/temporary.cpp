@@ -2,13 +2,14 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include <array>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -58,16 +59,35 @@ void remove_temporaries_on_signals() {
 
 namespace io {
 
+namespace {
+
+constexpr int kAttempts = 100;  ///< names that are tried before all count as taken
+
+std::uint32_t unforeseen_number() {
+  std::uint32_t number = 0;
+  if (getrandom(&number, sizeof number, 0) != sizeof number) throw FileError("the system gives no random numbers");
+  return number;
+}
+
+}  // namespace
+
 std::filesystem::path make_temporary(const std::filesystem::path& path) {
-  std::string name = path.string() + ".XXXXXX.part";
-  const int file = mkostemps(name.data(), 5, O_CLOEXEC);
-  if (file < 0) throw FileError(fmt::format("{}: cannot be written: {}", path.string(), std::strerror(errno)));
-  const mode_t mask = umask(0);
-  umask(mask);
-  fchmod(file, 0666 & ~mask);  // mkostemps makes it private; the output is as any other file
-  close(file);
-  remember(name);
-  return name;
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    const std::string name = fmt::format("{}.{:06x}.part", path.string(), unforeseen_number() >> 8);
+    remember(name);  // first: a signal between the two would leave the file behind
+    const int file = open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0666);
+    if (file >= 0) {
+      close(file);
+      return name;
+    }
+    const int reason = errno;
+    forget(name);
+    if (reason != EEXIST) {
+      throw FileError(fmt::format("{}: cannot be written: {}", path.string(), std::strerror(reason)));
+    }
+  }
+  throw FileError(
+      fmt::format("{}: cannot be written: every name for a temporary file beside it is taken", path.string()));
 }
 
 void sync_temporary(const std::filesystem::path& temporary, const std::filesystem::path& path) {
