@@ -73,7 +73,7 @@ std::uint32_t unforeseen_number() {
 
 std::filesystem::path make_temporary(const std::filesystem::path& path) {
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    const std::string name = fmt::format("{}.{:06x}.part", path.string(), unforeseen_number() >> 8);
+    std::string name = fmt::format("{}.{:06x}.part", path.string(), unforeseen_number() >> 8);
     remember(name);  // first: a signal between the two would leave the file behind
     const int file = open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0666);
     if (file >= 0) {
