@@ -53,6 +53,14 @@ def dumps(tmp_path_factory):
     return get
 
 
+@pytest.fixture
+def npz(dumps, tmp_path):
+    """The arrays of a dump, as --from-npz reads them."""
+    from test_arrays import arrays_of, write
+
+    return write(tmp_path, arrays_of(dumps("llama")))
+
+
 @pytest.fixture(scope="session")
 def laprox():
     """`laprox(*arguments)` runs the C++ tool."""
