@@ -23,12 +23,13 @@ def worst(scores, candidates, count):
 
 
 def leaves_by_age(layer, token):
-    return token + layer.sliding_window if layer.sliding_window else np.inf
+    """The position of the first query that no longer sees a token, or each of an array of tokens."""
+    return token + (layer.sliding_window or np.inf)
 
 
 def aged(gone, dump, layer):
     """`gone` of caches that are cut, with what left them by age: no query before the context's end asks."""
-    ages = np.array([leaves_by_age(layer, token) for token in range(gone.shape[1])])
+    ages = leaves_by_age(layer, np.arange(gone.shape[1]))
     return np.minimum(gone, np.maximum(ages, dump.context)).astype(int)
 
 

@@ -10,12 +10,11 @@ def bfloat16_bits(values):
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def put(group, name, values, dtype, packed=False):
-    options = dict(compression="gzip", shuffle=True) if packed else {}
+def put(group, name, values, dtype):
     if dtype == "bfloat16":
-        group.create_dataset(name, data=bfloat16_bits(values), **options).attrs["dtype"] = "bfloat16"
+        group.create_dataset(name, data=bfloat16_bits(values)).attrs["dtype"] = "bfloat16"
     else:
-        group.create_dataset(name, data=values.astype(dtype), **options)
+        group.create_dataset(name, data=values.astype(dtype))
 
 
 def write_dump(
@@ -35,12 +34,8 @@ def write_dump(
     scale=None,
     spread=1.0,
     seed=0,
-    packed=False,
 ):
-    """heads: (query heads, KV heads) of each layer. A sliding window holds in every other layer, as hybrid models have it.
-
-    packed: compressed, which is slower to read than anything else in these tests.
-    """
+    """heads: (query heads, KV heads) of each layer. A sliding window holds in every other layer, as hybrid models have it."""
     rng = np.random.default_rng(seed)
     first = 0 if recent_queries is None else max(0, context - recent_queries)
     with h5py.File(path, "w") as file:
@@ -51,12 +46,12 @@ def write_dump(
             if scale:
                 group.attrs["scale"] = scale
             group.attrs.update(softcap=softcap, sliding_window=sliding_window if i % 2 == 0 else 0)
-            put(group, "q", 1.5 * spread * rng.standard_normal((query_heads, tokens - first, head_size)), dtype, packed)
-            put(group, "k", 1.5 * rng.standard_normal((kv_heads, tokens, head_size)), dtype, packed)
+            put(group, "q", 1.5 * spread * rng.standard_normal((query_heads, tokens - first, head_size)), dtype)
+            put(group, "k", 1.5 * rng.standard_normal((kv_heads, tokens, head_size)), dtype)
             uneven = np.exp(rng.standard_normal((kv_heads, tokens, 1)))
-            put(group, "v", uneven * rng.standard_normal((kv_heads, tokens, value_size)), dtype, packed)
+            put(group, "v", uneven * rng.standard_normal((kv_heads, tokens, value_size)), dtype)
             mixing = rng.standard_normal((query_heads * value_size, model_size)) / np.sqrt(query_heads * value_size)
-            put(group, "w_o", mixing, dtype, packed)
+            put(group, "w_o", mixing, dtype)
             if sinks:
                 group["sinks"] = (3 * rng.standard_normal(query_heads)).astype("f4")
             group["residual_norms"] = np.exp(rng.standard_normal(tokens - first)) * (i + 1)

@@ -92,11 +92,8 @@ def test_what_is_held_and_its_errors_are_those_of_a_plain_simulation(laprox, sha
             sizes = np.array([(gone[:, : t + 1] > t).sum(-1) for t in range(CONTEXT, TOKENS)])
             assert report["cache_peak"][0, p, b] == sizes.max()
             assert report["cache_mean"][0, p, b] == pytest.approx(sizes.mean())
-            ages = [
-                np.broadcast_to(np.arange(TOKENS) + (layer.sliding_window or TOKENS), g.shape)
-                for layer, g in zip(dump.layers, lifetimes)
-            ]
-            later = (gone > CONTEXT) & (gone < TOKENS) & (gone != np.concatenate(ages))
+            aged = [g == decoding_oracle.leaves_by_age(layer, np.arange(TOKENS)) for layer, g in zip(dump.layers, lifetimes)]
+            later = (gone > CONTEXT) & (gone < TOKENS) & ~np.concatenate(aged)
             assert report["evictions"][0, p, b] == later.sum()
             assert report["cuts"][0, p, b] == len(np.unique(gone[later]))
 

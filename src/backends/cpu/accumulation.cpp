@@ -74,8 +74,7 @@ class Cache {
       for (Index a = 0; a < group_; ++a) add_attention(step, a, before + step + 1);
       const Index seen = position_of(first + step + 1);
       if (start_.schedule.cuts_after(first + step) && seen < layer_.tokens) {
-        cut(before + step + 1, seen);
-        for (const Index slot : evicted_) hide(slot, first, steps);
+        for (const Index slot : cut(before + step + 1, seen)) hide(slot, first, steps);
       }
     }
     close_holes(position_of(first + steps));
@@ -133,11 +132,11 @@ class Cache {
     for (Index slot = 0; slot < seen; ++slot) sums[slot] += factor * row[slot];
   }
 
-  /// Once `seen_tokens` have been processed: what the next query would find is cut.
-  void cut(Index seen_slots, Index seen_tokens) {
-    std::vector<std::int32_t> entries;
+  /// Once `seen_tokens` have been processed: cuts what the next query would find. Returns the slots that it evicts.
+  std::vector<Index> cut(Index seen_slots, Index seen_tokens) {
+    std::vector<Index> entries, evicted;
     for (Index slot = 0; slot < seen_slots; ++slot) {
-      if (gone_[tokens_[slot]] > seen_tokens) entries.push_back(static_cast<std::int32_t>(slot));
+      if (gone_[tokens_[slot]] > seen_tokens) entries.push_back(slot);
     }
     Matrix sums(group_, static_cast<Index>(entries.size()));
     for (Index a = 0; a < group_; ++a) {
@@ -145,11 +144,11 @@ class Cache {
         sums(a, n) = sums_[a][entries[n]];
       }
     }
-    evicted_.clear();
-    for (const std::int32_t evicted : start_.evict(sums, seen_tokens)) {
-      evicted_.push_back(entries[evicted]);
-      gone_[tokens_[entries[evicted]]] = static_cast<std::int32_t>(seen_tokens);
+    for (const std::int32_t entry : start_.evict(sums, seen_tokens)) {
+      evicted.push_back(entries[entry]);
+      gone_[tokens_[entries[entry]]] = static_cast<std::int32_t>(seen_tokens);
     }
+    return evicted;
   }
 
   /// Leaves the slots that the query at `position` finds.
@@ -170,7 +169,6 @@ class Cache {
   Index kv_head_, group_;
   std::vector<std::int32_t> tokens_;       ///< [slot]
   std::vector<std::vector<double>> sums_;  ///< [group][slot]
-  std::vector<Index> evicted_;             ///< slots that the last cut evicted
   Lifetimes gone_;                         ///< [T]
   Index stride_ = 0;
   Buffer<float> logits_;

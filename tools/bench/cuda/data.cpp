@@ -7,17 +7,11 @@
 #include <numeric>
 
 #include "base/convert.h"
+#include "base/scatter.h"
 
 namespace laprox::bench {
 
 namespace {
-
-/// A well-mixed hash of its argument.
-std::uint64_t mixed(std::uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
 
 /// Normal numbers with the given deviation, rounded to bfloat16.
 void fill(Tensor& half, Tensor& exact, std::vector<Index> shape, double deviation, std::uint64_t seed) {
@@ -29,7 +23,7 @@ void fill(Tensor& half, Tensor& exact, std::vector<Index> shape, double deviatio
   for (Index first = 0; first < exact.size(); first += kBlock) {
     const Index count = std::min(kBlock, exact.size() - first);
     for (Index i = first; i < first + count; ++i) {
-      const std::uint64_t bits = mixed(seed + 0x9e3779b97f4a7c15ULL * static_cast<std::uint64_t>(i + 1));
+      const std::uint64_t bits = scatter(seed + 0x9e3779b97f4a7c15ULL * static_cast<std::uint64_t>(i));
       const double u = (static_cast<double>(bits >> 40) + 1) * 0x1p-24, angle = static_cast<double>(bits & 0xffffff);
       values[i] = deviation * std::sqrt(-2 * std::log(u)) * std::cos(angle * 0x1p-24 * 2 * M_PI);
     }

@@ -41,10 +41,9 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
     Raises UsageError where `path` is one of the files that are read, `inputs`, by whatever name, or in one of these folders.
     """
     target, mode = _target(path)
-    for name in inputs:
+    for name in inputs if mode is not None else ():  # a new file is none that is read
         found = Path(os.path.realpath(name))
-        same = target.exists() and found.exists() and os.path.samefile(target, found)
-        if same or (found.is_dir() and target.exists() and found in target.parents):
+        if found.exists() and (target.samefile(found) or found in target.parents):
             raise UsageError(f"{path}: the output is {name}, which is read, or in it; choose another name")
     _create(path, target, mode).unlink()
 

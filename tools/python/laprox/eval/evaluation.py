@@ -71,8 +71,8 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
     clock = _Clock(model.device)
     tokens = model.encode(task)
     prompt, question = tokens.context, tokens.question
-    later = max(settings.tokens, _most(task, settings), len(_answer(model, task)))
-    check_length(model.network, len(prompt), len(prompt) + len(question), later, "--tokens or --max-new-tokens")
+    longest = max(settings.tokens, _most(task, settings), len(_answer(model, task)))
+    check_length(model.network, len(prompt), len(prompt) + len(question), longest, "--tokens or --max-new-tokens")
     with torch.inference_mode():
         continuation = greedy(model.network, torch.cat([prompt, question]), settings.tokens, stop_at_eos=False)
         clock.lap("prefill")

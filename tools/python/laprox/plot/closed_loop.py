@@ -127,10 +127,9 @@ def page(report: xr.Dataset, *, highlight: Highlight = 5, title: str = "laprox-e
 def _chosen(report: xr.Dataset, metric: str, highlight: Highlight) -> dict[str, str]:
     """The policies that get a colour: the best ones by the geometric mean over budgets, or those that are named."""
     names = style.asked(report, highlight)
-    if not isinstance(names, int):
-        return {name: style.COLOURS[i % len(style.COLOURS)] for i, name in enumerate(names)}
-    best = [name for name in style.ranked(report, metric) if (report[metric].sel(policy=name) > 0).any()]
-    return {name: style.COLOURS[i % len(style.COLOURS)] for i, name in enumerate(best[:names])}
+    if isinstance(names, int):
+        names = [name for name in style.ranked(report, metric) if (report[metric].sel(policy=name) > 0).any()][:names]
+    return style.coloured(names)
 
 
 def _over_budget(report: xr.Dataset, metric: str, label: str, highlight: Highlight, log: bool) -> Figure:

@@ -47,7 +47,12 @@ def colours(report: xr.Dataset, highlight: int | Sequence[str], metric: str = "m
     if isinstance(chosen, int):
         yardsticks = set(references(report))
         chosen = [name for name in ranked(report, metric) if name not in yardsticks][:chosen]
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(chosen)}
+    return coloured(chosen)
+
+
+def coloured(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each, in their order."""
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
 def asked(report: xr.Dataset, highlight: int | str | Sequence[str]) -> int | list[str]:
