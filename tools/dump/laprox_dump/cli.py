@@ -262,6 +262,7 @@ def _export(args, todo, inputs) -> None:
 
     hidden = args.quiet or sys.stderr is None or not sys.stderr.isatty()
     quiet_libraries(hidden)
+    from .checkpoint import parsed_once
     from .export import Options, export_prompt
     from .layer import FILE_DTYPES
     from .model import check_device, load, text_config
@@ -269,10 +270,13 @@ def _export(args, todo, inputs) -> None:
 
     device, dtype = check_device(args.device), FILE_DTYPES.get(args.dtype)
     hub = dict(trust_remote_code=args.trust_remote_code, revision=args.revision or "main")
-    model = load(args.model, dtype, device, **hub)
-    with foreign(f"{args.model}: it has no table of input embeddings"):
-        vocabulary = model.get_input_embeddings().num_embeddings
-    encoder = Encoder(args.model, vocabulary, args.chat_template, args.max_tokens, **hub)
+    with parsed_once():
+        model = load(args.model, dtype, device, **hub)
+        with foreign(f"{args.model}: it has no table of input embeddings"):
+            vocabulary = model.get_input_embeddings().num_embeddings
+        encoder = Encoder(args.model, vocabulary, args.chat_template, args.max_tokens, **hub)
+        if any(prompt.text for prompt, _ in todo):
+            encoder.load_tokenizer()
     options = Options(args.decode, args.queries, args.layers, dtype, not args.ignore_eos, args.force, args.gzip, inputs)
     layers = len(args.layers) if args.layers else getattr(text_config(model), "num_hidden_layers", None)
     for prompt, path in todo:

@@ -27,11 +27,12 @@ class Tokens:
 class Encoder:
     """Turns prompts into tokens with a model's tokenizer, which is loaded only if a prompt is text."""
 
-    def __init__(self, model_name: str, vocabulary: int, chat_template: bool, max_tokens: int | None, **hub):
-        """`hub` is what transformers needs to find the files: revision, trust_remote_code."""
+    def __init__(self, model_name: str, vocabulary: int, chat_template: bool, max_tokens: int | None, tokenizer=None, **hub):
+        """`tokenizer`: the model's own where it is there already. `hub` is what transformers needs to find the files: revision,
+        trust_remote_code."""
         self.model_name, self.vocabulary, self.hub = model_name, vocabulary, hub
         self.chat_template, self.max_tokens = chat_template, max_tokens
-        self._tokenizer = None
+        self._tokenizer = tokenizer
 
     @property
     def tokenizer(self):
@@ -43,6 +44,10 @@ class Encoder:
                     checkpoint.location, **{**self.hub, **checkpoint.options}
                 )
         return self._tokenizer
+
+    def load_tokenizer(self) -> None:
+        """Loads the tokenizer now and not with the first text. Throws InputError."""
+        self._tokenizer = self.tokenizer
 
     def encode(self, prompt: Prompt) -> Tokens:
         """The tokens of one prompt.

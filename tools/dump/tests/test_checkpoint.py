@@ -11,6 +11,7 @@ from tiny_models import FAMILIES
 
 from laprox_dump import checkpoint
 from laprox_dump.errors import InputError, UsageError
+from laprox_dump.model import load
 
 gguf = pytest.importorskip("gguf")
 
@@ -105,6 +106,25 @@ def test_a_gguf_file(file, model, dump_here, tmp_path):
     result = dump_here(file, "--prompt-file", prompts(tmp_path), "--decode", "4", "--ignore-eos", "-o", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     check(tmp_path / "out" / "a.h5", model)
+
+
+def test_a_gguf_file_is_parsed_once_for_all_that_reads_it(file, monkeypatch):
+    begun = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, path, mode="r"):
+            begun.append(path)
+            super().__init__(path, mode)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    checkpoint.locate.cache_clear()
+    with checkpoint.parsed_once():
+        load(str(file), torch.float32, torch.device("cpu"))
+        load(str(file), torch.float32, torch.device("cpu"))
+    assert len(begun) == 1
+    assert gguf.GGUFReader is Counted, "behind the block everything is as it was"
+    load(str(file), torch.float32, torch.device("cpu"))
+    assert len(begun) > 1
 
 
 def test_a_packaged_model(file, model, dump_here, tmp_path, monkeypatch):

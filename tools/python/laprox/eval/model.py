@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from laprox_dump.checkpoint import parsed_once
 from laprox_dump.errors import foreign
 from laprox_dump.layer import FILE_DTYPES
 from laprox_dump.model import check_device, prepare
@@ -56,6 +57,10 @@ class Model:
         """How many tokens the tokenizer makes of a text, without those that it puts at a text's start."""
         return len(self._encoder(False).tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def load_tokenizer(self) -> None:
+        """Loads the tokenizer now and not with the first task. Raises InputError of laprox_dump."""
+        self._encoder(False).load_tokenizer()
+
     def decode(self, tokens: list[int]) -> str:
         """Their text, without tokens that no user sees."""
         kept = [token for token in tokens if token not in self.ends]
@@ -65,7 +70,8 @@ class Model:
         if chat not in self._encoders:
             with foreign(f"{self.name}: it has no table of input embeddings"):
                 vocabulary = self.network.get_input_embeddings().num_embeddings
-            self._encoders[chat] = Encoder(self.name, vocabulary, chat, self.max_tokens, **self.hub)
+            tokenizer = next((encoder.tokenizer for encoder in self._encoders.values()), None)  # one serves both
+            self._encoders[chat] = Encoder(self.name, vocabulary, chat, self.max_tokens, tokenizer, **self.hub)
         return self._encoders[chat]
 
 
@@ -78,5 +84,8 @@ def load(name: str, *, dtype: str | None = None, device: str = "cpu", max_tokens
     if dtype is not None and dtype not in FILE_DTYPES:
         raise UsageError(f"dtype: expected {', '.join(FILE_DTYPES)}, found {dtype!r}")
     hub = {"trust_remote_code": False, "revision": "main", **hub}
-    network = load_checkpoint(name, FILE_DTYPES[dtype] if dtype else None, check_device(device), **hub)
-    return Model(network, name, max_tokens, hub)
+    with parsed_once():
+        network = load_checkpoint(name, FILE_DTYPES[dtype] if dtype else None, check_device(device), **hub)
+        model = Model(network, name, max_tokens, hub)
+        model.load_tokenizer()
+    return model
