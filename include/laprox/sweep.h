@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <future>
 #include <optional>
 #include <string>
 #include <vector>
@@ -106,6 +107,10 @@ DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, cons
 /// but that every file is hashed by one of them. Throws what sweep_dump throws, and RankFailed.
 std::vector<DumpResult> sweep_dumps(const std::vector<const LayerSource*>& dumps, const SweepOptions& options,
                                     const Backend& backend, Ranks& ranks, const DumpProgress& progress = {});
+
+/// Hashes the files of a later sweep_dumps whose turn it will be on this rank, beside other work: that one need not
+/// wait for it then, and finds in memory what the system has read ahead. The dumps must outlive it.
+std::future<void> hash_ahead(const std::vector<const LayerSource*>& dumps, const Ranks& ranks);
 
 /// Calls visit(layer tensors, scores, kernels) for every layer in turn: one policy's scores [kv_heads, C], and the
 /// tensors and primitives that they come from, with the queries that the policy reads. `budget` is read where the

@@ -181,6 +181,15 @@ std::vector<DumpResult> sweep_dumps(const std::vector<const LayerSource*>& dumps
   return results;
 }
 
+std::future<void> hash_ahead(const std::vector<const LayerSource*>& dumps, const Ranks& ranks) {
+  return std::async(std::launch::async, [dumps, mine = Turns(dumps.size(), ranks).of(ranks.rank())] {
+    try {
+      for (const std::size_t dump : mine) dumps[dump]->content_hash();
+    } catch (const Error&) {  // whoever sweeps the dump meets it again
+    }
+  });
+}
+
 DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, const Backend& backend,
                       const Progress& progress) {
   const auto tell = [&](const DumpInfo& info, Index layer, const std::string& what) {

@@ -120,6 +120,20 @@ def test_the_same_dump_twice_is_refused(laprox, tmp_path):
         assert "two samples" in laprox("sweep", path, other, "--policy", "h2o", "--budget", 12, expect=2).stderr
 
 
+def test_dumps_that_differ_in_one_number_are_two_samples(laprox, tmp_path):
+    """Of files of one size some bytes are compared first; these differ elsewhere, so that both are read whole."""
+    path = dumps.write_dump(tmp_path / "a.h5", context=400, tokens=410, heads=[(4, 2), (4, 2)], seed=1)
+    other, copy = (shutil.copy(path, tmp_path / name) for name in ("b.h5", "c.h5"))
+    with h5py.File(other, "r+") as file:
+        file["layers/1/k"][1, 200, 3] += 1
+    part = path.stat().st_size // 16
+    sampled = [path.read_bytes()[n * part + (part - 4096) // 2 :][:4096] for n in range(16)]
+    assert sampled == [other.read_bytes()[n * part + (part - 4096) // 2 :][:4096] for n in range(16)] and part > 4096
+    arguments = ("--policy", "h2o", "--budget", 100)
+    laprox("sweep", path, other, *arguments)
+    assert f"{copy}: is the same dump as {path}" in laprox("sweep", path, other, copy, *arguments, expect=2).stderr
+
+
 def test_cells_that_ties_decide_are_marked(laprox, tmp_path):
     path = dumps.write_dump(tmp_path / "dump.h5", context=100, tokens=110, heads=[(4, 2)], seed=1)
     with h5py.File(path, "r+") as file:

@@ -16,8 +16,8 @@ ProgressBar::~ProgressBar() {
   if (terminal_ && width_ > 0) std::fputs(fmt::format("\r{:{}}\r", "", width_).c_str(), stderr);
 }
 
-void ProgressBar::step(const std::string& what) {
-  ++done_;
+void ProgressBar::at(Index done, const std::string& what) {
+  done_ = done;
   const auto interval = terminal_ ? std::chrono::milliseconds(100) : std::chrono::milliseconds(5000);
   if (quiet_ || Clock::now() - shown_ < interval) return;
   shown_ = Clock::now();

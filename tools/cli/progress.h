@@ -14,7 +14,9 @@ class ProgressBar {
   ProgressBar(Index total, bool quiet);
   ~ProgressBar();
 
-  void step(const std::string& what);
+  void step(const std::string& what) { at(done_ + 1, what); }
+  /// So many steps are done.
+  void at(Index done, const std::string& what);
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <future>
 #include <optional>
 #include <utility>
 
@@ -137,13 +138,23 @@ void check_output(const SweepArguments& arguments, const std::filesystem::path& 
   check_writable(arguments.output, arguments.force || arguments.resume, inputs);
 }
 
+/// Shows that files are read whole before the first one is swept.
+FilesDone hashing_bar(std::optional<ProgressBar>& bar, bool quiet) {
+  return [&bar, quiet](Index done, Index total) {
+    if (!bar) bar.emplace(total, quiet);
+    bar->at(done, fmt::format("reading {} dumps to know them by their contents", total));
+    if (done == total) bar.reset();
+  };
+}
+
 /// The dumps that the report does not hold. Where one is resumed, the first rank knows them by their hashes.
 std::vector<const DumpReader*> left_to_do(const std::vector<DumpReader>& dumps, bool resume, int threads,
-                                          std::optional<GrowingReport>& growing, Ranks& ranks) {
+                                          std::optional<GrowingReport>& growing, Ranks& ranks,
+                                          const FilesDone& progress) {
   std::vector<const DumpReader*> left;
   for (const DumpReader& dump : dumps) left.push_back(&dump);
   if (!resume) return left;
-  const std::vector<std::string> hashes = content_hashes(left, threads, ranks);
+  const std::vector<std::string> hashes = content_hashes(left, threads, ranks, progress);
   std::string held;
   for (std::size_t d = 0; d < dumps.size() && growing; ++d) {
     held += growing->holds(dumps[d].info(), hashes[d]) ? 'x' : '-';
@@ -245,12 +256,15 @@ void run_sweep(SweepArguments arguments, const std::filesystem::path& config, Ra
 
   // Every dump is opened and every request checked before the first one is worked on.
   const std::vector<DumpReader> dumps = open_dumps(arguments.dumps, arguments.backend.threads);
-  check_distinct(dumps, backend->threads(), ranks);
+  const bool quiet = arguments.quiet || !ranks.is_first();
+  std::optional<ProgressBar> hashing;
+  check_distinct(dumps, backend->threads(), ranks, hashing_bar(hashing, quiet));
   add_scores(options, arguments, dumps.front(), ranks);
   for (const DumpReader& dump : dumps) leave_out(dump.info(), of_all, options);
   std::optional<GrowingReport> growing;
   if (ranks.is_first()) growing.emplace(options, *backend, arguments.output, arguments.resume);
-  const std::vector<const DumpReader*> left = left_to_do(dumps, arguments.resume, backend->threads(), growing, ranks);
+  const std::vector<const DumpReader*> left =
+      left_to_do(dumps, arguments.resume, backend->threads(), growing, ranks, hashing_bar(hashing, quiet));
   for (const DumpReader* dump : left) check_dump_request(dump->info(), options, *backend, ranks);
   if (arguments.show_plan) {
     for (const DumpReader* dump : left) {
@@ -262,9 +276,11 @@ void run_sweep(SweepArguments arguments, const std::filesystem::path& config, Ra
   {
     Index steps = 0;
     for (const Group& group : groups) steps += group.steps(ranks);
-    ProgressBar bar(steps, arguments.quiet || !ranks.is_first());
-    for (const Group& group : groups) {
-      for (const DumpResult& result : sweep_group(group, options, *backend, ranks, bar)) growing->add(result);
+    ProgressBar bar(steps, quiet);
+    std::vector<std::future<void>> ahead;  // each is done when its group is
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      if (g + 1 < groups.size()) ahead.push_back(hash_ahead(groups[g + 1].dumps, ranks));
+      for (const DumpResult& result : sweep_group(groups[g], options, *backend, ranks, bar)) growing->add(result);
     }
   }
   if (growing) show_and_write(*growing, arguments);
