@@ -14,6 +14,9 @@ const std::vector<Method>& methods() {
        "DefensiveKV's scores, one top-K over the whole model", "DefensiveKV, 2025, arXiv 2510.13334", true},
       {"laprox-far", "laprox-r:far=64,far-weight=8",
        "LaProx-R's scores, with what distant queries of the prompt would lose", "LaProx-R, 2026, this project", true},
+      {"laprox-mix", "laprox-r:far=64,far-weight=8,far-queries=1024,pool=avg,kernel=21,own=1",
+       "LaProx-far's scores by the last queries, half an entry's own and half the mean around it",
+       "LaProx-R, 2026, this project", true},
       {"keydiff-block128", "keydiff:block=128", "KeyDiff as a cache that evicts after every block of 128 tokens",
        "KeyDiff, 2025, arXiv 2504.15364", false},
   };

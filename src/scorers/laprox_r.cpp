@@ -19,6 +19,7 @@ class LaProxR : public Scorer {
         pool_(pool_of(options)),
         over_(options.text("over") == "sum" ? OverQueries::sum : OverQueries::maximum),
         joint_(options.boolean("joint")),
+        own_(options.real("own")),
         far_weight_(options.real("far-weight")) {
     check_kernel(kernel_, "laprox-r");
   }
@@ -28,8 +29,10 @@ class LaProxR : public Scorer {
     Matrix energies = kernels.removal_energies(traits().queries.window, over_, joint_);
     if (traits().far_distance > 0)
       add_far(energies, kernels.far_energies(traits().far_distance, traits().queries.of_all));
-    pool_between(energies, std::min(traits().pins.first, end), end, pool_, kernel_);
-    return energies.cwiseSqrt();
+    Matrix pooled = energies;
+    pool_between(pooled, std::min(traits().pins.first, end), end, pool_, kernel_);
+    if (own_ > 0) pooled += own_ * energies;
+    return pooled.cwiseSqrt();
   }
 
  private:
@@ -55,7 +58,7 @@ class LaProxR : public Scorer {
   Pool pool_;
   OverQueries over_;
   bool joint_;
-  double far_weight_;
+  double own_, far_weight_;
 };
 
 std::unique_ptr<Scorer> make_laprox_r(Options& options) {
@@ -73,6 +76,7 @@ ScorerInfo laprox_r_info() {
       OptionSpec::choice("over", "max", {"max", "sum"}, "the window's queries: the largest energy, or their sum"),
       OptionSpec::boolean("joint", true, "one norm for all query heads that read the entry, or the sum of theirs")};
   for (OptionSpec& spec : pooling_options("max", 21)) options.push_back(std::move(spec));
+  options.push_back(OptionSpec::real("own", 0, 0, 1e6, "weight of an entry's own energy beside the pooled one"));
   options.push_back(OptionSpec::integer("far", 0, 0, 1 << 20,
                                         "0: none; else adds what all prompt queries at this distance or more lose"));
   options.push_back(OptionSpec::integer("far-queries", 0, 0, 1 << 30, "of these, the last so many are read; 0: all"));
@@ -88,9 +92,9 @@ ScorerInfo laprox_r_info() {
           "the products of different query heads). The first `sinks` and the last `pinned` tokens are kept, and "
           "pooling stays between them. far=n adds far-weight times the mean of ||Delta||^2 over all prompt queries t "
           ">= i + n, without products of different heads: what the window does not attend to and distant queries do; "
-          "far-queries=m: over the last m prompt queries alone, so that the cost is linear in the prompt's length. "
-          "The allocator global:normalize=residual (the default) divides each layer's scores by the size of the "
-          "residual stream that its output is added to.",
+          "far-queries=m: over the last m prompt queries alone, so that the cost is linear in the prompt's length. own=c "
+          "adds c times the entry's own energy to the pooled one. The allocator global:normalize=residual (the default) "
+          "divides each layer's scores by the size of the residual stream that its output is added to.",
       .default_allocator = "global:normalize=residual",
       .needs = "window queries (with far: all prompt queries, or the last far-queries), K, V, W_o, residual norms",
       .options = std::move(options),

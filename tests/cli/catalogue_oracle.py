@@ -309,12 +309,14 @@ def laprox_r(
     far=0,
     far_queries=0,
     far_weight=8.0,
+    own=0.0,
 ):
     energy = removal_energy(dump, layer, window, over, joint)
     if far:
         energy = energy + far_weight * far_energy(dump, layer, far, far_queries)
     end = dump.context - min(window if pinned is None else pinned, dump.context)
-    return behind_the_sinks(np.sqrt(pooled(energy[:, min(sinks, end) : end], pool, kernel)), min(sinks, end))
+    competing = energy[:, min(sinks, end) : end]
+    return behind_the_sinks(np.sqrt(pooled(competing, pool, kernel) + own * competing), min(sinks, end))
 
 
 def residual_scale(dump, layer, window):

@@ -80,6 +80,7 @@ ANY_DUMP = [
     f"laprox-r:{SMALL},far=3,far-queries=20",
     f"laprox-r:{SMALL},over=sum,pool=avg,sinks=2,pinned=5",
     f"laprox-r+layer:{SMALL},joint=false,pool=none",
+    f"laprox-r:{SMALL},own=0.5",
     f"snapkv+global:{SMALL},normalize=residual",
     "knorm+global:normalize=residual",
 ] + [
@@ -90,6 +91,8 @@ ANY_DUMP = [
 ]
 ALL_QUERIES = [
     f"laprox-far:{SMALL}",
+    f"laprox-mix:{SMALL}",
+    f"laprox-mix:{SMALL},far=5,far-queries=30,own=2.5",
     f"laprox-r:{SMALL},far=3,far-weight=0.5",
     f"laprox-r:{SMALL},far=12,far-queries=45,pool=avg",
     "observed-attention",

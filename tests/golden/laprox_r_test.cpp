@@ -52,6 +52,11 @@ TEST_CASE("LaProx-R's scores, of the window and with distant queries") {
   check_candidates(kFar, 1, {{4.2798, 4.2798, 4.2798}, {3.9896, 3.9896, 3.9792}});
 }
 
+TEST_CASE("own adds an entry's own energy to the pooled one") {
+  // Their squares are the pooled ones' of above plus E.
+  check_candidates(std::string(kNear) + ",own=1", 0, {{2.3291, 4.0890, 2.1704}, {4.2590, 8.4789, 4.4052}});
+}
+
 TEST_CASE("LaProx-R's kept tokens, relative to the residual stream and not") {
   check_kept(kNear, {{0, 2, 4, 5}, {0, 1, 2, 3, 4, 5}, {0, 4, 5}, {0, 4, 5}});
   check_kept(std::string(kNear) + ",normalize=false", {{0, 4, 5}, {0, 1, 2, 3, 4, 5}, {0, 4, 5}, {0, 2, 4, 5}});
