@@ -1,5 +1,7 @@
 """The closed loop against a plain one: the model's own eager attention over the whole sequence, evicted keys masked, no cache."""
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("laprox_dump")
 import laprox  # noqa: E402
 from laprox import eval as closed_loop  # noqa: E402
-from laprox.eval import evaluation  # noqa: E402
-from laprox.eval.report import Report, open_evaluations  # noqa: E402
+from laprox.eval import evaluation, run  # noqa: E402
+from laprox.eval.report import Report, open_evaluations, save_evaluation  # noqa: E402
 from laprox_dump import attention, export  # noqa: E402
 from plain_loop import CONTEXT, build, plain_logits, task  # noqa: E402
 from tiny_models import token_ids  # noqa: E402
@@ -117,6 +119,22 @@ def test_reports_grow_and_go_on(tmp_path):
     (tmp_path / "junk.h5").write_text("no report")
     with pytest.raises(laprox.DumpError, match="laprox-eval"):
         closed_loop.open_evaluation(tmp_path / "junk.h5")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_report_is_written_leaves_it_whole(tmp_path, monkeypatch, number):
+    parsed = laprox._policies.parse_many(["recent"])
+
+    def interrupted(dataset, path):
+        signal.raise_signal(number)
+        save_evaluation(dataset, path)
+
+    monkeypatch.setattr(run, "save_evaluation", interrupted)
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(KeyboardInterrupt):
+        run.Run(build("llama"), [task(1), task(2)], parsed, ["30%"], SETTINGS, tmp_path / "e.h5", quiet=True).go()
+    assert [path.name for path in tmp_path.iterdir()] == ["e.h5"] and len(open_evaluations([tmp_path / "e.h5"]).prompt) == 1
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
 
 
 def test_a_model_that_says_nul_can_be_kept(tmp_path, monkeypatch):

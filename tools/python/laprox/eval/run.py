@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from laprox_dump.errors import DumpError, foreign
-from laprox_dump.interrupts import deferred
+from laprox_dump.interrupts import as_keyboard_interrupt, deferred
 
 from .._errors import Error, FileError, UsageError
 from .compare import table
@@ -43,8 +43,13 @@ class Run:
     def go(self) -> int:
         """Evaluates what is left; returns the exit code. Every finished prompt is in the file when the next one begins.
 
-        Raises FileError where the report cannot be saved: nothing that follows could be kept.
+        Raises FileError where the report cannot be saved: nothing that follows could be kept. SIGTERM and SIGHUP end it as Ctrl-C
+        does, by KeyboardInterrupt.
         """
+        with as_keyboard_interrupt():
+            return self._go()
+
+    def _go(self) -> int:
         from tqdm import tqdm
 
         left = [task for task in self._tasks if task.id not in self._report.done]
