@@ -100,7 +100,7 @@ def _to_device_array(value: Any, name: str) -> tuple[_core.DeviceArray, str]:
     if not _core.has_cuda:
         raise BackendError(
             f"{name}: is a CUDA tensor, and this laprox was built without its CUDA backend; copy it to the host (in PyTorch: "
-            f"{name}.cpu()), or install with 'pip install . -C cmake.define.LAPROX_CUDA=ON'"
+            f"{name}.cpu()), or install with 'pip install . --config-settings=cmake.define.LAPROX_CUDA=ON'"
         )
     stream = _DEFAULT_STREAM
     if _is_torch(value):

@@ -29,7 +29,7 @@ std::shared_ptr<Backend> make_backend(const std::string& name, int threads, int 
   (void)device;
   throw BackendError(
       "this laprox was built without its CUDA backend; with nvcc installed, "
-      "'pip install . -C cmake.define.LAPROX_CUDA=ON' builds one that has it");
+      "'pip install . --config-settings=cmake.define.LAPROX_CUDA=ON' builds one that has it");
 #endif
 }
 
