@@ -46,7 +46,7 @@ ALIASES = {
     "layer-defensivekv": "defensivekv+global:normalize=false,hard-window=false",
     "keydiff-block128": "keydiff:block=128",
     "laprox-far": "laprox-r:far=64,far-weight=8",
-    "laprox-mix": "laprox-r:far=64,far-queries=1024,pool=avg,own=1",
+    "laprox-mix": "laprox-r:far=64,far-queries=1024,pool=avg,kernel=81,own=4",
 }
 OWN_SPLIT = {"defensivekv": "layer", "cake": "cake", "lava": "lava", "laprox": "global", "laprox-r": "global", "oracle": "global"}
 OF_ALLOCATOR = {
