@@ -3,16 +3,20 @@
     python3 examples/triton_column_norms.py data/niah-1k.h5 norms.h5
     laprox verify data/niah-1k.h5 --candidate norms.h5 --policy laprox
 
-Needs torch, triton, h5py and a GPU; without a GPU it says so and ends with exit code 77. It knows layers without soft-cap,
+Needs torch, triton, h5py and a GPU; where one of them is missing it says so and ends with exit code 77. It knows layers without soft-cap,
 sliding window and learned sinks.
 """
 
 import sys
 
-import h5py
-import torch
-import triton
-import triton.language as tl
+try:
+    import h5py
+    import torch
+    import triton
+    import triton.language as tl
+except ModuleNotFoundError as missing:
+    print(f"{missing}: this example needs h5py, torch and triton")
+    sys.exit(77)
 
 WINDOW, KEYS = 32, 64
 

@@ -51,8 +51,8 @@ DumpInfo::Rows residual_rows(const DumpInfo& dump, const Policy& policy) {
     throw UsageError(
         fmt::format("{}: policy '{}' divides each layer's scores by the norm of its residual stream, but "
                     "/layers/{}/residual_norms is not stored; export the dump again with laprox-dump, which writes it, "
-                    "or use {}+layer or {}+global:normalize=false",
-                    dump.path.string(), policy.label, layer, policy.scorer_name, policy.scorer_name));
+                    "or use another split of the budget: +layer, or +global with the option normalize=false",
+                    dump.path.string(), policy.label, layer));
   }
   const DumpInfo::Rows stored = dump.rows_between(0, dump.context_length);
   if (stored.count() == 0 && !reads_judged(policy)) {

@@ -37,7 +37,8 @@ Eigen::ArrayXd pooled(const Eigen::ArrayXd& row, Index first, Index count, Pool 
 }  // namespace
 
 std::vector<OptionSpec> pooling_options(const std::string& pool, Index kernel) {
-  return {OptionSpec::choice("pool", pool, {"max", "avg", "none"}, "how neighbouring tokens share a score"),
+  return {OptionSpec::choice("pool", pool, {"max", "avg", "none"},
+                             "how neighbours share a score; avg counts missing ones as 0"),
           OptionSpec::integer("kernel", kernel, 1, 1025, "tokens that share it; odd")};
 }
 

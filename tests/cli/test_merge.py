@@ -43,6 +43,21 @@ def test_a_resumed_sweep_equals_one_that_was_not_interrupted(laprox, three, tmp_
     assert fresh.read_bytes() == whole.read_bytes()
 
 
+def test_a_resumed_sweep_refuses_a_dump_that_changed_and_names_what_was_not_asked_for(laprox, three, tmp_path):
+    report, changed = tmp_path / "report.h5", tmp_path / "changed.h5"
+    changed.write_bytes(three[0].read_bytes())
+    laprox("sweep", changed, three[1], *SWEEP, "-o", report)
+    said = laprox("sweep", three[1], three[2], *SWEEP, "-o", report, "--resume").stderr
+    assert f"holds {changed} too, which was not asked for" in said and said.count("too, which") == 1
+    with h5py.File(report) as file:
+        assert len(file["dump"]) == 3
+    before = report.read_bytes()
+    with h5py.File(changed, "r+") as file:
+        file["layers/0/k"][0, 0, 0] += 1
+    said = laprox("sweep", changed, *SWEEP, "-o", report, "--resume", expect=2).stderr
+    assert f"{changed}: has changed since" in said and report.read_bytes() == before
+
+
 def test_common_parts_are_merged_and_the_rest_is_named(laprox, three, tmp_path):
     a, b, merged = (tmp_path / f"{name}.h5" for name in "abm")
     laprox("sweep", three[0], "--policy", "recent,knorm", "--budget", "40%,60%", "-o", a)

@@ -53,6 +53,12 @@ def test_a_dump_counts_once(dump, tmp_path):
         laprox.sweep([opened, opened], "knorm", 20)
 
 
+def test_layers_in_memory_count_once(layers):
+    assert laprox.sweep([layers, layers[:1]], "knorm", 20).sizes["dump"] == 2
+    with pytest.raises(laprox.UsageError, match=r"prompts: \[2\] has the layers of \[0\], which would count as two samples"):
+        laprox.sweep([layers, layers[:1], list(layers)], "knorm", 20)
+
+
 @pytest.mark.parametrize(
     "prompts, message",
     [

@@ -60,7 +60,9 @@ TextTable policy_table() {
     const Policy policy = parse_policy(method.policy);
     const auto scorer = std::find_if(scorers().begin(), scorers().end(),
                                      [&](const ScorerInfo& info) { return info.name == policy.scorer_name; });
-    table.push_back(row(method.name, method.paper, method.summary, scorer->needs, policy.allocator_name, method.nested,
+    const bool has_split = method.policy.find('+') != std::string::npos;
+    table.push_back(row(method.name, method.paper, method.summary, scorer->needs,
+                        has_split ? policy.allocator_name : scorer->default_allocator, method.nested,
                         "= " + method.policy));
   }
   return table;

@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <optional>
+#include <set>
 
 #include "laprox/error.h"
 #include "laprox/merge.h"
@@ -59,15 +61,32 @@ void GrowingReport::take_over() {
   require_same("segments", before.segments == mine.segments);
   require_same("kept tokens (--save-kept)", options_.save_kept == !before.kept.starts.empty());
   require_same("figures", figures_of(before) == figures_of(mine));
-  done_.insert(before.dump_hashes.begin(), before.dump_hashes.end());
+  for (std::size_t d = 0; d < before.dumps.size(); ++d) done_.emplace(before.dump_hashes[d], before.dumps[d]);
   parts_.push_back(std::move(before));
 }
 
 bool GrowingReport::holds(const DumpInfo& dump, const std::string& content_hash) {
   order_.push_back(content_hash);
-  const bool there = done_.contains(content_hash);
-  if (there) note(fmt::format("{}: is in {} already", dump.path.string(), output_.string()));
-  return there;
+  const std::string name = dump.path.string();
+  if (done_.contains(content_hash)) {
+    note(fmt::format("{}: is in {} already", name, output_.string()));
+    return true;
+  }
+  for (const auto& [hash, other] : done_) {
+    if (other != name) continue;
+    throw UsageError(fmt::format(
+        "{}: has changed since {} was written, or is another file of that name (SHA-256 {}, found {}); give "
+        "it another name, or begin anew with --force",
+        name, output_.string(), hash, content_hash));
+  }
+  return false;
+}
+
+void GrowingReport::tell_others() const {
+  for (const auto& [hash, name] : done_) {
+    if (std::find(order_.begin(), order_.end(), hash) != order_.end()) continue;
+    note(fmt::format("laprox: {} holds {} too, which was not asked for: it stays in it", output_.string(), name));
+  }
 }
 
 void GrowingReport::add(const DumpResult& result) {

@@ -2,7 +2,7 @@
 
 #include <chrono>
 #include <filesystem>
-#include <set>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -18,8 +18,11 @@ class GrowingReport {
   /// budgets, softmax, queries or without the kept tokens that are asked for.
   GrowingReport(const SweepOptions& options, const Backend& backend, std::filesystem::path output, bool resume);
 
-  /// Whether the report that is resumed has this dump. Also remembers the order in which dumps are asked for.
+  /// Whether the report that is resumed has this dump. Also remembers the order in which dumps are asked for. Throws
+  /// UsageError where the report has other contents under this name: the file has changed since.
   bool holds(const DumpInfo& dump, const std::string& content_hash);
+  /// Says which dumps the report that is resumed has beside those that were asked for.
+  void tell_others() const;
   void add(const DumpResult& result);
   /// The report of all dumps, in the order in which they were asked for.
   Report finished() const;
@@ -33,8 +36,8 @@ class GrowingReport {
   std::filesystem::path output_;
   bool resume_, grows_;  ///< grows_: no older report would be lost by writing early
   std::vector<Report> parts_;
-  std::set<std::string> done_;
-  std::vector<std::string> order_;  ///< hashes; empty unless resumed
+  std::map<std::string, std::string> done_;  ///< what the report that is resumed holds: hash and name
+  std::vector<std::string> order_;           ///< hashes; empty unless resumed
   std::chrono::steady_clock::time_point written_;
   std::chrono::duration<double> writing_{0};
 };

@@ -159,6 +159,7 @@ std::vector<const DumpReader*> left_to_do(const std::vector<DumpReader>& dumps, 
   for (std::size_t d = 0; d < dumps.size() && growing; ++d) {
     held += growing->holds(dumps[d].info(), hashes[d]) ? 'x' : '-';
   }
+  if (growing) growing->tell_others();
   held = ranks.all_gather(held)[0];
   std::size_t index = 0;
   std::erase_if(left, [&](const DumpReader*) { return held[index++] == 'x'; });

@@ -175,6 +175,7 @@ def sweep(
     with ExitStack() as stack:
         opened = _opened(prompts, stack)
         check_distinct([prompt for prompt in opened if isinstance(prompt, Dump)])
+        _check_distinct_layers(opened)
         report = _core.sweep(
             [source_of(prompt, stack, stream) for prompt in opened],
             parse_many(policies),
@@ -189,6 +190,19 @@ def sweep(
             callback(progress, "progress"),
         )
     return to_dataset(report)
+
+
+def _check_distinct_layers(prompts: list) -> None:
+    """Raises UsageError where two prompts in memory are the same layers: one prompt would count as two samples."""
+    seen: dict[tuple[int, ...], int] = {}
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, (list, tuple)):
+            continue
+        first = seen.setdefault(tuple(id(layer) for layer in prompt), number)
+        if first != number:
+            raise UsageError(
+                f"prompts: [{number}] has the layers of [{first}], which would count as two samples; give them once"
+            )
 
 
 def one_budget(budget: Any) -> str:
