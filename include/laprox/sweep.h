@@ -26,6 +26,7 @@ struct SweepOptions {
   bool save_kept = false;  ///< keep the selections, and under a schedule the lifetimes, in the result
   Schedule schedule = {};  ///< when caches are cut while the model decodes
   Index segments = 0;      ///< stretches of the judging queries whose errors are reported each; 0: none
+  bool checked = true;     ///< for the report: whether the outputs that dumps store were replayed first (check_dump)
 };
 
 /// What the caches of one policy at one budget held while the model decoded.

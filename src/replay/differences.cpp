@@ -101,9 +101,10 @@ ReportDifferences compare_reports(const Report& first, const Report& second, con
   const Pairs budgets = common("budgets", first.budgets, second.budgets, first.budgets, second.budgets, notes);
   const auto of = [](const Report& report, const std::string& key) {
     const auto found = report.provenance.find(key);
-    return found != report.provenance.end() ? found->second : key == "schedule" ? "once" : "not stated";
+    if (found != report.provenance.end()) return found->second;
+    return std::string(key == "schedule" ? "once" : key == "check" ? "done" : "not stated");
   };
-  for (const char* key : {"softmax", "queries", "schedule", "backend"}) {
+  for (const char* key : {"softmax", "queries", "schedule", "backend", "check"}) {
     if (of(first, key) == of(second, key)) continue;
     notes.push_back(fmt::format("the reports differ in {}: {} and {}", key, of(first, key), of(second, key)));
   }

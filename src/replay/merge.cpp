@@ -150,7 +150,8 @@ class Merger {
       std::vector<std::string> values;
       for (std::size_t i = 0; i < parts_.size(); ++i) {
         const auto found = parts_[i].provenance.find(key);
-        const std::string value = found == parts_[i].provenance.end() ? "unknown" : found->second;
+        const std::string missing = key == "check" ? "done" : "unknown";
+        const std::string value = found == parts_[i].provenance.end() ? missing : found->second;
         if (std::find(values.begin(), values.end(), value) != values.end()) continue;
         if (!values.empty() && (key == "softmax" || key == "queries" || key == "schedule")) {
           throw UsageError(fmt::format("{}: its {} is {}, that of {} is {}; such figures do not belong together",

@@ -339,6 +339,7 @@ Report make_report(const std::vector<DumpResult>& results, const SweepOptions& o
                       : fmt::format("window (the last {} prompt queries; in-sample)", options.window)},
   };
   if (!options.schedule.once()) report.provenance["schedule"] = to_string(options.schedule);
+  if (!options.checked) report.provenance["check"] = "left out";
   return report;
 }
 

@@ -58,6 +58,17 @@ def test_a_resumed_sweep_refuses_a_dump_that_changed_and_names_what_was_not_aske
     assert f"{changed}: has changed since" in said and report.read_bytes() == before
 
 
+def test_a_report_says_where_the_check_was_left_out(laprox, bundled, three, tmp_path):
+    checked, unchecked, merged = (tmp_path / f"{name}.h5" for name in ("checked", "unchecked", "merged"))
+    arguments = ("--policy", "recent,knorm", "--budget", "40%", "--quiet")
+    assert "check of" not in laprox("sweep", bundled, *arguments, "-o", checked).stdout
+    assert "check of stored outputs: left out" in laprox("sweep", three[0], *arguments, "--no-check", "-o", unchecked).stdout
+    said = laprox("sweep", bundled, *arguments, "-o", unchecked, "--resume", expect=2).stderr
+    assert "other checks of stored outputs (--no-check)" in said
+    assert "differ in check: done | left out" in laprox("merge", checked, unchecked, "-o", merged).stderr
+    assert "check of stored outputs: done | left out" in laprox("report", merged).stdout
+
+
 def test_common_parts_are_merged_and_the_rest_is_named(laprox, three, tmp_path):
     a, b, merged = (tmp_path / f"{name}.h5" for name in "abm")
     laprox("sweep", three[0], "--policy", "recent,knorm", "--budget", "40%,60%", "-o", a)

@@ -58,6 +58,7 @@ void GrowingReport::take_over() {
   for (const char* key : {"softmax", "queries", "backend", "schedule"}) {
     require_same(key, text_of(before, key) == text_of(mine, key));
   }
+  require_same("checks of stored outputs (--no-check)", text_of(before, "check") == text_of(mine, "check"));
   require_same("segments", before.segments == mine.segments);
   require_same("kept tokens (--save-kept)", options_.save_kept == !before.kept.starts.empty());
   require_same("figures", figures_of(before) == figures_of(mine));

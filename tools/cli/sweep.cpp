@@ -117,6 +117,7 @@ SweepOptions options_of(const SweepArguments& arguments, std::set<std::string>& 
   options.mode = arguments.softmax == "truncated" ? SoftmaxMode::truncated : SoftmaxMode::renormalized;
   options.window = arguments.window.value_or(kJudgingWindow);
   options.save_kept = arguments.save_kept;
+  options.checked = !arguments.no_check;
   options.schedule = parse_schedule(arguments.schedule);
   options.segments = arguments.segments.value_or(default_segments(options.schedule));
   if (options.policies.empty() && arguments.scores.empty()) {

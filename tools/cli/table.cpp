@@ -60,6 +60,7 @@ class Table {
     text += fmt::format("softmax {}, judged by {} queries, backend {} ({})\n", get("softmax"), get("queries"),
                         get("backend"), get("device"));
     if (report_.provenance.contains("schedule")) text += schedule_line();
+    if (report_.provenance.contains("check")) text += fmt::format("check of stored outputs: {}\n", get("check"));
     for (std::size_t d = 0; d < report_.dumps.size(); ++d) {
       text += fmt::format("{}: context {}{}{}\n", report_.dumps[d], report_.at("context_length", {d}),
                           report_.dump_models[d].empty() ? "" : ", ", report_.dump_models[d]);

@@ -200,9 +200,7 @@ def _check_distinct_layers(prompts: list) -> None:
             continue
         first = seen.setdefault(tuple(id(layer) for layer in prompt), number)
         if first != number:
-            raise UsageError(
-                f"prompts: [{number}] has the layers of [{first}], which would count as two samples; give them once"
-            )
+            raise UsageError(f"prompts: [{number}] has the layers of [{first}], which would count as two samples; give them once")
 
 
 def one_budget(budget: Any) -> str:

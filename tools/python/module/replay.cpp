@@ -161,6 +161,7 @@ nb::dict sweep(const std::vector<std::shared_ptr<LayerSource>>& sources, const P
     options.queries = window > 0 ? JudgedQueries::window : JudgedQueries::decoded;
     if (window > 0) options.window = window;
     options.save_kept = save_kept;
+    options.checked = check;
     options.schedule = parse_schedule(schedule);
     options.segments = segments >= 0 ? segments : default_segments(options.schedule);
     Index total = 0, done = 0;
