@@ -3,8 +3,8 @@
     python3 examples/triton_column_norms.py data/niah-1k.h5 norms.h5
     laprox verify data/niah-1k.h5 --candidate norms.h5 --policy laprox
 
-Needs torch, triton, h5py and a GPU; where one of them is missing it says so and ends with exit code 77. It knows layers without soft-cap,
-sliding window and learned sinks.
+Needs torch, triton, h5py and a GPU; where one of them is missing it says so and ends with exit code 77. It knows layers
+without soft-cap, sliding window and learned sinks.
 """
 
 import sys
