@@ -91,10 +91,11 @@ ScorerInfo laprox_r_info() {
           "of the pooled max over the window's queries of ||Delta[t, i]||^2 (over=sum: their sum; joint=false: without "
           "the products of different query heads). The first `sinks` and the last `pinned` tokens are kept, and "
           "pooling stays between them. far=n adds far-weight times the mean of ||Delta||^2 over all prompt queries t "
-          ">= i + n (their sum over at least 16), without products of different heads: what the window does not attend to and distant queries do; "
-          "far-queries=m: over the last m prompt queries alone, so that the cost is linear in the prompt's length. own=c "
-          "adds c times the entry's own energy to the pooled one. The allocator global:normalize=residual (the default) "
-          "divides each layer's scores by the size of the residual stream that its output is added to.",
+          ">= i + n (of fewer than 16 queries: a 16th of their sum), without products of different heads: what the "
+          "window does not attend to and distant queries do; far-queries=m: over the last m prompt queries alone, so "
+          "that the cost is linear in the prompt's length. own=c adds c times the entry's own energy to the pooled "
+          "one. The allocator global:normalize=residual (the default) divides each layer's scores by the size of the "
+          "residual stream that its output is added to.",
       .default_allocator = "global:normalize=residual",
       .needs = "window queries (with far: all prompt queries, or the last far-queries), K, V, W_o, residual norms",
       .options = std::move(options),
