@@ -1,13 +1,13 @@
 #pragma once
 
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "laprox/layer_source.h"
+#include "laprox/progress.h"
 #include "laprox/ranks.h"
 
 namespace laprox {
@@ -41,16 +41,14 @@ class DumpReader : public LayerSource {
 /// Throws as DumpReader does.
 std::vector<DumpReader> open_dumps(const std::vector<std::string>& paths, int threads = 0);
 
-/// Hears how many files of how many this rank has read.
-using FilesDone = std::function<void(Index done, Index total)>;
-
 /// The dumps' content hashes, on every rank, which take the files in turn; each thread hashes a file of its own.
+/// `progress` counts the files of this rank.
 std::vector<std::string> content_hashes(const std::vector<const DumpReader*>& dumps, int threads,
-                                        Ranks& ranks = single_rank(), const FilesDone& progress = {});
+                                        Ranks& ranks = single_rank(), const Progress& progress = {});
 
 /// Throws UsageError where two dumps are the same file or hold the same bytes: they would count as two samples. Only
 /// dumps of equal size that agree in samples of their bytes are read whole. All ranks call it together.
 void check_distinct(const std::vector<DumpReader>& dumps, int threads, Ranks& ranks = single_rank(),
-                    const FilesDone& progress = {});
+                    const Progress& progress = {});
 
 }  // namespace laprox

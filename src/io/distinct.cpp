@@ -20,7 +20,7 @@ using Dumps = std::vector<const DumpReader*>;
 
 /// What `make` gives for each dump, on every rank: ranks take the files in turn, and each thread one at a time.
 template <class Make>
-std::vector<std::string> of_each(const Dumps& dumps, int threads, Ranks& ranks, const FilesDone& progress,
+std::vector<std::string> of_each(const Dumps& dumps, int threads, Ranks& ranks, const Progress& progress,
                                  const Make& make) {
   const Turns turns(dumps.size(), ranks);
   const std::vector<std::size_t> own = turns.of(ranks.rank());
@@ -33,7 +33,7 @@ std::vector<std::string> of_each(const Dumps& dumps, int threads, Ranks& ranks, 
       const auto turn = static_cast<std::size_t>(first + n);
       mine[turn] = make(*dumps[own[turn]]);
     });
-    if (progress) progress(first + now, count);
+    if (progress) progress(first + now, count, fmt::format("reading {} dumps to know them by their contents", count));
   }
   ByteWriter writer;
   writer.put(mine);
@@ -82,14 +82,14 @@ Dumps perhaps_equal(const std::vector<DumpReader>& dumps, int threads, Ranks& ra
 
 }  // namespace
 
-std::vector<std::string> content_hashes(const Dumps& dumps, int threads, Ranks& ranks, const FilesDone& progress) {
+std::vector<std::string> content_hashes(const Dumps& dumps, int threads, Ranks& ranks, const Progress& progress) {
   std::vector<std::string> all =
       of_each(dumps, threads, ranks, progress, [](const DumpReader& dump) { return dump.content_hash(); });
   for (std::size_t dump = 0; dump < dumps.size(); ++dump) dumps[dump]->learn_hash(all[dump]);
   return all;
 }
 
-void check_distinct(const std::vector<DumpReader>& dumps, int threads, Ranks& ranks, const FilesDone& progress) {
+void check_distinct(const std::vector<DumpReader>& dumps, int threads, Ranks& ranks, const Progress& progress) {
   const Dumps suspects = perhaps_equal(dumps, threads, ranks);
   const std::vector<std::string> hashes = content_hashes(suspects, threads, ranks, progress);
   std::map<std::string, std::string> path_of;

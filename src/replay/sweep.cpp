@@ -105,13 +105,18 @@ std::optional<std::string> why_not(const DumpInfo& dump, const Policy& policy, c
 
 namespace {
 
+/// The hashes of the files whose turn it is on a rank.
+std::vector<std::string> hash_own(const std::vector<const LayerSource*>& dumps, const std::vector<std::size_t>& own) {
+  std::vector<std::string> hashes;
+  for (const std::size_t dump : own) hashes.push_back(dumps[dump]->content_hash());
+  return hashes;
+}
+
 /// Hashes the files whose turn it is on this rank, while layers are worked on. Gives what a ByteWriter wrote.
 std::future<std::string> start_hashing(const std::vector<const LayerSource*>& dumps, const Turns& turns, Ranks& ranks) {
-  return std::async(std::launch::async, [&dumps, mine = turns.of(ranks.rank())] {
-    std::vector<std::string> hashes;
-    for (const std::size_t dump : mine) hashes.push_back(dumps[dump]->content_hash());
+  return std::async(std::launch::async, [&dumps, own = turns.of(ranks.rank())] {
     ByteWriter writer;
-    writer.put(hashes);
+    writer.put(hash_own(dumps, own));
     return writer.bytes();
   });
 }
@@ -182,12 +187,9 @@ std::vector<DumpResult> sweep_dumps(const std::vector<const LayerSource*>& dumps
 }
 
 std::future<void> hash_ahead(const std::vector<const LayerSource*>& dumps, const Ranks& ranks) {
-  return std::async(std::launch::async, [dumps, mine = Turns(dumps.size(), ranks).of(ranks.rank())] {
-    try {
-      for (const std::size_t dump : mine) dumps[dump]->content_hash();
-    } catch (const Error&) {  // whoever sweeps the dump meets it again
-    }
-  });
+  // What fails here stays in the future, which nobody asks: whoever sweeps the dump meets it again.
+  return std::async(std::launch::async,
+                    [dumps, own = Turns(dumps.size(), ranks).of(ranks.rank())] { hash_own(dumps, own); });
 }
 
 DumpResult sweep_dump(const LayerSource& dump, const SweepOptions& options, const Backend& backend,

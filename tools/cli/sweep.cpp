@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <future>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -139,19 +140,19 @@ void check_output(const SweepArguments& arguments, const std::filesystem::path& 
   check_writable(arguments.output, arguments.force || arguments.resume, inputs);
 }
 
-/// Shows that files are read whole before the first one is swept.
-FilesDone hashing_bar(std::optional<ProgressBar>& bar, bool quiet) {
-  return [&bar, quiet](Index done, Index total) {
-    if (!bar) bar.emplace(total, quiet);
-    bar->at(done, fmt::format("reading {} dumps to know them by their contents", total));
-    if (done == total) bar.reset();
+/// A bar for work whose length is known when it begins.
+Progress show_progress(bool quiet) {
+  return [quiet, bar = std::shared_ptr<ProgressBar>()](Index done, Index total, const std::string& what) mutable {
+    if (!bar) bar = std::make_shared<ProgressBar>(total, quiet);
+    bar->at(done, what);
+    if (done == total) bar.reset();  // the line is free for what comes next
   };
 }
 
 /// The dumps that the report does not hold. Where one is resumed, the first rank knows them by their hashes.
 std::vector<const DumpReader*> left_to_do(const std::vector<DumpReader>& dumps, bool resume, int threads,
                                           std::optional<GrowingReport>& growing, Ranks& ranks,
-                                          const FilesDone& progress) {
+                                          const Progress& progress) {
   std::vector<const DumpReader*> left;
   for (const DumpReader& dump : dumps) left.push_back(&dump);
   if (!resume) return left;
@@ -259,14 +260,13 @@ void run_sweep(SweepArguments arguments, const std::filesystem::path& config, Ra
   // Every dump is opened and every request checked before the first one is worked on.
   const std::vector<DumpReader> dumps = open_dumps(arguments.dumps, arguments.backend.threads);
   const bool quiet = arguments.quiet || !ranks.is_first();
-  std::optional<ProgressBar> hashing;
-  check_distinct(dumps, backend->threads(), ranks, hashing_bar(hashing, quiet));
+  check_distinct(dumps, backend->threads(), ranks, show_progress(quiet));
   add_scores(options, arguments, dumps.front(), ranks);
   for (const DumpReader& dump : dumps) leave_out(dump.info(), of_all, options);
   std::optional<GrowingReport> growing;
   if (ranks.is_first()) growing.emplace(options, *backend, arguments.output, arguments.resume);
   const std::vector<const DumpReader*> left =
-      left_to_do(dumps, arguments.resume, backend->threads(), growing, ranks, hashing_bar(hashing, quiet));
+      left_to_do(dumps, arguments.resume, backend->threads(), growing, ranks, show_progress(quiet));
   for (const DumpReader* dump : left) check_dump_request(dump->info(), options, *backend, ranks);
   if (arguments.show_plan) {
     for (const DumpReader* dump : left) {
