@@ -78,8 +78,8 @@ __global__ void __launch_bounds__(kThreads, FarTiles<T, Size>::kResidentBlocks)
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const int at = key + 16 * i + 8 * half + lane_row();
-            float energy = far_energy(c[i][n][2 * half + e], form.factor, row, linear[i][n][2 * half + e], pair.scale,
-                                      forms[i][half], pair.square);
+            const float weight = far_weight(c[i][n][2 * half + e], form.factor, row);
+            float energy = far_energy(weight, linear[i][n][2 * half + e], pair.scale, forms[i][half], pair.square);
             if (at == row.token) energy = row.energy;
             if (!all && !queries.counts(layer, query, at)) energy = 0;
             of_tile[i][half] += energy;

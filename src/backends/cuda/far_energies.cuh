@@ -70,11 +70,13 @@ struct FarTileRange {
   }
 };
 
-/// The energy of an entry at a query, where the entry does not dominate the query's row. logit in the form's units,
-/// linear: v (M o) without its scale, form: v M v.
-__device__ inline float far_energy(float logit, float factor, const RowTerms& row, float linear, float scale,
-                                   float form, float square) {
-  const float weight = fast_exp2(__fmaf_rn(logit, factor, -row.maximum)) * row.inverse_sum;
+/// The weight of an entry at a query; logit in the form's units.
+__device__ inline float far_weight(float logit, float factor, const RowTerms& row) {
+  return fast_exp2(__fmaf_rn(logit, factor, -row.maximum)) * row.inverse_sum;
+}
+/// The energy of an entry at a query, where it does not dominate the query's row. linear: v (M o) without its scale,
+/// form: v M v.
+__device__ inline float far_energy(float weight, float linear, float scale, float form, float square) {
   const float odds = __fdividef(weight, 1 - weight);
   return odds * odds * fmaxf(__fmaf_rn(-scale, linear, form + square), 0);
 }

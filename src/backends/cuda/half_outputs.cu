@@ -90,7 +90,9 @@ __global__ void __launch_bounds__(kThreads, KeyValueTiles<T, Size>::kResidentBlo
         tile_products<S>(c, queries, chunks);
         finish_products(c, layer, block.rows, tile * kTile, form);
         TileWeights weights;
-        of_rows.weigh(c, form.factor, tile * kTile, weights);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) of_rows.weigh(c, half, form.factor, tile * kTile);
+        weights.take(c);
         add_values<V, Size>(outputs, weights, chunks + HalfRows<T, Size>::kTileBytes / 16);
       },
       [&](int tile, uint4* chunks) {
@@ -128,7 +130,13 @@ __global__ void sum_remainders_kernel(HalfTerms terms, const float* parts, int s
 
 /// As rest_parts_sm90, for any device.
 int rest_parts_sm80(const HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
-  return launch_rests<KeyValueTiles>(terms, scratch, stream, []<class T, int Size>() { return rests_kernel<T, Size>; });
+  return launch_rests<KeyValueTiles>(
+      terms, scratch, [&]<class T, int Size>(dim3 grid, int row_blocks, int splits, float* parts, float* remainders) {
+        using S = KeyValueTiles<T, Size>;
+        allow_shared_memory(rests_kernel<T, Size>, S::kSharedBytes);
+        rests_kernel<T, Size>
+            <<<grid, S::kBlockThreads, S::kSharedBytes, stream>>>(terms, row_blocks, splits, parts, remainders);
+      });
 }
 
 }  // namespace

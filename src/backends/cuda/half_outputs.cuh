@@ -16,6 +16,15 @@ inline constexpr float kWeightScale = 0x1p15F;
 struct TileWeights {
   unsigned high[4][4], low[4][4];
 
+  __device__ void take(const float (&c)[8][4]) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) split(j, half, c[j][2 * half], c[j][2 * half + 1]);
+    }
+  }
+
+ private:
   __device__ void split(int j, int half, float x, float y) {
     const __half2 rounded = __floats2half2_rn(x, y);
     const __half2 rest = __floats2half2_rn(x - __low2float(rounded), y - __high2float(rounded));
@@ -40,29 +49,23 @@ struct RestRows {
     }
   }
 
-  /// Finished products c with the 64 keys from first_key on become weights; the dominant entry of a row is left out and
+  /// One row's finished products with the 64 keys from first_key on become weights; its dominant entry is left out and
   /// noted.
-  __device__ void weigh(float (&c)[8][4], float form_factor, int first_key, TileWeights& weights) {
+  __device__ void weigh(float (&c)[8][4], int half, float form_factor, int first_key) {
+    float largest = 0, of_tile = 0;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float largest = 0, of_tile = 0;
+    for (int j = 0; j < 8; ++j) {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& x = c[j][2 * half + e];
-          x = fast_exp2(__fmaf_rn(x, form_factor, -maximum[half])) * factor[half];
-          largest = fmaxf(largest, x);
-        }
+      for (int e = 0; e < 2; ++e) {
+        float& x = c[j][2 * half + e];
+        x = fast_exp2(__fmaf_rn(x, form_factor, -maximum[half])) * factor[half];
+        largest = fmaxf(largest, x);
       }
-      if (largest > kDominant * kWeightScale) leave_out_dominant(c, half, first_key);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        of_tile += c[j][2 * half] + c[j][2 * half + 1];
-        weights.split(j, half, c[j][2 * half], c[j][2 * half + 1]);
-      }
-      remainder[half] += of_tile;
     }
+    if (largest > kDominant * kWeightScale) leave_out_dominant(c, half, first_key);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) of_tile += c[j][2 * half] + c[j][2 * half + 1];
+    remainder[half] += of_tile;
   }
 
   /// The rows' outputs and remainders of this share of the keys. parts: [Size] of the first row, remainders alike.
@@ -127,10 +130,11 @@ struct RestBlock {
   }
 };
 
-/// Launches kernel<T, Size>(terms, row blocks, shares, parts, remainders) of Tiles<T, Size>: rests and remainders by
-/// shares of the keys, or where there is one share the rests themselves. Returns the number of shares.
-template <template <class, int> class Tiles, class Kernels>
-int launch_rests(const HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream, const Kernels& kernels) {
+/// Calls launch<T, Size>(grid, row blocks, shares, parts, remainders), which has to launch the kernel of Tiles<T,
+/// Size>: rests and remainders by shares of the keys, or where there is one share the rests themselves. Returns the
+/// number of shares.
+template <template <class, int> class Tiles, class Launch>
+int launch_rests(const HalfTerms& terms, HalfScratch& scratch, const Launch& launch) {
   const Layer& layer = terms.layer;
   const RowLayout layout(layer, terms.range);
   const size_t rows = static_cast<size_t>(layer.kv_heads) * terms.rows;
@@ -138,13 +142,11 @@ int launch_rests(const HalfTerms& terms, HalfScratch& scratch, cudaStream_t stre
   for_half_and_size(layer.element, layer.head_stride, [&]<class T, int Size>() {
     if constexpr (Size <= kMostHalfSize) {
       using S = Tiles<T, Size>;
-      const auto kernel = kernels.template operator()<T, Size>();
       const int groups = (layout.row_blocks + S::kRowBlocks - 1) / S::kRowBlocks;
       splits = shares_of<S>((layer.tokens + kTile - 1) / kTile, layer.kv_heads * groups);
       float* parts = splits == 1 ? terms.rests : scratch.parts.at_least(splits * rows * Size);
-      allow_shared_memory(kernel, S::kSharedBytes);
-      kernel<<<dim3(splits * layer.kv_heads, groups), S::kBlockThreads, S::kSharedBytes, stream>>>(
-          terms, layout.row_blocks, splits, parts, scratch.remainder_parts.at_least(splits * rows));
+      launch.template operator()<T, Size>(dim3(splits * layer.kv_heads, groups), layout.row_blocks, splits, parts,
+                                          scratch.remainder_parts.at_least(splits * rows));
     }
   });
   check_launch("outputs without dominant entries");

@@ -10,16 +10,15 @@ namespace laprox::cuda {
 // of one; the keys of a tile are the right factor. So a lane (g, t) has the rows g and g + 8 of its warp's 16, and the
 // keys 8 j + 2 t and 8 j + 2 t + 1 of a tile: sums over keys stay in its registers.
 
-/// Tiles of rows of a half type for wgmma, in panels of 128 bytes of each row.
-template <class T, int Size, int Rows>
+/// Tiles of kTile rows of a half type for wgmma, in panels of 128 bytes of each row.
+template <class T, int Size>
 struct HalfTiles : Chunks<T, Size> {
   using Chunks<T, Size>::kRow;
   static constexpr int kSteps = Size / 16;
-  static constexpr int kTileRows = Rows;
-  static constexpr int kParts = Rows / 64;  ///< of a tile, each of which is multiplied at once
-  static constexpr int kPanelChunks = Rows * 8;
-  static constexpr int kTileBytes = Rows * kRow * 16;
-  static_assert(sizeof(T) == 2 && Rows % 64 == 0 && kRowBlockRows == Streaming<T, Size>::kResident);
+  static constexpr int kTileRows = kTile;
+  static constexpr int kPanelChunks = kTile * 8;
+  static constexpr int kTileBytes = kTile * kRow * 16;
+  static_assert(sizeof(T) == 2 && kTile == 64 && kRowBlockRows == Streaming<T, Size>::kResident);
 
   __device__ static int place(int row, int chunk) { return chunk / 8 * kPanelChunks + row * 8 + (chunk % 8 ^ row % 8); }
   __device__ static void publish() { publish_tiles(); }
@@ -27,7 +26,7 @@ struct HalfTiles : Chunks<T, Size> {
 
 /// Shape of a stream (see stream.cuh) of keys for wgmma.
 template <class T, int Size>
-struct KeyTiles : HalfTiles<T, Size, kTile> {
+struct KeyTiles : HalfTiles<T, Size> {
   static constexpr int kRowBlocks = 4;  ///< per block, two warps each
   static constexpr int kStages = Size <= 128 ? 4 : 3;
   static constexpr int kSharedBytes = kStages * KeyTiles::kTileBytes;
@@ -35,11 +34,11 @@ struct KeyTiles : HalfTiles<T, Size, kTile> {
   static constexpr int kBlockThreads = 64 * kRowBlocks;
 };
 
-/// Starts the inner products of a warpgroup's rows with 64 rows of a tile, its `part`-th: c[j] is the accumulator tile
-/// of the rows 8 j + .. of these.
+/// Starts the inner products of a warpgroup's rows with those of a tile: c[j] is the accumulator tile of its rows 8 j +
+/// ..
 template <class Shape, class T, int Size>
-__device__ inline void start_products(float (&c)[8][4], const LeftRows<T, Size>& rows, const uint4* tile, int part) {
-  const RightFactor right = RightFactor::panels(tile + part * 64 * 8);
+__device__ inline void start_products(float (&c)[8][4], const LeftRows<T, Size>& rows, const uint4* tile) {
+  const RightFactor right = RightFactor::panels(tile);
   start_wgmma();
 #pragma unroll
   for (int s = 0; s < Shape::kSteps; ++s) {

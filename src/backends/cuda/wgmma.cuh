@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cuda.h>
+
 #include <type_traits>
 
 #include "backends/cuda/tensor_core.cuh"
@@ -42,10 +44,10 @@ __device__ inline void publish_tiles() { asm volatile("fence.proxy.async.shared:
 __device__ inline void start_wgmma() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 /// What was started since the last call is one group.
 __device__ inline void commit_wgmma() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-/// Waits for all groups; `c` may be read then.
-template <int N, int M>
+/// Waits for all groups but the last `Pending` ones; `c`, of which none of these is a part, may be read then.
+template <int Pending = 0, int N, int M>
 __device__ inline void wait_wgmma(float (&c)[N][M]) {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 #pragma unroll
   for (auto& tiles : c) {
 #pragma unroll
@@ -98,20 +100,43 @@ __device__ inline void wgmma(float (&c)[8][4], const unsigned (&left)[4], RightF
 #undef LAPROX_WGMMA
 }
 
-/// Says when a bulk copy to shared memory has arrived, one copy after the other.
+/// Says when something has arrived in shared memory, or was read there, again and again: a bulk copy, or what `count`
+/// threads stand for.
 class Arrival {
  public:
-  __device__ void init() { asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(this))); }
-  /// Starts to copy `bytes`, a multiple of 16, which this arrival stands for.
-  __device__ void copy(uint4* target, const uint4* source, int bytes) {
+  __device__ void init(int count = 1) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(count));
+  }
+  /// This thread's part of it; what it wrote before is visible to those who wait.
+  __device__ void arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+  }
+  /// The same for a thread that starts copies of so many bytes: they have to arrive too.
+  __device__ void expect(int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
                  : "memory");
+  }
+  /// Starts to copy `bytes`, a multiple of 16, of those that are expected.
+  __device__ void start_copy(uint4* target, const void* source, int bytes) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                      shared_address(target)),
                  "l"(source), "r"(bytes), "r"(shared_address(this))
                  : "memory");
   }
-  /// Waits for the copy; `parity` is 0 for the first one, 1 for the second one, 0 for the third one and so on.
+  /// The same for a panel of 64 elements by kTile rows of a matrix (tile_map.h).
+  __device__ void start_panel(uint4* target, const CUtensorMap& map, int element, int row, int matrix) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
+            "r"(shared_address(target)),
+        "l"(&map), "r"(element), "r"(row), "r"(matrix), "r"(shared_address(this))
+        : "memory");
+  }
+  /// Expects and starts one copy.
+  __device__ void copy(uint4* target, const uint4* source, int bytes) {
+    expect(bytes);
+    start_copy(target, source, bytes);
+  }
+  /// Waits for all of it; `parity` is 0 for the first time, 1 for the second one, 0 for the third one and so on.
   __device__ void wait(int parity) {
     // The loop is the assembler's, so that the compiler knows the warp's threads to be together after it.
     asm volatile(

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(KeyTiles<T, Size>::kBlockThreads, KeyTiles<T, 
   stream_tiles<S>(keys, layer.tokens, first, last, shared, [&](int tile, const uint4* chunks) {
     if (group_idle) return;
     float c[8][4];
-    start_products<S>(c, queries, chunks, 0);
+    start_products<S>(c, queries, chunks);
     wait_wgmma(c);
     finish_products(c, layer, rows, tile * kTile, form);
     float sum[16] = {}, square[16] = {};  // over the lane's two rows
