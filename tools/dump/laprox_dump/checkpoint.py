@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import transformers
 
 from .errors import InputError, UsageError, first_line
@@ -69,13 +70,25 @@ def parsed_once() -> Iterator[None]:
     except ImportError:  # `locate` says so where a GGUF file is asked for
         yield
         return
-    plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, function in plain.items():
+
+    class Reader(gguf.GGUFReader):
+        """Its arrays are NumPy's own: of a memmap each element of each string is a call of Python's, millions of them."""
+
+        @property
+        def data(self):
+            return self._data
+
+        @data.setter
+        def data(self, mapped):
+            self._data = np.asarray(mapped)
+
+    before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in {**before, "GGUFReader": Reader}.items():
         setattr(gguf, name, functools.lru_cache(function))  # transformers looks them up there each time
     try:
         yield
     finally:
-        for name, function in plain.items():
+        for name, function in before.items():
             setattr(gguf, name, function)
 
 
