@@ -46,6 +46,9 @@ struct Report {
   const ReportArray& array(const std::string& name) const;
   /// The entry of an array at one index per dimension.
   double at(const std::string& name, std::initializer_list<std::size_t> indices) const;
+  /// What the provenance says under a key, or what its silence means: one cut, stored outputs checked, else "not
+  /// stated".
+  std::string stated(const std::string& key) const;
 };
 
 /// Gathers what the sweeps of some dumps found.

@@ -99,14 +99,9 @@ ReportDifferences compare_reports(const Report& first, const Report& second, con
   const Pairs policies =
       common("policies", first.policy_specs, second.policy_specs, first.policies, second.policies, notes);
   const Pairs budgets = common("budgets", first.budgets, second.budgets, first.budgets, second.budgets, notes);
-  const auto of = [](const Report& report, const std::string& key) {
-    const auto found = report.provenance.find(key);
-    if (found != report.provenance.end()) return found->second;
-    return std::string(key == "schedule" ? "once" : key == "check" ? "done" : "not stated");
-  };
   for (const char* key : {"softmax", "queries", "schedule", "backend", "check"}) {
-    if (of(first, key) == of(second, key)) continue;
-    notes.push_back(fmt::format("the reports differ in {}: {} and {}", key, of(first, key), of(second, key)));
+    if (first.stated(key) == second.stated(key)) continue;
+    notes.push_back(fmt::format("the reports differ in {}: {} and {}", key, first.stated(key), second.stated(key)));
   }
   const Comparison comparison(first, second, array);
   for (const auto& policy : policies) {

@@ -149,9 +149,7 @@ class Merger {
     for (const std::string& key : keys) {
       std::vector<std::string> values;
       for (std::size_t i = 0; i < parts_.size(); ++i) {
-        const auto found = parts_[i].provenance.find(key);
-        const std::string missing = key == "check" ? "done" : "unknown";
-        const std::string value = found == parts_[i].provenance.end() ? missing : found->second;
+        const std::string value = parts_[i].stated(key);
         if (std::find(values.begin(), values.end(), value) != values.end()) continue;
         if (!values.empty() && (key == "softmax" || key == "queries" || key == "schedule")) {
           throw UsageError(fmt::format("{}: its {} is {}, that of {} is {}; such figures do not belong together",

@@ -325,6 +325,12 @@ double Report::at(const std::string& name, std::initializer_list<std::size_t> in
   return figure.values.at(offset_in(*this, figure, indices));
 }
 
+std::string Report::stated(const std::string& key) const {
+  const auto found = provenance.find(key);
+  if (found != provenance.end()) return found->second;
+  return key == "schedule" ? "once" : key == "check" ? "done" : "not stated";
+}
+
 Report make_report(const std::vector<DumpResult>& results, const SweepOptions& options, const Backend& backend) {
   Report report = ReportBuilder(results, options).build();
   report.provenance = {

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <optional>
 #include <set>
 
 #include "laprox/error.h"
@@ -29,12 +28,6 @@ std::set<std::string> figures_of(const Report& report) {
   return names;
 }
 
-/// What a report says under a key; nothing where it lacks it, as a report of one cut lacks a schedule.
-std::optional<std::string> text_of(const Report& report, const std::string& key) {
-  const auto found = report.provenance.find(key);
-  return found == report.provenance.end() ? std::nullopt : std::optional(found->second);
-}
-
 }  // namespace
 
 GrowingReport::GrowingReport(const SweepOptions& options, const Backend& backend, std::filesystem::path output,
@@ -56,9 +49,9 @@ void GrowingReport::take_over() {
   require_same("policies", before.policy_specs == mine.policy_specs && before.policies == mine.policies);
   require_same("budgets", before.budgets == mine.budgets);
   for (const char* key : {"softmax", "queries", "backend", "schedule"}) {
-    require_same(key, text_of(before, key) == text_of(mine, key));
+    require_same(key, before.stated(key) == mine.stated(key));
   }
-  require_same("checks of stored outputs (--no-check)", text_of(before, "check") == text_of(mine, "check"));
+  require_same("checks of stored outputs (--no-check)", before.stated("check") == mine.stated("check"));
   require_same("segments", before.segments == mine.segments);
   require_same("kept tokens (--save-kept)", options_.save_kept == !before.kept.starts.empty());
   require_same("figures", figures_of(before) == figures_of(mine));
