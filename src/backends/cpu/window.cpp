@@ -185,7 +185,13 @@ void visit_heads(const LayerTensors& layer, Index window, const HeadVisitor& vis
       to_weights(logits + token * stride, head_stride, softmax.maximum(), inverse.data());
     }
     attention.weights = block.leftCols(context).cast<double>();
-    attention.outputs = (block * layer.v.matrix<float>(head / geometry.group()).topRows(tokens)).cast<double>();
+    const auto values = layer.v.matrix<float>(head / geometry.group());
+    attention.outputs = (block * values.topRows(tokens)).cast<double>();
+    if (tokens > context && layer.attention.sinks.empty()) {
+      const auto rest = block.rightCols(tokens - context);
+      attention.rest_outputs = (rest * values.middleRows(context, tokens - context)).cast<double>();
+      attention.rest_mass = rest.cast<double>().rowwise().sum().array();
+    }
     visit(head, attention);
   });
 }

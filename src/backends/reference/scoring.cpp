@@ -82,7 +82,9 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
   for (Index head = 0; head < layer_.geometry.query_heads; ++head) {
     const auto v = layer_.v.matrix<double>(head / layer_.geometry.group());
     HeadAttention attention{Matrix::Zero(queries, context), Matrix::Zero(queries, context),
-                            Matrix::Zero(queries, layer_.geometry.value_size)};
+                            Matrix::Zero(queries, layer_.geometry.value_size),
+                            Matrix::Zero(queries, layer_.geometry.value_size), Eigen::ArrayXd::Zero(queries)};
+    const bool sinks = !layer_.attention.sinks.empty();
     for (Index t = 0; t < queries; ++t) {
       const Index row = layer_.queries() - queries + t;
       const Index position = layer_.query_positions[row];
@@ -90,11 +92,16 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
       for (Index i = layer_.attention.first_visible(position); i <= position; ++i) {
         const double weight = weights[i];
         attention.outputs.row(t) += weight * v.row(i);
-        if (i >= context) continue;
+        if (i >= context) {
+          attention.rest_outputs.row(t) += weight * v.row(i);
+          attention.rest_mass[t] += weight;
+          continue;
+        }
         attention.weights(t, i) = weight;
         attention.logits(t, i) = logit(layer_, head, row, i);
       }
     }
+    if (sinks) attention.rest_mass = (1 - attention.weights.rowwise().sum().array()).max(0.0);
     visit(head, attention);
   }
 }
