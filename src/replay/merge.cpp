@@ -56,23 +56,48 @@ std::size_t size_of(const Report& report, const std::vector<std::string>& dimens
 
 using Dimensions = std::vector<std::string>;
 
-void copy_arrays(const Report& part, const Places& places, Report& whole) {
+/// Policies that keep the same all name the first of them, which may be another one, or nowhere, in the whole.
+void name_twins_anew(const Report& part, const Places& places, Report& whole) {
+  const auto found = part.arrays.find("identical_to");
+  if (found == part.arrays.end()) return;
+  const std::vector<double>& twins = found->second.values;
+  std::vector<double>& out = whole.arrays.at("identical_to").values;
+  const std::size_t policies = part.policies.size(), budgets = part.budgets.size();
+  for (std::size_t d = 0; d < part.dumps.size(); ++d) {
+    for (std::size_t b = 0; b < budgets; ++b) {
+      if (places.dumps[d] == kNowhere || places.budgets[b] == kNowhere) continue;
+      const auto named = [&](std::size_t p) {
+        const double twin = twins[(d * policies + p) * budgets + b];
+        return twin < 0 ? p : static_cast<std::size_t>(twin);
+      };
+      std::map<std::size_t, std::size_t> first;  // by the policy that they name: the first one's place in the whole
+      for (std::size_t p = 0; p < policies; ++p) {
+        const auto [entry, is_new] = first.try_emplace(named(p), places.policies[p]);
+        if (!is_new) entry->second = std::min(entry->second, places.policies[p]);
+      }
+      for (std::size_t p = 0; p < policies; ++p) {
+        const std::size_t place = places.policies[p], twin = first.at(named(p));
+        if (place == kNowhere) continue;
+        const std::size_t at = (places.dumps[d] * whole.policies.size() + place) * whole.budgets.size();
+        out[at + places.budgets[b]] = twin == place ? -1 : static_cast<double>(twin);
+      }
+    }
+  }
+}
+
+void copy_arrays(const Report& part, const Places& places, const std::set<std::string>& without, Report& whole) {
   for (const auto& [name, from] : part.arrays) {
+    if (without.contains(name)) continue;
     const auto [found, is_new] = whole.arrays.try_emplace(name, from);
     ReportArray& to = found->second;
     if (is_new) {
       to.values.assign(size_of(whole, to.dimensions), to.counts ? -1 : std::numeric_limits<double>::quiet_NaN());
     }
     require(to.dimensions == from.dimensions, "an array has the same dimensions in every report");
-    for_each_entry(from.dimensions, part, whole, places, [&](std::size_t source, std::size_t target) {
-      double value = from.values[source];
-      if (name == "identical_to" && value >= 0) {
-        const std::size_t place = places.policies[value];
-        value = place == kNowhere ? -1 : static_cast<double>(place);
-      }
-      to.values[target] = value;
-    });
+    for_each_entry(from.dimensions, part, whole, places,
+                   [&](std::size_t source, std::size_t target) { to.values[target] = from.values[source]; });
   }
+  name_twins_anew(part, places, whole);
 }
 
 void copy_kept(const Report& part, const Places& places, Report& whole) {
@@ -108,7 +133,7 @@ class Merger {
     for (const Report& part : parts_) {
       Places places = places_of(part);
       for (std::size_t& place : places.dumps) place = dump++;
-      copy_arrays(part, places, whole());
+      copy_arrays(part, places, without_, whole());
       if (kept) copy_kept(part, places, whole());
     }
     return std::move(result_);
@@ -136,6 +161,17 @@ class Merger {
         if (!parts_[i].arrays.contains(name)) incomplete.insert(name);
       }
     }
+    for (std::size_t i = 1; i < parts_.size(); ++i) {
+      if (parts_[i].segments == parts_[0].segments) continue;
+      throw UsageError(
+          fmt::format("{}: its errors are by {} segments, those of {} by {}; such figures do not belong together",
+                      names_[i], parts_[i].segments, names_[0], parts_[0].segments));
+    }
+    // Regret is measured between two policies of the same sweep, which the whole then lacks.
+    for (const char* name : {"regret", "model_regret"}) {
+      if (incomplete.erase(name) > 0) without_.insert(name);
+    }
+    if (!without_.empty()) note("regret is left out: not every report has the policies random and oracle");
     if (incomplete.empty()) return;
     note(fmt::format("without numbers for some dumps, because not every report has it: {}",
                      fmt::join(incomplete, ", ")));
@@ -224,6 +260,7 @@ class Merger {
             places(part.budgets, all.budgets)};
   }
 
+  std::set<std::string> without_;  ///< arrays that the whole does not have
   const std::vector<Report>& parts_;
   const std::vector<std::string>& names_;
   MergedReport result_;
@@ -260,7 +297,7 @@ Report with_dump_order(const Report& report, const std::vector<std::string>& has
     Places places{std::vector<std::size_t>(order.size(), kNowhere), counted(report.policies.size()),
                   counted(report.budgets.size())};
     places.dumps[order[to]] = to;
-    copy_arrays(report, places, ordered);
+    copy_arrays(report, places, {}, ordered);
     if (has_kept(report)) copy_kept(report, places, ordered);
   }
   return ordered;

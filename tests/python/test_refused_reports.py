@@ -189,6 +189,32 @@ def test_where_nothing_can_be_written_is_said(report, tmp_path):
     assert os.listdir(tmp_path) == ["link.h5"]
 
 
+def test_neither_a_link_nor_a_dump_of_its_own_is_replaced(tmp_path):
+    dump, link = tmp_path / "dump.h5", tmp_path / "link.h5"
+    write_dump(dump, [arrays(0)])
+    before = dump.read_bytes()
+    found = laprox.sweep(dump, "recent", 20)
+    link.symlink_to(dump)
+    with pytest.raises(laprox.UsageError, match="is read"):
+        laprox.save_report(found, dump, replace=True)
+    with pytest.raises(laprox.FileError, match="is a link"):
+        laprox.save_report(found, link, replace=True)
+    with pytest.raises(laprox.UsageError, match="folder"):
+        laprox.save_report(found, f"{tmp_path}/new/")
+    assert dump.read_bytes() == before and sorted(os.listdir(tmp_path)) == ["dump.h5", "link.h5"]
+
+
+@pytest.mark.parametrize("places", [[3, 2, 1], [0, 2, 3], [1, 3], [3, 0, 2, 1]])
+def test_selected_policies_are_the_same_as_those_that_keep_the_same(tmp_path, places):
+    policies = ["knorm", "snapkv:window=4", "h2o", "snapkv+ada:window=4,floor=1"]  # the second and the last keep the same
+    laprox.save_report(laprox.sweep(layer(0), policies, 20).isel(policy=places), tmp_path / "report.h5")
+    found = laprox.open_report(tmp_path / "report.h5")
+    names, twins = [str(policy) for policy in found.policy.values], found.identical_to.values.ravel()
+    twin_of = {name: names[twin] for name, twin in zip(names, twins, strict=True) if twin >= 0}
+    same = [name for name in names if name.startswith("snapkv")]
+    assert twin_of == ({same[1]: same[0]} if len(same) == 2 else {})
+
+
 def test_notes_in_a_report_survive_the_disk(report, tmp_path):
     noted = report.assign_attrs(mine="a note", number=3)
     noted.relative_error.attrs["units"] = "1"

@@ -43,7 +43,7 @@ class Table {
     const ComparedCell& cell = cells_[p][b];
     const Summary& of = cell.summary;
     std::string text = std::isnan(of.mean) ? "-" : fmt::format("{:.6f}", summary_ ? of.median : of.mean);
-    if (report_.dumps.size() > 1) {
+    if (report_.dumps.size() > 1 && !std::isnan(of.mean)) {
       text += summary_ ? fmt::format(" [{:.6f}, {:.6f}]", of.lower_quartile, of.upper_quartile)
                        : fmt::format(" +- {:.6f}", of.deviation);
     }

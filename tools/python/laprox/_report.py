@@ -10,13 +10,14 @@ import numpy as np
 import xarray as xr
 
 from ._arguments import file_name, whole
-from ._errors import DumpError, Error, UsageError
-from ._files import replacing
+from ._errors import DumpError, Error, FileError, UsageError
+from ._files import check_output, replacing
 from ._hdf5 import Reader
 from ._rehearsal import rehearse
 from ._report_layout import DECODING, FORMAT, LABELS, NUMBERED, TEXTS, VERSION, Contents, read_contents
 
 _KIND = "a laprox report"
+_MEANT = "policies"  #: attribute of identical_to in memory
 
 
 def to_dataset(report: dict[str, Any]) -> xr.Dataset:
@@ -32,6 +33,7 @@ def to_dataset(report: dict[str, Any]) -> xr.Dataset:
     if "kept_tokens" in report:
         variables["kept_start"] = (report["arrays"]["kept_count"][0], report["kept_start"])
         variables["kept_tokens"] = ("entry", report["kept_tokens"])
+    _remember_policies(variables, coordinates)
     return xr.Dataset(variables, coordinates, {"format": FORMAT, "version": VERSION, **report["provenance"]})
 
 
@@ -50,7 +52,14 @@ def open_report(path: str | Path) -> xr.Dataset:
     if found.kept_start is not None:
         variables["kept_start"] = (found.arrays["kept_count"].dimensions, found.kept_start)
         variables["kept_tokens"] = ("entry", found.kept_tokens)
+    _remember_policies(variables, coordinates)
     return xr.Dataset(variables, coordinates, found.attributes)
+
+
+def _remember_policies(variables: dict[str, Any], coordinates: dict[str, Any]) -> None:
+    """identical_to counts policies: of what is later selected from a Dataset, this says which ones it meant."""
+    if "identical_to" in variables:
+        variables["identical_to"][2][_MEANT] = [str(policy) for policy in coordinates["policy"]]
 
 
 def save_report(report: xr.Dataset, path: str | Path, *, replace: bool = False) -> None:
@@ -64,6 +73,11 @@ def save_report(report: xr.Dataset, path: str | Path, *, replace: bool = False) 
     path = file_name(path, "path")
     if os.path.lexists(path) and not replace:
         raise UsageError(f"{path}: exists; pass replace=True to replace it")
+    if os.path.islink(path):
+        raise FileError(f"{path}: is a link; name the file that it leads to, or choose another name")
+    if path.endswith(os.sep):
+        raise UsageError(f"{path}: expected a file's name, found that of a folder")
+    check_output(path, [str(dump) for dump in report["dump"].values] if "dump" in report else ())
     with replacing(path) as temporary:
         try:
             _write(report, temporary)
@@ -91,6 +105,24 @@ def _without_path(error: DumpError) -> str:
     return str(error).partition(": ")[2]
 
 
+def _twins(report: xr.Dataset) -> np.ndarray:
+    """identical_to, counted in the policies that are there: some may have gone since, or stand in another order."""
+    variable = report["identical_to"]
+    there = [str(policy) for policy in report["policy"].values]
+    meant = [str(policy) for policy in variable.attrs.get(_MEANT, there)]
+    if meant == there or "policy" not in variable.dims:
+        return variable.values
+    found = variable.values.copy()
+    by_policy = np.moveaxis(found, variable.dims.index("policy"), 0)
+    for cell in np.ndindex(by_policy.shape[1:]):
+        first: dict[str, int] = {}
+        for place, name in enumerate(there):
+            twin = int(by_policy[(place, *cell)])
+            root = first.setdefault(meant[twin] if 0 <= twin < len(meant) else name, place)
+            by_policy[(place, *cell)] = -1 if root == place else root
+    return found
+
+
 def _write(report: xr.Dataset, path: Path) -> None:
     import h5py
 
@@ -104,10 +136,9 @@ def _write(report: xr.Dataset, path: Path) -> None:
             if name in ("kept_start", "kept_tokens"):
                 continue
             dtype = text if variable.dtype.kind in "OU" else variable.dtype
-            dataset = file.create_dataset(
-                name, data=variable.values.astype(object) if dtype is text else variable.values, dtype=dtype
-            )
-            dataset.attrs.update(variable.attrs)
+            values = _twins(report) if name == "identical_to" else variable.values
+            dataset = file.create_dataset(name, data=values.astype(object) if dtype is text else values, dtype=dtype)
+            dataset.attrs.update({key: value for key, value in variable.attrs.items() if key != _MEANT})
             _attach(file, dataset, variable.dims)
         if "kept_tokens" in report:
             start = file.create_dataset("kept/start", data=report.kept_start.values)
