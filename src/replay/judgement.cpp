@@ -224,8 +224,13 @@ void Judgement::judge_layer(LayerTensors& layer, const LayerKeeps& kept) {
   for (std::size_t keep = 0; keep < kept.keeps.size(); ++keep) {
     for (std::size_t i = 0; i < kept.cells[keep].size(); ++i) {
       const auto [p, b] = kept.cells[keep][i];
-      policies_[p].cells[b].layers[layer.layer] =
+      LayerMetrics& metrics = policies_[p].cells[b].layers[layer.layer];
+      metrics =
           layer_metrics(judged.exact, judged.errors[keep][i], options_.mode, layer.residual_norms, options_.segments);
+      if (layer.residual_norms.empty() || std::isfinite(metrics.residual_error)) continue;
+      throw BackendError(fmt::format(
+          "layer {}: the error relative to the residual stream is not finite: residual_norms are as small as {:.3g}",
+          layer.layer, *std::min_element(layer.residual_norms.begin(), layer.residual_norms.end())));
     }
   }
 }

@@ -175,6 +175,27 @@ def test_a_bound_beyond_float32_is_refused_and_not_left_out(laprox, tmp_path):
     assert layer["bound"] >= layer["relative_error"] > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "factor"), [("v", "float32", 1e-25), ("w_o", "float32", 1e-30), ("v", "float64", 1e-160)]
+)
+def test_values_whose_squares_float32_cannot_hold_are_refused_and_not_counted_as_0(laprox, tmp_path, name, dtype, factor):
+    path = dumps.write_dump(tmp_path / "small.h5", context=40, tokens=48, heads=[(2, 1)], dtype=dtype)
+    ask = ["sweep", path, "--policy", "laprox-r:window=8,pinned=8,joint=false", "--budget", "20", "--format", "json"]
+    before = json.loads(laprox(*ask, "--backend", "reference").stdout)["rows"][0]["relative_error"]
+    with h5py.File(path, "r+") as file:
+        file[f"layers/0/{name}"][...] = factor * file[f"layers/0/{name}"][()]
+    assert "--backend reference" in laprox(*ask, expect=4).stderr
+    after = json.loads(laprox(*ask, "--backend", "reference").stdout)["rows"][0]["relative_error"]
+    assert after == pytest.approx(before, rel=1e-5)
+
+
+def test_a_residual_stream_too_small_to_divide_by_is_refused(laprox, tmp_path):
+    path = dumps.write_dump(tmp_path / "small.h5", context=40, tokens=48, heads=[(2, 1)])
+    with h5py.File(path, "r+") as file:
+        file["layers/0/residual_norms"][...] = 1e-200
+    assert "residual_norms" in laprox("sweep", path, "--policy", "recent", "--budget", "20", expect=4).stderr
+
+
 def test_logits_beyond_float32_are_refused_and_not_computed_wrong(laprox, tmp_path):
     path = dumps.write_dump(tmp_path / "large.h5", context=40, tokens=48, heads=[(2, 1)])
     with h5py.File(path, "r+") as file:

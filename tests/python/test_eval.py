@@ -152,3 +152,27 @@ def test_a_python_policy_takes_part():
 
     report = closed_loop.evaluate(build("llama"), [task()], [first, "knorm"], ["25%"], SETTINGS)
     assert report.policy.values.tolist() == ["eval-first", "knorm"] and (report.kl > 0).all()
+
+
+@pytest.mark.parametrize(("short", "code"), [({0}, 1), ({0, 1}, 1), ({2}, 1), ({0, 1, 2}, 2)])
+def test_prompts_that_are_refused_end_a_run_only_where_nothing_else_comes(tmp_path, monkeypatch, capsys, short, code):
+    """A short prompt may stand anywhere; what refuses three from the first on is no matter of prompts."""
+
+    def evaluated(_model, one, *_):
+        if int(one.id) in short:
+            raise laprox.UsageError("layers in memory: the budget is too small for this prompt")
+        return "result"
+
+    monkeypatch.setattr(run, "evaluate_prompt", evaluated)
+    monkeypatch.setattr(run, "save_evaluation", lambda *_: None)
+    monkeypatch.setattr(Report, "dataset", lambda _: None)
+    done: set[str] = set()
+    monkeypatch.setattr(Report, "done", done)
+    monkeypatch.setattr(Report, "add", lambda _, one, __: done.add(one.id))
+    tasks = [closed_loop.Task(id=str(n), prompt="p") for n in range(4)]
+    made = run.Run(build("llama"), tasks, laprox._policies.parse_many("recent"), ["30%"], SETTINGS, tmp_path / "e.h5", quiet=True)
+    if code == 2:
+        with pytest.raises(laprox.UsageError, match="too small"):
+            made.go()
+    else:
+        assert made.go() == 1 and all(f"laprox-eval: {n}: layers in memory" in capsys.readouterr().err for n in sorted(short)[:1])

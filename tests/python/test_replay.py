@@ -152,6 +152,7 @@ def test_reports_survive_the_disk(layers, tmp_path):
         ("snapvk", 40, "did you mean 'snapkv'"),
         ("snapkv:windw=3", 40, "did you mean 'window'"),
         ("h2o,h2o", 40, "given twice"),
+        ("snapkv,snapkv:pool=max", 40, "given twice .as 'snapkv' too"),
         ("h2o", "10%,10%", "given twice"),
         ("h2o", 0, "budget"),
         ("h2o", "many", "budget"),

@@ -186,10 +186,12 @@ def parse_many(spellings: PolicyLike | Iterable[PolicyLike]) -> list[_core.Polic
     for word in words:
         names = [entry.name for entry in policies() if entry.kind != "own"] if word == "all" else [word]
         parsed.extend(parse(name) for name in names)
-    labels = [policy.label for policy in parsed]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UsageError(f"policy '{label}' is given twice")
+    known: dict[str, str] = {}  # labels by themselves and by what they stand for
+    for policy in parsed:
+        other = known.get(policy.label, known.get(policy.spec))
+        if other is not None:
+            raise UsageError(f"policy '{policy.label}' is given twice" + (f" (as '{other}' too)" if other != policy.label else ""))
+        known[policy.label] = known[policy.spec] = policy.label
     return parsed
 
 

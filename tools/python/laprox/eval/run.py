@@ -17,6 +17,8 @@ from .report import Report, save_evaluation
 from .settings import Settings
 from .tasks import Task, check_ids
 
+MOST_REFUSED = 3  #: prompts, one after the other from the first on: then it is the options or the model, not a short prompt
+
 
 class Run:
     """One report in the making."""
@@ -53,7 +55,8 @@ class Run:
         from tqdm import tqdm
 
         left = [task for task in self._tasks if task.id not in self._report.done]
-        failed = []
+        failed: list[str] = []
+        refused: list[UsageError] = []  # before any prompt went well
         hidden = self._quiet or not sys.stderr.isatty()
         with tqdm(left, unit="prompt", disable=hidden, smoothing=0.1) as bar:
             for task in bar:
@@ -62,8 +65,10 @@ class Run:
                 try:
                     result = self._evaluated(task)
                 except (DumpError, Error) as error:
-                    if not self._report.done and _same_for_all(error):
-                        raise
+                    if isinstance(error, UsageError) and not self._report.done:
+                        refused.append(error)
+                        if len(refused) == MOST_REFUSED:
+                            raise
                     failed.append(task.id)
                     print(f"laprox-eval: {task.id}: {error}", file=sys.stderr)
                     continue
@@ -72,6 +77,8 @@ class Run:
                 if hidden and not self._quiet:
                     print(f"{task.id}: {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
         if not self._report.done:
+            if refused:
+                raise refused[0]
             print("laprox-eval: no prompt could be evaluated", file=sys.stderr)
             return 3
         if not self._quiet:
@@ -96,8 +103,3 @@ class Run:
         except FileError as error:
             kept = f"{len(self._report.done) - 1} prompts are in it, and --resume goes on once that is mended"
             raise FileError(f"{error}; {kept if self._output.exists() else 'no prompt is saved'}") from error
-
-
-def _same_for_all(error: Exception) -> bool:
-    """Whether the error tells of the options or the model and would come back with every prompt."""
-    return isinstance(error, UsageError)
