@@ -94,7 +94,7 @@ AllocatorInfo cake_allocator_info() {
           "the contenders that there are; what is over or missing is spread as in the published code. Where layers "
           "saturate, that code falls short of the budget (variant=published); by default what is left goes to the "
           "others. variant=cascade takes the smallest share that a layer had while the prefill met one layer after "
-          "the other.",
+          "the other. Where layers have different numbers of KV heads, shares are weighed by them.",
       .scope = "layers",
       .nested = false,
       .options = {OptionSpec::choice("variant", "exact", {"exact", "published", "cascade"}, "how integers are found")},

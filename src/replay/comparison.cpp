@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "laprox/error.h"
+#include "laprox/policy.h"
 
 namespace laprox {
 
@@ -76,8 +77,16 @@ void mark_best(std::vector<std::vector<ComparedCell>>& cells, const Figure& figu
 }
 
 std::size_t policy_index(const Report& report, const std::string& label) {
-  const auto found = std::find(report.policies.begin(), report.policies.end(), label);
-  if (found != report.policies.end()) return static_cast<std::size_t>(found - report.policies.begin());
+  const auto place = [](const std::vector<std::string>& among, const std::string& text) {
+    return static_cast<std::size_t>(std::find(among.begin(), among.end(), text) - among.begin());
+  };
+  const std::size_t as_given = place(report.policies, label);
+  if (as_given < report.policies.size()) return as_given;
+  try {  // the same policy in another spelling
+    const std::size_t same = place(report.policy_specs, to_string(parse_policy(label)));
+    if (same < report.policies.size()) return same;
+  } catch (const UsageError&) {  // no policy that is known here; a report may hold own ones
+  }
   throw UsageError(
       fmt::format("--compare: no policy '{}' in this report; it has {}", label, fmt::join(report.policies, ", ")));
 }

@@ -39,7 +39,7 @@ ScorerInfo criticalkv_info() {
           "stages share what is left. variant=kvpress reproduces the published code: the window competes at the "
           "largest score plus one in the first stage and at that times its value norm in the second, where it can "
           "lose; in variant=kvpress-0.5.5, which is kvpress from that version on, the first stage picks at least one "
-          "token.",
+          "token unless first-stage=0.",
       .default_allocator = "head",
       .needs = "window queries, K, V, W_o",
       .only_allocator = "head",
