@@ -19,7 +19,8 @@ class ChunkKV : public SnapKVScorer {
     Eigen::RowVectorXd sums = padded_scores(layer, kernels).colwise().sum();
     for (Index first = 0; first < sums.size(); first += chunk_) {
       auto chunk = sums.segment(first, std::min(chunk_, sums.size() - first));
-      chunk.setConstant(chunk.mean());
+      const double base = chunk[0];  // equal scores have exactly theirs as mean: chunks of the window tie
+      chunk.setConstant(base + (chunk.array() - base).mean());
     }
     return sums.replicate(layer.geometry().kv_heads, 1);
   }

@@ -90,6 +90,12 @@ def test_a_dump_and_its_layers_give_the_same(dump, layers, tmp_path):
     assert len(str(several.dump_sha256.values[0])) == 64
 
 
+def test_layers_of_a_dump_by_numbers_and_ranges(dump):
+    with laprox.open_dump(dump) as opened:
+        shapes = [layer.shape for layer in opened]
+        assert [layer.shape for layer in opened[::-1]] == shapes[::-1] and opened[-1].shape == shapes[-1]
+
+
 def test_the_command_line_agrees(needle_dump, command_line, tmp_path):
     policies, budgets = ["snapkv", "h2o", "laprox", "laprox+layer", "random"], ["5%", "10%"]
     command_line(

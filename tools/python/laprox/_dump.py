@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -73,8 +74,14 @@ class Dump:
     def __repr__(self) -> str:
         return f"<laprox.Dump {self.path}: {len(self)} layers, {self.tokens} tokens ({self.context_length} of the prompt)>"
 
-    def __getitem__(self, index: int) -> Layer:
-        """Layer `index`, read from the file. Raises IndexError where there is none."""
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Layer]: ...
+    def __getitem__(self, index: int | slice) -> Layer | list[Layer]:
+        """Layer `index`, read from the file, or a list of several. Raises IndexError where there is none."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
         number = range(len(self))[index]
         summary = self._summaries[number]
         self._reader.check_unchanged()
