@@ -215,6 +215,12 @@ def test_selected_policies_are_the_same_as_those_that_keep_the_same(tmp_path, pl
     assert twin_of == ({same[1]: same[0]} if len(same) == 2 else {})
 
 
+def test_labels_of_numpy_s_own_text_type_are_saved(report, tmp_path):
+    labels = [f"{policy} mine" for policy in report.policy.values]
+    laprox.save_report(report.assign_coords(policy=labels), tmp_path / "report.h5")
+    assert laprox.open_report(tmp_path / "report.h5").policy.values.tolist() == labels
+
+
 def test_notes_in_a_report_survive_the_disk(report, tmp_path):
     noted = report.assign_attrs(mine="a note", number=3)
     noted.relative_error.attrs["units"] = "1"

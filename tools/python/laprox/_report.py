@@ -130,7 +130,7 @@ def _write(report: xr.Dataset, path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.attrs.update(report.attrs)
         for name in (*LABELS, *NUMBERED, *(name for name in DECODING if name in report)):
-            values = report[name].values
+            values = report[name].values.astype(object if name in LABELS else np.int64)
             file.create_dataset(name, data=values, dtype=text if name in LABELS else np.int64).make_scale(name)
         for name, variable in report.data_vars.items():
             if name in ("kept_start", "kept_tokens"):
