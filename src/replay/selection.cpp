@@ -175,15 +175,19 @@ void Selector::add_layer(const LayerScores& layer) {
 
 namespace {
 
-/// Refuses scores below 0 of a scorer that has not said that it gives any: somebody's own.
+/// Refuses what no share can be taken of: scores below 0 of a scorer that has not said that it gives any, somebody's
+/// own, and sums that are beyond all numbers.
 void check_shares(const Policy& policy, const std::vector<std::vector<double>>& descending) {
+  double sum = 0, least = 0;
   for (const auto& scores : descending) {
-    if (scores.empty() || scores.back() >= 0) continue;
-    throw UsageError(
-        fmt::format("policy '{}': the allocator {} with these options takes shares of a layer's sum of scores, but "
-                    "one of them is {}; use +global:normalize=false, +layer, +ada or +head",
-                    policy.label, policy.allocator_name, scores.back()));
+    sum = std::accumulate(scores.begin(), scores.end(), sum);
+    if (!scores.empty()) least = std::min(least, scores.back());
   }
+  if (least >= 0 && std::isfinite(sum)) return;
+  throw UsageError(fmt::format(
+      "policy '{}': the allocator {} with these options takes shares of a layer's sum of scores, but {}; "
+      "use +global:normalize=false, +layer, +ada or +head",
+      policy.label, policy.allocator_name, least < 0 ? fmt::format("one of them is {}", least) : "it is not finite"));
 }
 
 }  // namespace

@@ -138,6 +138,14 @@ def test_scores_may_depend_on_the_budget(layers):
     assert asked == [10, 20] and report.sizes["budget"] == 2
 
 
+@pytest.mark.parametrize(("largest", "words"), [(1e307, "it is not finite"), (-1.0, "one of them is -1")])
+def test_shares_of_what_has_none_are_refused(layers, largest, words):
+    laprox.policy("huge", allocator="global")(lambda layer: np.tile(np.linspace(0, largest, layer.tokens), (2, 1)))
+    with pytest.raises(laprox.UsageError, match=words):
+        laprox.sweep(layers, "huge", "25%")
+    assert laprox.sweep(layers, "huge+global:normalize=false", "25%").sizes["policy"] == 1
+
+
 def test_torch_scores_are_taken(layers):
     torch = pytest.importorskip("torch")
 
