@@ -45,8 +45,8 @@ struct HeadAttention {
   Matrix weights;  ///< [queries, C] A_h[t, i], 0 where the query does not see the token
   Matrix logits;   ///< [queries, C] what the softmax was taken of, 0 where the query does not see the token
   Matrix outputs;  ///< [queries, d_v] o_h[t], over all keys that the query sees
-  /// [queries, d_v] the part of `outputs` that tokens behind the context make, and [queries] their weight with that of
-  /// the head's sink. Empty where a backend leaves them to differences, which have no digits where they are small.
+  /// [queries, d_v] the part of `outputs` that tokens behind the context make, and [queries] their weight. Empty where
+  /// there are none, or a backend leaves them to differences, which have no digits where they are small.
   Matrix rest_outputs = {};
   Eigen::ArrayXd rest_mass = {};
 };

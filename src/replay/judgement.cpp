@@ -61,6 +61,14 @@ void check_finite(const LayerErrors& replayed, Index layer, const Backend& backe
   }
 }
 
+void check_residual_error(const LayerMetrics& metrics, const LayerTensors& layer) {
+  const std::vector<double>& norms = layer.residual_norms;
+  if (norms.empty() || std::isfinite(metrics.residual_error)) return;
+  throw BackendError(fmt::format(
+      "layer {}: the error relative to the residual stream is not finite: residual_norms are as small as {:.3g}",
+      layer.layer, *std::min_element(norms.begin(), norms.end())));
+}
+
 /// One layer judged, its queries taken a block at a time.
 struct JudgedLayer {
   ExactNorms exact;
@@ -227,10 +235,7 @@ void Judgement::judge_layer(LayerTensors& layer, const LayerKeeps& kept) {
       LayerMetrics& metrics = policies_[p].cells[b].layers[layer.layer];
       metrics =
           layer_metrics(judged.exact, judged.errors[keep][i], options_.mode, layer.residual_norms, options_.segments);
-      if (layer.residual_norms.empty() || std::isfinite(metrics.residual_error)) continue;
-      throw BackendError(fmt::format(
-          "layer {}: the error relative to the residual stream is not finite: residual_norms are as small as {:.3g}",
-          layer.layer, *std::min_element(layer.residual_norms.begin(), layer.residual_norms.end())));
+      check_residual_error(metrics, layer);
     }
   }
 }

@@ -59,8 +59,8 @@ ScorerInfo chunkkv_info() {
           "A chunk's score is the mean over its tokens of the sum over KV heads of SnapKV's score, the window at the "
           "largest score plus one; all KV heads keep the same chunks. By default the window is kept and the last "
           "chunk is cut so that the budget is exact. variant=kvpress keeps max(1, int(chunks * share)) whole chunks, "
-          "so that the tokens kept differ from the budget, and is SnapKV where the prompt is shorter than a chunk. The paper's reuse of one layer's chunks in the next is not "
-          "in the published code.",
+          "so that the tokens kept differ from the budget, and is SnapKV where the prompt is shorter than a chunk. The "
+          "paper's reuse of one layer's chunks in the next is not in the published code.",
       .default_allocator = "head",
       .needs = "window queries, K",
       .only_allocator = "head",

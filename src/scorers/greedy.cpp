@@ -99,16 +99,15 @@ class Elimination {
     return std::vector<std::vector<Index>>(static_cast<std::size_t>(geometry_.kv_heads));
   }
 
+  /// What is never evicted: tokens behind the context, and the head's sink, which has a weight and no output.
   void set_rest(Head& head, const HeadAttention& attention, const Matrix& values) const {
-    if (attention.rest_mass.size() > 0) {
-      head.rest_output = attention.rest_outputs;
-      head.rest_mass = attention.rest_mass;
-      return;
-    }
-    head.rest_output = attention.outputs - attention.weights * values;
+    const bool told = attention.rest_mass.size() > 0, sink = !layer_.attention().sinks.empty();
+    head.rest_output = told ? attention.rest_outputs : attention.outputs - attention.weights * values;
     head.rest_mass = (1 - attention.weights.rowwise().sum().array()).max(0.0);
+    if (told && !sink) head.rest_mass = attention.rest_mass;
+    if (told || sink) return;
     // Queries that see nothing behind the context have no rest; what the differences leave of it is rounding.
-    for (Index t = 0; t < head.rest_mass.size() && layer_.attention().sinks.empty(); ++t) {
+    for (Index t = 0; t < head.rest_mass.size(); ++t) {
       if (layer_.query_positions()[static_cast<std::size_t>(t)] >= layer_.context_length()) continue;
       head.rest_mass[t] = 0;
       head.rest_output.row(t).setZero();
@@ -312,9 +311,8 @@ ScorerInfo greedy_info() {
           "Starting from the whole context, the entry of the layer whose loss would raise ||O_kept - O||_F^2 least, "
           "with renormalisation and all cross terms, goes first; the order in which they go serves every budget. It "
           "reads the judging queries, so no cache can deploy it. step is the share of what is left that goes between "
-          "two evaluations of all costs, at least one entry; step=0 is one at a time, slower and far better where little "
-          "is evicted. Contexts up to 4096 tokens; "
-          "'laprox inspect' and --show-plan print the work.",
+          "two evaluations of all costs, at least one entry; step=0 is one at a time, slower and far better where "
+          "little is evicted. Contexts up to 4096 tokens; 'laprox inspect' and --show-plan print the work.",
       .default_allocator = "layer",
       .needs = "judging queries, K, V, W_o",
       .only_allocator = "layer",

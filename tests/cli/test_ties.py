@@ -12,7 +12,7 @@ def test_a_plateau_of_pooled_energies_is_kept_from_its_beginning(laprox, tmp_pat
         tmp_path / "dump.h5", context=context, tokens=context + 1, heads=[(2, 2)] * 3, head_size=2, value_size=2, dtype="float64"
     )
     policy = "laprox-r:window=1,pinned=0,sinks=0,kernel=1025"
-    laprox("sweep", path, "--policy", f"{policy}", "--budget", 4, "--backend", backend, "--save-kept", "-o", tmp_path / "r.h5")
+    laprox("sweep", path, "--policy", policy, "--budget", 4, "--backend", backend, "--save-kept", "-o", tmp_path / "r.h5")
     with h5py.File(tmp_path / "r.h5") as file:
         starts, counts, tokens = (file[name][()] for name in ("kept/start", "kept_count", "kept/tokens"))
     for start, count in zip(starts.ravel(), counts.ravel(), strict=True):

@@ -187,7 +187,7 @@ void visit_heads(const LayerTensors& layer, Index window, const HeadVisitor& vis
     attention.weights = block.leftCols(context).cast<double>();
     const auto values = layer.v.matrix<float>(head / geometry.group());
     attention.outputs = (block * values.topRows(tokens)).cast<double>();
-    if (tokens > context && layer.attention.sinks.empty()) {
+    if (tokens > context) {
       const auto rest = block.rightCols(tokens - context);
       attention.rest_outputs = (rest * values.middleRows(context, tokens - context)).cast<double>();
       attention.rest_mass = rest.cast<double>().rowwise().sum().array();

@@ -15,8 +15,7 @@ constexpr int kQueries = kTile;  ///< streamed at a time
 template <class T, int Size>
 struct FarTiles : FarShape<HalfTiles<T, Size>, HalfTiles<__half, 2 * Size>> {
   /// Panels of the next tile are exchanged within 1024 bytes.
-  static constexpr int kTileBytes =
-      (16 * FarTiles::kPairChunks + kQueries * static_cast<int>(sizeof(PairTerms)) + 1023) / 1024 * 1024;
+  static constexpr int kTileBytes = (FarTiles::FarShape::kTileBytes + 1023) / 1024 * 1024;
   static constexpr int kGroups = kKeyGroups;
   static constexpr int kStages = 4 * 128 / Size;
   static constexpr int kSharedBytes = kStages * kTileBytes;

@@ -84,7 +84,6 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
     HeadAttention attention{Matrix::Zero(queries, context), Matrix::Zero(queries, context),
                             Matrix::Zero(queries, layer_.geometry.value_size),
                             Matrix::Zero(queries, layer_.geometry.value_size), Eigen::ArrayXd::Zero(queries)};
-    const bool sinks = !layer_.attention.sinks.empty();
     for (Index t = 0; t < queries; ++t) {
       const Index row = layer_.queries() - queries + t;
       const Index position = layer_.query_positions[row];
@@ -101,7 +100,6 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
         attention.logits(t, i) = logit(layer_, head, row, i);
       }
     }
-    if (sinks) attention.rest_mass = (1 - attention.weights.rowwise().sum().array()).max(0.0);
     visit(head, attention);
   }
 }

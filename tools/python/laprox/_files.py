@@ -13,16 +13,18 @@ from ._errors import FileError, UsageError
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, inputs: Iterable[str | Path] = ()) -> Iterator[Path]:
     """Yields a new empty file beside `path` to write to, which takes the place of `path` when the block ends.
 
     It keeps the permission bits of a file that it replaces; a new file gets those that the umask leaves. Of a symbolic link the
     target is replaced. Where the block or the renaming fails, `path` stays as it was and the new file is removed.
 
     Raises FileError where `path` is no regular file, may not be written, or its folder takes no new file, and for an OSError of
-    the block, and for a RuntimeError, which is what h5py raises where closing a file fails.
+    the block, and for a RuntimeError, which is what h5py raises where closing a file fails. Raises UsageError where `path` is
+    one of `inputs`, as check_output does.
     """
     target, mode = _target(path)
+    _refuse_inputs(path, target, mode, inputs)
     temporary = _create(path, target, mode)
     try:
         yield temporary
@@ -41,10 +43,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
     Raises UsageError where `path` is one of the files that are read, `inputs`, by whatever name, or in one of these folders.
     """
     target, mode = _target(path)
-    for name in inputs if mode is not None else ():  # a new file is none that is read
-        found = Path(os.path.realpath(name))
-        if found.exists() and (target.samefile(found) or found in target.parents):
-            raise UsageError(f"{path}: the output is {name}, which is read, or in it; choose another name")
+    _refuse_inputs(path, target, mode, inputs)
     _create(path, target, mode).unlink()
 
 
@@ -73,6 +72,13 @@ def _target(path: str | Path) -> tuple[Path, int | None]:
     if not os.access(target, os.W_OK):  # renaming would not ask
         raise FileError(f"{path}: cannot be written: the file is write-protected; choose another name or chmod u+w it")
     return target, stat.S_IMODE(status.st_mode) & 0o777
+
+
+def _refuse_inputs(path: str | Path, target: Path, mode: int | None, inputs: Iterable[str | Path]) -> None:
+    for name in inputs if mode is not None else ():  # a new file is none that is read
+        found = Path(os.path.realpath(name))
+        if found.exists() and (target.samefile(found) or found in target.parents):
+            raise UsageError(f"{path}: the output is {name}, which is read, or in it; choose another name")
 
 
 def _create(path: str | Path, target: Path, mode: int | None) -> Path:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from ._arguments import file_name, whole
 from ._errors import DumpError, Error, FileError, UsageError
-from ._files import check_output, replacing
+from ._files import replacing
 from ._hdf5 import Reader
 from ._rehearsal import rehearse
 from ._report_layout import DECODING, FORMAT, LABELS, NUMBERED, TEXTS, VERSION, Contents, read_contents
@@ -77,8 +77,8 @@ def save_report(report: xr.Dataset, path: str | Path, *, replace: bool = False) 
         raise FileError(f"{path}: is a link; name the file that it leads to, or choose another name")
     if path.endswith(os.sep):
         raise UsageError(f"{path}: expected a file's name, found that of a folder")
-    check_output(path, [str(dump) for dump in report["dump"].values] if "dump" in report else ())
-    with replacing(path) as temporary:
+    dumps = [str(dump) for dump in report["dump"].values] if "dump" in report else []
+    with replacing(path, dumps) as temporary:
         try:
             _write(report, temporary)
             _read(temporary)
