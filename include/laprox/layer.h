@@ -80,6 +80,8 @@ class LayerView {
   Matrix keys(Index kv_head) const;
   Matrix keys(Index kv_head, Index first, Index count) const;  ///< of `count` tokens from `first` on
   Matrix values(Index kv_head) const;
+  /// Values [T - C, d_v] of the tokens behind the context.
+  Matrix later_values(Index kv_head) const;
   /// The stored queries [N, d] of one query head, in float64, and their positions.
   Matrix queries_of(Index query_head) const;
   const std::vector<Index>& query_positions() const { return layer_.query_positions; }

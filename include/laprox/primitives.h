@@ -42,13 +42,11 @@ struct WindowStatistics {
 
 /// What one query head sees from the window's queries.
 struct HeadAttention {
-  Matrix weights;  ///< [queries, C] A_h[t, i], 0 where the query does not see the token
-  Matrix logits;   ///< [queries, C] what the softmax was taken of, 0 where the query does not see the token
-  Matrix outputs;  ///< [queries, d_v] o_h[t], over all keys that the query sees
-  /// [queries, d_v] the part of `outputs` that tokens behind the context make, and [queries] their weight. Empty where
-  /// there are none, or a backend leaves them to differences, which have no digits where they are small.
-  Matrix rest_outputs = {};
-  Eigen::ArrayXd rest_mass = {};
+  Matrix weights;        ///< [queries, C] A_h[t, i], 0 where the query does not see the token
+  Matrix logits;         ///< [queries, C] what the softmax was taken of, 0 where the query does not see the token
+  Matrix outputs;        ///< [queries, d_v] o_h[t], over all keys that the query sees
+  Matrix later_weights;  ///< [queries, T - C] of the tokens behind the context, which judging queries see
+  Eigen::ArrayXd sink_weights;  ///< [queries] of the head's learned sink, 0 where it has none
 };
 using HeadVisitor = std::function<void(Index query_head, const HeadAttention&)>;
 

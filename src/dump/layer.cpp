@@ -40,6 +40,10 @@ Matrix LayerView::keys(Index kv_head, Index first, Index count) const {
 
 Matrix LayerView::values(Index kv_head) const { return rows_of(layer_.v, kv_head, 0, context_length()); }
 
+Matrix LayerView::later_values(Index kv_head) const {
+  return rows_of(layer_.v, kv_head, context_length(), layer_.tokens - context_length());
+}
+
 Matrix LayerView::queries_of(Index query_head) const { return rows_of(layer_.q, query_head, 0, queries()); }
 
 Matrix LayerView::output_block(Index query_head) const {

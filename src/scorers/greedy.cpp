@@ -23,10 +23,10 @@ class Elimination {
     }
     kernels.visit_heads(layer.queries(), [&](Index h, const HeadAttention& attention) {
       Head& head = heads_[h];
-      const Matrix& v = values_[static_cast<std::size_t>(h / geometry_.group())];
       head.weights = attention.weights;
       head.exact = attention.outputs;
-      set_rest(head, attention, v);
+      head.rest_output = attention.later_weights * layer.later_values(h / geometry_.group());
+      head.rest_mass = attention.later_weights.rowwise().sum().array() + attention.sink_weights;
       head.output_block = layer.output_block(h);
     });
     for (Index g = 0; g < geometry_.kv_heads; ++g) {
@@ -65,7 +65,7 @@ class Elimination {
   struct Head {
     Matrix weights;             ///< [N, C] exact attention
     Matrix exact, rest_output;  ///< [N, d_v] exact output; its part that is never evicted, unnormalised
-    Eigen::ArrayXd rest_mass;   ///< [N] weight that is never evicted
+    Eigen::ArrayXd rest_mass;   ///< [N] weight that is never evicted: tokens behind the context and the head's sink
     Matrix output_block;        ///< [d_v, D]
     Matrix kept;                ///< [N, |left|] weights of the kept entries
     Matrix output;              ///< [N, d_v] today's output
@@ -97,21 +97,6 @@ class Elimination {
   std::vector<Head> heads() const { return std::vector<Head>(static_cast<std::size_t>(geometry_.query_heads)); }
   std::vector<std::vector<Index>> kv_heads() const {
     return std::vector<std::vector<Index>>(static_cast<std::size_t>(geometry_.kv_heads));
-  }
-
-  /// What is never evicted: tokens behind the context, and the head's sink, which has a weight and no output.
-  void set_rest(Head& head, const HeadAttention& attention, const Matrix& values) const {
-    const bool told = attention.rest_mass.size() > 0, sink = !layer_.attention().sinks.empty();
-    head.rest_output = told ? attention.rest_outputs : attention.outputs - attention.weights * values;
-    head.rest_mass = (1 - attention.weights.rowwise().sum().array()).max(0.0);
-    if (told && !sink) head.rest_mass = attention.rest_mass;
-    if (told || sink) return;
-    // Queries that see nothing behind the context have no rest; what the differences leave of it is rounding.
-    for (Index t = 0; t < head.rest_mass.size(); ++t) {
-      if (layer_.query_positions()[static_cast<std::size_t>(t)] >= layer_.context_length()) continue;
-      head.rest_mass[t] = 0;
-      head.rest_output.row(t).setZero();
-    }
   }
 
   Group make_group(Index g) const {

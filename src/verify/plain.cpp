@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "backends/far_queries.h"
+#include "backends/sink_weight.h"
 #include "base/parallel.h"
 #include "laprox/error.h"
 #include "verify/plain_arithmetic.h"
@@ -29,9 +30,18 @@ class PlainScoring : public ScoringKernels {
     parallel_for(threads_, layer_.geometry.query_heads, [&](Index head) {
       Array logits;
       const Array weights = arithmetic_.weights(head, first, count, logits);
-      const HeadAttention attention{weights.leftCols(context).matrix().template cast<double>(),
-                                    logits.leftCols(context).matrix().template cast<double>(),
-                                    arithmetic_.head_output(head, weights).matrix().template cast<double>()};
+      HeadAttention attention{weights.leftCols(context).matrix().template cast<double>(),
+                              logits.leftCols(context).matrix().template cast<double>(),
+                              arithmetic_.head_output(head, weights).matrix().template cast<double>(),
+                              Matrix::Zero(count, layer_.tokens - context), Eigen::ArrayXd::Zero(count)};
+      const Index later = weights.cols() - context;
+      attention.later_weights.leftCols(later) = weights.rightCols(later).matrix().template cast<double>();
+      const auto& sinks = layer_.attention.sinks;
+      for (Index row = 0; row < count && !sinks.empty(); ++row) {
+        Index at = 0;
+        const T largest = weights.row(row).maxCoeff(&at);
+        attention.sink_weights[row] = sink_weight(weights.row(row).sum(), largest, logits(row, at), sinks[head]);
+      }
       require_finite(attention.weights);
       require_finite(attention.outputs);
       visit(head, attention);

@@ -25,17 +25,12 @@ def eliminated(path, judges):
     dump = oracle.read_dump(path)
     layer, context = dump.layers[0], dump.context
     heads, group = len(layer.k), len(layer.q) // len(layer.k)
-    weights = oracle.attention(layer, judges, dump.positions)
 
     def output(left):
-        parts = []
-        for h in range(len(layer.q)):
-            seen = weights[h] * left[h // group]
-            mass = seen.sum(-1, keepdims=True)
-            parts.append(np.divide(seen, mass, out=np.zeros_like(seen), where=mass > 0) @ layer.v[h // group])
-        return np.concatenate(parts, -1) @ layer.w_o
+        weights = oracle.attention(layer, judges, dump.positions, left)
+        return np.concatenate([weights[h] @ layer.v[h // group] for h in range(len(layer.q))], -1) @ layer.w_o
 
-    left = np.ones((heads, weights.shape[-1]), bool)
+    left = np.ones(layer.k.shape[:2], bool)
     exact = output(left)
     while left[:, :context].sum() > BUDGET * heads:
         costs = []
@@ -51,9 +46,10 @@ def eliminated(path, judges):
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("window", [0, 16])
 @pytest.mark.parametrize("spread", [1.0, 12.0])
-def test_elimination_is_that_by_definition(laprox, tmp_path, backend, window, spread):
+@pytest.mark.parametrize("sinks", [False, True])
+def test_elimination_is_that_by_definition(laprox, tmp_path, backend, window, spread, sinks):
     tokens = 16 if window else 20
-    path = dumps.write_dump(tmp_path / "dump.h5", context=16, tokens=tokens, heads=[(4, 2)], spread=spread, seed=3)
+    path = dumps.write_dump(tmp_path / "dump.h5", context=16, tokens=tokens, heads=[(4, 2)], spread=spread, sinks=sinks, seed=3)
     options = ("--queries", "window", "--window", window) if window else ()
     found, error = kept(laprox, path, tmp_path, backend, *options)
     expected, least = eliminated(path, np.arange(0, 16) if window else np.arange(16, 20))

@@ -22,12 +22,11 @@ constexpr Index kRowsPerTask = 128;
 class RowSoftmax {
  public:
   RowSoftmax(const LayerTensors& layer, const QueryRows& rows, Index first_head)
-      : maximum_(rows.stride()), sum_(rows.stride()) {
-    const auto& sinks = layer.attention.sinks;
+      : sinks_(layer.attention.sinks), maximum_(rows.stride()), sum_(rows.stride()) {
     for (Index r = 0; r < rows.stride(); ++r) {
       const Index head = first_head + std::min(r / rows.head_stride(), rows.heads() - 1);
-      maximum_[r] = sinks.empty() ? -std::numeric_limits<float>::infinity() : static_cast<float>(sinks[head]);
-      sum_[r] = sinks.empty() ? 0.0F : 1.0F;
+      maximum_[r] = sinks_.empty() ? -std::numeric_limits<float>::infinity() : static_cast<float>(sinks_[head]);
+      sum_[r] = sinks_.empty() ? 0.0F : 1.0F;
     }
   }
 
@@ -51,6 +50,12 @@ class RowSoftmax {
   }
 
   const float* maximum() const { return maximum_.data(); }
+  /// Of the first `queries` rows, which are one head's.
+  Eigen::ArrayXd sink_weights(Index queries, Index head) const {
+    if (sinks_.empty()) return Eigen::ArrayXd::Zero(queries);
+    const auto sink = static_cast<float>(sinks_[head]);
+    return Eigen::ArrayXd::NullaryExpr(queries, [&](Index r) { return std::exp(sink - maximum_[r]) / sum_[r]; });
+  }
   /// 1 / sum of each real row, 0 of padding, whose weights thereby vanish.
   Buffer<float> inverse_sums(const QueryRows& rows) const {
     Buffer<float> inverse(rows.stride());
@@ -62,6 +67,7 @@ class RowSoftmax {
   }
 
  private:
+  const std::vector<double>& sinks_;
   Buffer<float> maximum_, sum_;
 };
 
@@ -187,11 +193,10 @@ void visit_heads(const LayerTensors& layer, Index window, const HeadVisitor& vis
     attention.weights = block.leftCols(context).cast<double>();
     const auto values = layer.v.matrix<float>(head / geometry.group());
     attention.outputs = (block * values.topRows(tokens)).cast<double>();
-    if (tokens > context) {
-      const auto rest = block.rightCols(tokens - context);
-      attention.rest_outputs = (rest * values.middleRows(context, tokens - context)).cast<double>();
-      attention.rest_mass = rest.cast<double>().rowwise().sum().array();
-    }
+    attention.later_weights = Matrix::Zero(queries, layer.tokens - context);
+    if (tokens > context)
+      attention.later_weights.leftCols(tokens - context) = block.rightCols(tokens - context).cast<double>();
+    attention.sink_weights = softmax.sink_weights(queries, head);
     visit(head, attention);
   });
 }

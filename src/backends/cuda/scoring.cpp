@@ -6,6 +6,7 @@
 #include "backends/cuda/pieces.h"
 #include "backends/cuda/removal.h"
 #include "backends/far_queries.h"
+#include "backends/sink_weight.h"
 #include "base/buffer.h"
 #include "base/parallel.h"
 #include "laprox/error.h"
@@ -141,26 +142,41 @@ void Scoring::visit_head(const float* logits, const float* weights, const float*
   const Layer& layer = device_layer_->view();
   const RowLayout rows(layer, range);
   const Index queries = range.count, context = layer.context, stride = rows.rows(), value_size = layer.value_size;
-  HeadAttention attention{Matrix(queries, context), Matrix(queries, context), Matrix(queries, value_size)};
-  // A few tokens at a time, whose rows stay in the cache while the tables are turned.
-  constexpr Index kTokens = 64;
-  for (Index first = 0; first < context; first += kTokens) {
-    const Index last = std::min(context, first + kTokens);
-    for (Index query = 0; query < queries; ++query) {
-      const Index row = rows.row(static_cast<int>(head_in_group), layer.group, static_cast<int>(query));
-      for (Index token = first; token < last; ++token) {
-        const float logit = logits[token * stride + row];
-        attention.logits(query, token) = std::isfinite(logit) ? logit : 0.0;
-        attention.weights(query, token) = weights[token * stride + row];
+  const Index head = kv_head * layer.group + head_in_group;
+  const auto row_of = [&](Index query) {
+    return rows.row(static_cast<int>(head_in_group), layer.group, static_cast<int>(query));
+  };
+  // Tokens [begin, end) of a table, a few at a time, whose rows stay in the cache while the table is turned.
+  const auto turned = [&](const float* table, Index begin, Index end) {
+    constexpr Index kTokens = 64;
+    Matrix matrix(queries, end - begin);
+    for (Index first = begin; first < end; first += kTokens) {
+      const Index last = std::min(end, first + kTokens);
+      for (Index query = 0; query < queries; ++query) {
+        const float* column = table + row_of(query);
+        for (Index token = first; token < last; ++token) matrix(query, token - begin) = column[token * stride];
       }
     }
-  }
+    return matrix;
+  };
+  HeadAttention attention{turned(weights, 0, context), turned(logits, 0, context), Matrix(queries, value_size),
+                          turned(weights, context, layer.tokens), Eigen::ArrayXd::Zero(queries)};
+  attention.logits = attention.logits.array().isFinite().select(attention.logits, 0.0).eval();
   for (Index query = 0; query < queries; ++query) {
     for (Index c = 0; c < value_size; ++c) {
       attention.outputs(query, c) = outputs[(query * layer.group + head_in_group) * value_size + c];
     }
+    if (!layer.sinks) continue;
+    double total = 0;
+    Index largest = row_of(query);
+    for (Index at = largest; at < layer.tokens * stride; at += stride) {
+      total += weights[at];
+      if (weights[at] > weights[largest]) largest = at;
+    }
+    const double sink = layer_.attention.sinks[static_cast<std::size_t>(head)];
+    attention.sink_weights[query] = sink_weight(total, weights[largest], logits[largest], sink);
   }
-  visit(kv_head * layer.group + head_in_group, attention);
+  visit(head, attention);
 }
 
 Matrix Scoring::compute_value_norms() {

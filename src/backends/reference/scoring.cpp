@@ -1,10 +1,13 @@
 #include "backends/reference/scoring.h"
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "backends/far_queries.h"
 #include "backends/reference/attention.h"
 #include "backends/reference/removal.h"
+#include "backends/sink_weight.h"
 #include "laprox/error.h"
 
 namespace laprox::reference {
@@ -83,7 +86,7 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
     const auto v = layer_.v.matrix<double>(head / layer_.geometry.group());
     HeadAttention attention{Matrix::Zero(queries, context), Matrix::Zero(queries, context),
                             Matrix::Zero(queries, layer_.geometry.value_size),
-                            Matrix::Zero(queries, layer_.geometry.value_size), Eigen::ArrayXd::Zero(queries)};
+                            Matrix::Zero(queries, layer_.tokens - context), Eigen::ArrayXd::Zero(queries)};
     for (Index t = 0; t < queries; ++t) {
       const Index row = layer_.queries() - queries + t;
       const Index position = layer_.query_positions[row];
@@ -92,13 +95,17 @@ void Scoring::visit_heads(Index window, const HeadVisitor& visit) {
         const double weight = weights[i];
         attention.outputs.row(t) += weight * v.row(i);
         if (i >= context) {
-          attention.rest_outputs.row(t) += weight * v.row(i);
-          attention.rest_mass[t] += weight;
+          attention.later_weights(t, i - context) = weight;
           continue;
         }
         attention.weights(t, i) = weight;
         attention.logits(t, i) = logit(layer_, head, row, i);
       }
+      if (layer_.attention.sinks.empty()) continue;
+      const auto largest = std::max_element(weights.begin(), weights.end());
+      attention.sink_weights[t] =
+          sink_weight(std::accumulate(weights.begin(), weights.end(), 0.0), *largest,
+                      logit(layer_, head, row, largest - weights.begin()), layer_.attention.sinks[head]);
     }
     visit(head, attention);
   }
