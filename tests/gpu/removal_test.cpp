@@ -18,33 +18,49 @@ double difference(const Matrix& found, const Matrix& expected) {
   return (found - expected).cwiseAbs().maxCoeff() / (expected.maxCoeff() + 1e-300);
 }
 
-void check_energies(const LayerTensors& whole, ElementType type) {
+/// Calls check() with the kernels for sm_90a and with those for any device.
+template <class Check>
+void with_all_kernels(const Check& check) {
+  for (bool sm90 : {true, false}) {
+    CAPTURE(sm90);
+    cuda::allow_sm90(sm90);
+    check();
+  }
+  cuda::allow_sm90(true);
+}
+
+/// Joint ones and each head's, at one of the last queries and at more than a block of them.
+void check_window(const HalfLayer& layer) {
   const auto both = backends();
-  const Index context = whole.context_length;
-  const HalfLayer layer = rounded(whole, 0, context, type);
-  const auto expected = both[0]->scoring(layer.exact), found = both[1]->scoring(layer.half);
-  for (Index window : {Index{1}, std::min<Index>(45, context)}) {
+  const auto expected = both[0]->scoring(layer.exact);
+  for (Index window : {Index{1}, std::min<Index>(45, layer.exact.context_length)}) {
     for (bool joint : {true, false}) {
       for (OverQueries over : {OverQueries::sum, OverQueries::maximum}) {
         CAPTURE(window);
         CAPTURE(joint);
-        CHECK(difference(found->removal_energies(window, over, joint),
-                         expected->removal_energies(window, over, joint)) <= kEnergy);
+        const Matrix energies = expected->removal_energies(window, over, joint);
+        with_all_kernels([&] {
+          // A new one each time: kernels keep what they have computed.
+          CHECK(difference(both[1]->scoring(layer.half)->removal_energies(window, over, joint), energies) <= kEnergy);
+        });
       }
     }
   }
+}
+
+void check_energies(const LayerTensors& whole, ElementType type) {
+  const auto both = backends();
+  const Index context = whole.context_length;
+  const HalfLayer layer = rounded(whole, 0, context, type);
+  const auto expected = both[0]->scoring(layer.exact);
+  check_window(layer);
   for (Index distance : {Index{0}, Index{1}, Index{20}}) {
     for (Index queries : {Index{0}, std::min<Index>(77, context)}) {
       CAPTURE(distance);
       CAPTURE(queries);
       const Matrix far = expected->far_energies(distance, queries);
-      for (bool sm90 : {true, false}) {
-        CAPTURE(sm90);
-        cuda::allow_sm90(sm90);
-        // A new one each time: kernels keep what they have computed.
-        CHECK(difference(both[1]->scoring(layer.half)->far_energies(distance, queries), far) <= kEnergy);
-      }
-      cuda::allow_sm90(true);
+      with_all_kernels(
+          [&] { CHECK(difference(both[1]->scoring(layer.half)->far_energies(distance, queries), far) <= kEnergy); });
     }
   }
 }
@@ -68,6 +84,12 @@ TEST_CASE("energies of removal in half types are the reference's") {
       }
     }
   }
+}
+
+TEST_CASE("energies of removal in half types where a block takes its share of the tokens in many steps") {
+  // A GPU has some blocks for each of 64 KV heads, and a block steps of 192 tokens.
+  const LayerShape shape = {.geometry = {128, 64, 64, 64, 16}, .context = 1700, .attention = {.scale = 0.1}};
+  check_window(rounded(random_layer(shape, 77), 1600, 1700, ElementType::bfloat16));
 }
 
 TEST_CASE("energies of removal in half types where values are nearly the same, or logits huge, or values tiny") {

@@ -42,14 +42,34 @@ struct Forms : Chunks<T, Size> {
   }
 };
 
-/// Launch configuration of a kernel whose blocks (share of the tokens, KV head, group of forms) keep their forms in
-/// shared memory, beside `other_bytes`, and take `block_tokens` tokens at a time.
+/// Launch configuration of a kernel whose blocks (share, KV head) keep some of the KV head's forms in shared memory,
+/// beside `other_bytes`, and take `block_tokens` tokens at a time.
 struct FormsLaunch {
-  int per_block;  ///< forms
+  int groups;  ///< that the forms of a KV head are cut into
   int shared_bytes;
   dim3 grid;
 
   FormsLaunch(const Layer& layer, int per_kv_head, int form_bytes, int other_bytes, int block_tokens);
+};
+
+/// What one of these blocks has: the forms [first, first + count) of its KV head, and share `share` of `shares` of the
+/// tokens. A group of more forms has more blocks.
+struct FormsShare {
+  int first, count, share, shares;
+
+  __device__ FormsShare(int per_kv_head, int groups) {
+    const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+    const auto first_form = [&](int group) { return group * per_kv_head / groups; };
+    const auto first_block = [&](int group) {
+      return (2 * blocks * first_form(group) + per_kv_head) / (2 * per_kv_head);
+    };
+    int group = 0;
+    while (first_block(group + 1) <= block) ++group;
+    first = first_form(group);
+    count = first_form(group + 1) - first;
+    share = block - first_block(group);
+    shares = first_block(group + 1) - first_block(group);
+  }
 };
 
 }  // namespace laprox::cuda

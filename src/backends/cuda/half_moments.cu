@@ -7,7 +7,10 @@ namespace laprox::cuda {
 
 namespace {
 
-constexpr int kMomentThreads = 256, kMomentQueries = 16;
+constexpr int kGramSide = 32, kGramRows = 8;
+constexpr int kMomentThreads = 512;
+/// Queries of a block: more have more for each number that they read of a matrix, fewer keep more blocks busy.
+constexpr int kFewQueries = 16, kManyQueries = 32;
 constexpr int kDominantThreads = 128;
 constexpr double kLargestWeight = 1 - 1e-6;
 
@@ -20,19 +23,35 @@ __device__ inline const float* gram_of(const HalfTerms& terms, int kv_head, int 
   return terms.grams + static_cast<size_t>(kv_head * terms.pairs.matrices() + terms.pairs.matrix(a, b)) * size * size;
 }
 
-/// M_ab and M_ba in full from the partial products of gram.cu, [pairs, splits, Size, Size]. Block (row, pair, KV head),
-/// thread per column.
-__global__ void grams_kernel(HalfTerms terms, const float* partial, int splits, int size) {
-  const int row = static_cast<int>(blockIdx.x), pair = static_cast<int>(blockIdx.y),
-            kv_head = static_cast<int>(blockIdx.z), column = static_cast<int>(threadIdx.x);
+/// M_ab and M_ba in full from the partial products of gram.cu, [pairs, splits, Size, Size]. Block (square of
+/// kGramSide x kGramSide, pair, KV head), thread (column, row): through shared memory, so that both are written row by
+/// row.
+__global__ void __launch_bounds__(kGramSide* kGramRows)
+    grams_kernel(HalfTerms terms, const float* partial, int splits, int size) {
+  __shared__ float square[kGramSide][kGramSide + 1];
+  const int squares = size / kGramSide, pair = static_cast<int>(blockIdx.y), kv_head = static_cast<int>(blockIdx.z);
+  const int first_row = static_cast<int>(blockIdx.x) / squares * kGramSide,
+            first_column = static_cast<int>(blockIdx.x) % squares * kGramSide;
+  const int column = static_cast<int>(threadIdx.x);
   const auto [a, b] = terms.pairs[pair];
-  const float* parts =
-      partial + static_cast<size_t>(kv_head * terms.pairs.count() + pair) * splits * size * size + row * size + column;
-  float sum = 0;
-  for (int split = 0; split < splits; ++split) sum += parts[static_cast<size_t>(split) * size * size];
+  const float* parts = partial + static_cast<size_t>(kv_head * terms.pairs.count() + pair) * splits * size * size +
+                       first_row * size + first_column + column;
   float* grams = terms.grams + static_cast<size_t>(kv_head * terms.pairs.matrices()) * size * size;
-  grams[(static_cast<size_t>(terms.pairs.matrix(a, b)) * size + row) * size + column] = sum;
-  if (a != b) grams[(static_cast<size_t>(terms.pairs.matrix(b, a)) * size + column) * size + row] = sum;
+  float* of_ab = grams + static_cast<size_t>(terms.pairs.matrix(a, b)) * size * size;
+  float* of_ba = grams + static_cast<size_t>(terms.pairs.matrix(b, a)) * size * size;
+#pragma unroll
+  for (int row = static_cast<int>(threadIdx.y); row < kGramSide; row += kGramRows) {
+    float sum = 0;
+    for (int split = 0; split < splits; ++split) sum += parts[static_cast<size_t>(split) * size * size + row * size];
+    of_ab[(first_row + row) * size + first_column + column] = sum;
+    square[row][column] = sum;
+  }
+  if (a == b) return;
+  __syncthreads();
+#pragma unroll
+  for (int row = static_cast<int>(threadIdx.y); row < kGramSide; row += kGramRows) {
+    of_ba[(first_column + row) * size + first_row + column] = square[column][row];
+  }
 }
 
 /// A head's output at a query: the rest, and its dominant entry if there is one.
@@ -47,38 +66,71 @@ __device__ inline float output_of(const HalfTerms& terms, int kv_head, int row, 
   return output;
 }
 
+/// Component c of a head's outputs at the queries from `first_query` on. Dominant entries are few: what is read for all
+/// queries is on its way before the first of them is looked at.
+template <int Size, int Each>
+__device__ inline void load_outputs(float (*out)[Size], const HalfTerms& terms, int kv_head, int head, int first_query,
+                                    int c) {
+  float rests[Each];
+  int tokens[Each], any = -1;
+#pragma unroll
+  for (int i = 0; i < Each; ++i) {
+    const int row = row_of(terms, kv_head, head, first_query + i);
+    rests[i] = terms.rests[static_cast<size_t>(row) * Size + c];
+    tokens[i] = terms.dominants[row].token;
+  }
+#pragma unroll
+  for (int i = 0; i < Each; ++i) {
+    out[i][c] = rests[i];
+    any = max(any, tokens[i]);
+  }
+  if (any < 0) return;
+  for (int i = 0; i < Each; ++i) {
+    out[i][c] = output_of<Size>(terms, kv_head, row_of(terms, kv_head, head, first_query + i), c);
+  }
+}
+
 /// sums[i] += component c of rows[i] times a matrix, whose column c begins at `column`.
 template <int Size, int Each>
 __device__ inline void add_gram(float (&sums)[Each], const float* column, const float (*rows)[Size]) {
-#pragma unroll 2
-  for (int k = 0; k < Size; k += 4) {
-    float m[4];
+  constexpr int kTogether = 16;  // loads on their way
+  float next[kTogether];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) m[j] = column[(k + j) * Size];
+  for (int j = 0; j < kTogether; ++j) next[j] = __ldg(column + j * Size);
+#pragma unroll 1
+  for (int first = 0; first < Size; first += kTogether) {
+    float m[kTogether];
+    column += kTogether * Size;
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      m[j] = next[j];
+      if (first + kTogether < Size) next[j] = __ldg(column + j * Size);
+    }
 #pragma unroll
     for (int i = 0; i < Each; ++i) {
-      const float4 x = *reinterpret_cast<const float4*>(&rows[i][k]);
-      sums[i] = __fmaf_rn(m[3], x.w, __fmaf_rn(m[2], x.z, __fmaf_rn(m[1], x.y, __fmaf_rn(m[0], x.x, sums[i]))));
+#pragma unroll
+      for (int j = 0; j < kTogether; j += 4) {
+        const float4 x = *reinterpret_cast<const float4*>(&rows[i][first + j]);
+        sums[i] =
+            __fmaf_rn(m[j + 3], x.w, __fmaf_rn(m[j + 2], x.z, __fmaf_rn(m[j + 1], x.y, __fmaf_rn(m[j], x.x, sums[i]))));
+      }
     }
   }
 }
 
-/// Block (kMomentQueries queries, pair, KV head), a thread has one component of some of them: the moments
+/// Block (Queries queries, pair, KV head), a thread has one component of some of them: the moments
 /// M_ab o_b + M_ba o_a, doubled, in two parts, and the term o_a M_ab o_b in as many orders as the pair stands for.
-template <int Size>
+template <int Size, int Queries>
 __global__ void __launch_bounds__(kMomentThreads) moments_kernel(HalfTerms terms) {
-  constexpr int kEach = kMomentQueries * Size / kMomentThreads, kWarpsPerRow = Size / 32;
-  __shared__ __align__(16) float of_a[kMomentQueries][Size], of_b[kMomentQueries][Size];
-  __shared__ float2 of_warp[kMomentQueries][kWarpsPerRow];  // square, largest moment
+  constexpr int kEach = Queries * Size / kMomentThreads, kWarpsPerRow = Size / 32;
+  __shared__ __align__(16) float of_a[Queries][Size], of_b[Queries][Size];
+  __shared__ float2 of_warp[Queries][kWarpsPerRow];  // square, largest moment
   const int kv_head = static_cast<int>(blockIdx.z), pair = static_cast<int>(blockIdx.y),
-            first_query = static_cast<int>(blockIdx.x) * kMomentQueries;
+            first_query = static_cast<int>(blockIdx.x) * Queries;
   const auto [a, b] = terms.pairs[pair];
   const int c = static_cast<int>(threadIdx.x) % Size, first = static_cast<int>(threadIdx.x) / Size * kEach;
-  for (int i = 0; i < kEach; ++i) {
-    const int query = first_query + first + i;
-    of_a[first + i][c] = output_of<Size>(terms, kv_head, row_of(terms, kv_head, a, query), c);
-    of_b[first + i][c] = a == b ? 0 : output_of<Size>(terms, kv_head, row_of(terms, kv_head, b, query), c);
-  }
+  load_outputs<Size, kEach>(of_a + first, terms, kv_head, a, first_query + first, c);
+  if (a != b) load_outputs<Size, kEach>(of_b + first, terms, kv_head, b, first_query + first, c);
   __syncthreads();
   const float *to_a = gram_of(terms, kv_head, a, b, Size), *to_b = gram_of(terms, kv_head, b, a, Size);
   float from_a[kEach] = {}, from_b[kEach] = {};
@@ -204,10 +256,16 @@ void half_moments(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
   terms.row_terms = scratch.row_terms.at_least(static_cast<size_t>(kv_heads) * terms.rows);
   for_half_and_size(layer.element, size, [&]<class T, int Size>() {
     if constexpr (Size <= kMostHalfSize) {
-      grams_kernel<<<dim3(Size, pairs, kv_heads), Size, 0, stream>>>(terms, scratch.packed.gram.data(),
-                                                                     GramBlock<T, Size>::kSplits, Size);
+      constexpr int kSquares = Size / kGramSide * (Size / kGramSide);
+      grams_kernel<<<dim3(kSquares, pairs, kv_heads), dim3(kGramSide, kGramRows), 0, stream>>>(
+          terms, scratch.packed.gram.data(), GramBlock<T, Size>::kSplits, Size);
       check_launch("Gram matrices in full");
-      moments_kernel<Size><<<dim3(terms.padded / kMomentQueries, pairs, kv_heads), kMomentThreads, 0, stream>>>(terms);
+      const auto form = [&]<int Queries>() {
+        moments_kernel<Size, Queries>
+            <<<dim3(terms.padded / Queries, pairs, kv_heads), kMomentThreads, 0, stream>>>(terms);
+      };
+      const bool few = terms.padded / kFewQueries * pairs * kv_heads < 4 * device_limits().multiprocessors;
+      few ? form.template operator()<kFewQueries>() : form.template operator()<kManyQueries>();
       check_launch("moments of head outputs");
       const int shared = (terms.pairs.joint ? layer.group : 1) * Size * static_cast<int>(sizeof(float));
       dominants_kernel<T, Size><<<dim3(terms.padded, layer.group, kv_heads), kDominantThreads, shared, stream>>>(terms);

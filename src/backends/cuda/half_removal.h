@@ -17,6 +17,8 @@ namespace laprox::cuda {
 
 /// The largest head_stride and value_stride, which must be the same: registers hold no more.
 inline constexpr int kMostHalfSize = 128;
+/// The largest group.
+inline constexpr int kMostGroup = 8;
 /// The weight from which on an entry dominates its row: at most one does.
 inline constexpr float kDominant = 0.75F;
 
@@ -62,6 +64,9 @@ struct HalfTerms {
   int rows = 0, padded = 0;
   const __half* values = nullptr;       ///< [kv_heads, T, S] times a power of two
   const float* value_scales = nullptr;  ///< [kv_heads] that undoes it
+  /// [kv_heads] shares that the values' variance has of their mean square, and the largest magnitude of a row's largest
+  /// logit, times log2(e): float32 has digits enough for some alone.
+  float* fitness = nullptr;
   const RowSoftmax* softmax = nullptr;  ///< [kv_heads, rows]
   float* rests = nullptr;               ///< [kv_heads, rows, S] N
   float* remainders = nullptr;          ///< [kv_heads, rows] R
@@ -75,8 +80,10 @@ struct HalfTerms {
 
 /// Memory of HalfTerms and scratch.
 struct HalfScratch {
+  Stream side;  ///< for what depends on the values alone
+  Event begun, grams_formed, values_formed;
   DeviceBuffer<__half> values, moments;
-  DeviceBuffer<float> value_scales, value_parts, parts, rests, remainder_parts, remainders, grams, forms, extremes;
+  DeviceBuffer<float> value_scales, value_parts, parts, rests, remainder_parts, remainders, grams, forms, fitness;
   DeviceBuffer<float2> partial;
   DeviceBuffer<RowSoftmax> softmax;
   DeviceBuffer<Dominant> dominants;
@@ -87,9 +94,8 @@ struct HalfScratch {
   PackedForms packed;
 };
 
-/// half_values.cu: values as float16 numbers and their scales. Returns the smallest share, over the KV heads, that the
-/// values' variance has of their mean square (waits for the device).
-float half_values(const Layer& layer, HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream);
+/// half_values.cu: values as float16 numbers, their scales and their variance.
+void half_values(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream);
 /// half_outputs.cu: rests, remainders and dominant entries, from the softmaxes.
 void half_outputs(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream);
 /// half_moments.cu: Gram matrices from scratch.packed, moments, and the terms of rows and pairs.
@@ -98,6 +104,8 @@ void half_moments(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream);
 /// It needs window_shared_bytes of a block's shared memory.
 int window_shared_bytes(const Layer& layer);
 void window_energies(const HalfTerms& terms, bool maximum, double* energies, cudaStream_t stream);
+/// window_energies_sm90.cu: the same of joint heads, by a kernel for sm_90a.
+void window_energies_sm90(const HalfTerms& terms, bool maximum, double* energies, cudaStream_t stream);
 /// far_energies.cu: energies [kv_heads, C] over those queries of terms.range, the last ones of the prompt, that are
 /// `distance` or more behind an entry; of each head alone. by_head: scratch [query_heads, C].
 void far_head_energies(const HalfTerms& terms, int distance, double* by_head, double* energies, cudaStream_t stream);

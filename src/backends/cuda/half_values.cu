@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <vector>
 
 #include "backends/cuda/dispatch.cuh"
 #include "backends/cuda/half_removal.h"
@@ -106,17 +105,18 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-float half_values(const Layer& layer, HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
+void half_values(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
+  const Layer& layer = terms.layer;
   const int size = layer.value_stride;
   const bool scaled = layer.element == Element::bfloat16;
   float* parts = scratch.value_parts.at_least(static_cast<size_t>(layer.kv_heads) * kBlocks * part_size(size));
-  float* scales = scratch.value_scales.at_least(static_cast<size_t>(layer.kv_heads) * 2);
+  float* scales = scratch.value_scales.at_least(static_cast<size_t>(layer.kv_heads));
   for_half_and_size(layer.element, size, [&]<class T, int Size>() {
     spread_kernel<T, Size><<<dim3(kBlocks, layer.kv_heads), kThreads, 0, stream>>>(layer, parts);
   });
   check_launch("spread of values");
-  float* shares = scales + layer.kv_heads;
-  finish_spread_kernel<<<layer.kv_heads, kThreads, 0, stream>>>(parts, size, layer.tokens, scaled, scales, shares);
+  finish_spread_kernel<<<layer.kv_heads, kThreads, 0, stream>>>(parts, size, layer.tokens, scaled, scales,
+                                                                terms.fitness);
   check_launch("finishing the spread of values");
   terms.values = static_cast<const __half*>(layer.v);
   terms.value_scales = scales;
@@ -129,9 +129,6 @@ float half_values(const Layer& layer, HalfTerms& terms, HalfScratch& scratch, cu
     check_launch("values as float16");
     terms.values = converted;
   }
-  std::vector<float> host(static_cast<size_t>(layer.kv_heads));
-  download(host.data(), shares, host.size(), stream);
-  return *std::min_element(host.begin(), host.end());
 }
 
 }  // namespace laprox::cuda

@@ -17,8 +17,8 @@ constexpr float kLeastVariance = 0.1F;
 /// Bytes that the rests and moments of the KV heads that are worked on at once may take, as a rule.
 constexpr long long kBatchBytes = 1LL << 30;
 
-/// Thread per row: raises `largest` to the magnitude of its maximum.
-__global__ void extremes_kernel(const RowSoftmax* softmax, int rows, unsigned* largest) {
+/// Thread per row: raises `largest`, which begins at 0, to the magnitude of its maximum.
+__global__ void largest_logit_kernel(const RowSoftmax* softmax, int rows, unsigned* largest) {
   const int row = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   // Bit patterns of magnitudes are ordered as the magnitudes, what is not a number last.
   unsigned bits = row < rows ? __float_as_uint(fabsf(softmax[row].maximum)) : 0;
@@ -26,14 +26,13 @@ __global__ void extremes_kernel(const RowSoftmax* softmax, int rows, unsigned* l
   if (threadIdx.x % 32 == 0) atomicMax(largest, bits);
 }
 
-float largest_logit(const RowSoftmax* softmax, int rows, DeviceBuffer<float>& scratch, cudaStream_t stream) {
-  float* largest = scratch.at_least(1);
+void find_largest_logit(const HalfTerms& terms, cudaStream_t stream) {
+  const int rows = terms.layer.kv_heads * terms.rows;
+  float* largest = terms.fitness + terms.layer.kv_heads;
   check(cudaMemsetAsync(largest, 0, sizeof(float), stream), "clearing device memory");
-  extremes_kernel<<<(rows + 255) / 256, 256, 0, stream>>>(softmax, rows, reinterpret_cast<unsigned*>(largest));
+  largest_logit_kernel<<<(rows + 255) / 256, 256, 0, stream>>>(terms.softmax, rows,
+                                                               reinterpret_cast<unsigned*>(largest));
   check_launch("the largest logit");
-  float host = 0;
-  download(&host, largest, 1, stream);
-  return host;
 }
 
 /// The KV heads [first, first + count) as a layer of their own.
@@ -54,8 +53,10 @@ Layer some_heads(const Layer& layer, int first, int count) {
   return part;
 }
 
-/// The forms v W^a (W^b)^T v of all pairs, and the Gram matrices that half_moments reads.
-void form_values(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
+/// The forms v W^a (W^b)^T v of all pairs, and the Gram matrices that half_moments reads, on scratch.side: they need
+/// the values and W_o alone.
+void form_values(HalfTerms& terms, HalfScratch& scratch) {
+  const UsePool pool(scratch.side);
   const Layer& layer = terms.layer;
   const int per_kv_head = terms.pairs.count();
   std::vector<FormPair> pairs;
@@ -66,36 +67,48 @@ void form_values(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
     }
   }
   FormPair* on_device = scratch.pairs.at_least(pairs.size());
-  upload(on_device, pairs.data(), pairs.size(), stream);
-  pack_forms(layer, on_device, static_cast<int>(pairs.size()), scratch.packed, stream);
+  upload(on_device, pairs.data(), pairs.size(), scratch.side);
+  pack_forms(layer, on_device, static_cast<int>(pairs.size()), scratch.packed, scratch.side);
+  scratch.grams_formed.record(scratch.side);
   float* forms = scratch.forms.at_least(pairs.size() * static_cast<size_t>(layer.context));
-  value_forms(layer, scratch.packed, per_kv_head, false, forms, stream);
+  value_forms(layer, scratch.packed, per_kv_head, false, forms, scratch.side);
+  scratch.values_formed.record(scratch.side);
   terms.forms = forms;
 }
 
-/// Everything that energies at the queries of `range` are formed from, on the tensor cores; false where float32 has too
-/// few digits for this layer.
-bool form_terms(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
+/// Everything that energies at the queries of `range` are formed from, on the tensor cores.
+void form_terms(HalfTerms& terms, HalfScratch& scratch, cudaStream_t stream) {
   const Layer& layer = terms.layer;
   const RowLayout layout(layer, terms.range);
   terms.rows = layout.rows();
   terms.padded = terms.rows / layer.group;
+  scratch.begun.record(stream);
+  scratch.begun.hold(scratch.side);
+  form_values(terms, scratch);
   row_softmax(layer, terms.range, scratch.partial, scratch.softmax, stream);
   terms.softmax = scratch.softmax.data();
-  if (half_values(layer, terms, scratch, stream) < kLeastVariance) return false;
-  if (!(largest_logit(terms.softmax, layer.kv_heads * terms.rows, scratch.extremes, stream) <= kLargestLogit)) {
-    return false;
-  }
-  form_values(terms, scratch, stream);
+  terms.fitness = scratch.fitness.at_least(static_cast<size_t>(layer.kv_heads) + 1);
+  find_largest_logit(terms, stream);
+  half_values(terms, scratch, stream);
   half_outputs(terms, scratch, stream);
+  scratch.grams_formed.hold(stream);
   half_moments(terms, scratch, stream);
-  return true;
+  scratch.values_formed.hold(stream);
+}
+
+/// Whether float32 has digits enough for the energies that were formed of these terms. Waits for the device.
+bool float32_suffices(const HalfTerms& terms, cudaStream_t stream) {
+  std::vector<float> fitness(static_cast<size_t>(terms.layer.kv_heads) + 1);
+  download(fitness.data(), terms.fitness, fitness.size(), stream);
+  const float logit = fitness.back();
+  fitness.pop_back();
+  return !(*std::min_element(fitness.begin(), fitness.end()) < kLeastVariance) && logit <= kLargestLogit;
 }
 
 /// Whether there are kernels for the layer on the tensor cores.
 bool has_half_kernels(const Layer& layer) {
   return layer.element != Element::float32 && layer.head_stride == layer.value_stride &&
-         layer.head_stride <= kMostHalfSize && layer.group <= 8;
+         layer.head_stride <= kMostHalfSize && layer.group <= kMostGroup;
 }
 
 bool removal_energies_half(const Layer& layer, QueryRange range, bool maximum, bool joint, double* energies,
@@ -103,10 +116,9 @@ bool removal_energies_half(const Layer& layer, QueryRange range, bool maximum, b
   // Some devices have too little for large groups.
   if (window_shared_bytes(layer) > device_limits().shared_bytes_per_block) return false;
   HalfTerms terms{.layer = layer, .range = range, .pairs = {layer.group, joint}};
-  if (!form_terms(terms, scratch, stream)) return false;
+  form_terms(terms, scratch, stream);
   window_energies(terms, maximum, energies, stream);
-  check(cudaStreamSynchronize(stream), "waiting for the device");
-  return true;
+  return float32_suffices(terms, stream);
 }
 
 /// Some KV heads at a time, so that what all queries have to be kept for fits.
@@ -119,10 +131,10 @@ bool far_energies_half(const Layer& layer, int distance, int queries, double* en
     HalfTerms terms{.layer = some_heads(layer, first, std::min(at_once, layer.kv_heads - first)),
                     .range = {layer.queries - queries, queries},
                     .pairs = {layer.group, false}};
-    if (!form_terms(terms, scratch, stream)) return false;
+    form_terms(terms, scratch, stream);
     far_head_energies(terms, distance, by_head, energies + static_cast<size_t>(first) * layer.context, stream);
+    if (!float32_suffices(terms, stream)) return false;
   }
-  check(cudaStreamSynchronize(stream), "waiting for the device");
   return true;
 }
 

@@ -9,7 +9,7 @@ namespace laprox::cuda {
 
 namespace {
 
-constexpr cuuint32_t kPanelElements = 64, kPanelRows = 64;  // kTile of stream.cuh
+constexpr cuuint32_t kPanelElements = 64;
 
 /// The driver's function, found at run time: the program does not link the driver's library.
 PFN_cuTensorMapEncodeTiled_v12000 encoder() {
@@ -32,11 +32,11 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
 
 }  // namespace
 
-CUtensorMap tile_map(const void* elements, int size, int rows, int matrices) {
+CUtensorMap tile_map(const void* elements, int size, int rows, int matrices, int panel_rows) {
   const auto width = static_cast<cuuint64_t>(size), height = static_cast<cuuint64_t>(rows);
   const cuuint64_t sizes[] = {width, height, static_cast<cuuint64_t>(matrices)};
   const cuuint64_t strides[] = {2 * width, 2 * width * height};  // bytes, of the second dimension on
-  const cuuint32_t box[] = {kPanelElements, kPanelRows, 1}, steps[] = {1, 1, 1};
+  const cuuint32_t box[] = {kPanelElements, static_cast<cuuint32_t>(panel_rows), 1}, steps[] = {1, 1, 1};
   CUtensorMap map;
   const CUresult result = encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, const_cast<void*>(elements), sizes,
                                     strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,

@@ -100,28 +100,28 @@ __device__ inline void evaluate(const Values<T, Size>& v, const uint4* triangles
   }
 }
 
-/// Block (share of the tokens, KV head, group of forms) keeps its forms in shared memory and takes its tokens, a tile
-/// per warp, from memory to registers once for all of them.
+/// Block (FormsShare, KV head) keeps its forms in shared memory and takes its tokens, a tile per warp, from memory to
+/// registers once for all of them.
 template <class T, int Size>
 __global__ void __launch_bounds__(32 * kWarps, 1)
-    value_forms_kernel(Layer layer, const uint4* triangles, const float* scales, int per_kv_head, int per_block,
+    value_forms_kernel(Layer layer, const uint4* triangles, const float* scales, int per_kv_head, int groups,
                        bool square_root, float* out) {
   using F = Forms<T, Size>;
+  const FormsShare own(per_kv_head, groups);
   constexpr int kRows = kRowTiles<T, Size>;
   extern __shared__ uint4 shared[];
-  const int kv_head = static_cast<int>(blockIdx.y), first = static_cast<int>(blockIdx.z) * per_block;
-  const int count = min(per_block, per_kv_head - first), form = kv_head * per_kv_head + first;
+  const int kv_head = static_cast<int>(blockIdx.y), count = own.count, form = kv_head * per_kv_head + own.first;
   constexpr int kSlotStride = 32 * kWarps * 2 * kRows;
-  float* slots = reinterpret_cast<float*>(shared + per_block * F::kChunks) + threadIdx.x * 2 * kRows;
+  float* slots = reinterpret_cast<float*>(shared + count * F::kChunks) + threadIdx.x * 2 * kRows;
   for (int i = static_cast<int>(threadIdx.x); i < count * F::kChunks; i += 32 * kWarps) {
     shared[i] = triangles[static_cast<size_t>(form) * F::kChunks + i];
   }
   __syncthreads();
 
   const uint4* values = static_cast<const uint4*>(layer.v) + static_cast<size_t>(kv_head) * layer.tokens * F::kRow;
-  const int warps = static_cast<int>(gridDim.x) * kWarps;
-  for (int token = (static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32) * 16 * kRows;
-       token < layer.context; token += warps * 16 * kRows) {
+  const int warps = own.shares * kWarps;
+  for (int token = (own.share * kWarps + static_cast<int>(threadIdx.x) / 32) * 16 * kRows; token < layer.context;
+       token += warps * 16 * kRows) {
     Values<T, Size> v;
     float shrink[kRows][2];
     v.load(values + static_cast<size_t>(token) * F::kRow, layer.context - token);
@@ -147,20 +147,19 @@ void value_forms_sm80(const Layer& layer, const PackedForms& forms, int per_kv_h
     const FormsLaunch launch(layer, per_kv_head, kFormBytes, 0, kWarps * 16 * kRowTiles<T, Size>);
     allow_shared_memory(value_forms_kernel<T, Size>, launch.shared_bytes);
     value_forms_kernel<T, Size><<<launch.grid, 32 * kWarps, launch.shared_bytes, stream>>>(
-        layer, forms.triangles.data(), forms.scales.data(), per_kv_head, launch.per_block, square_root, out);
+        layer, forms.triangles.data(), forms.scales.data(), per_kv_head, launch.groups, square_root, out);
   });
   check_launch("value forms");
 }
 
 }  // namespace
 
-FormsLaunch::FormsLaunch(const Layer& layer, int per_kv_head, int form_bytes, int other_bytes, int block_tokens)
-    : per_block(fitting_in_shared_memory(form_bytes, per_kv_head, other_bytes)),
-      shared_bytes(per_block * form_bytes + other_bytes) {
-  const int groups = (per_kv_head + per_block - 1) / per_block;
-  const int blocks = (layer.context + block_tokens - 1) / block_tokens;
-  const int resident = device_limits().multiprocessors / (layer.kv_heads * groups);
-  grid = dim3(std::clamp(resident, 1, blocks), layer.kv_heads, groups);
+FormsLaunch::FormsLaunch(const Layer& layer, int per_kv_head, int form_bytes, int other_bytes, int block_tokens) {
+  const int at_once = fitting_in_shared_memory(form_bytes, per_kv_head, other_bytes);
+  groups = (per_kv_head + at_once - 1) / at_once;
+  shared_bytes = (per_kv_head + groups - 1) / groups * form_bytes + other_bytes;
+  const int most = groups * ((layer.context + block_tokens - 1) / block_tokens);
+  grid = dim3(std::clamp(device_limits().multiprocessors / layer.kv_heads, groups, most), layer.kv_heads);
 }
 
 void value_forms(const Layer& layer, const PackedForms& forms, int per_kv_head, bool square_root, float* out,

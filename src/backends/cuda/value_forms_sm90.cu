@@ -128,17 +128,17 @@ class TokenStream {
   int turn_ = 0;
 };
 
-/// Block (share of the tokens, KV head, group of forms) keeps its forms in shared memory; its warpgroups take their
-/// tokens from memory once for all of them.
+/// Block (FormsShare, KV head) keeps its forms in shared memory; its warpgroups take their tokens from memory once for
+/// all of them.
 template <class T, int Size>
 __global__ void __launch_bounds__(kGroupThreads* kGroups<Size>, 1)
-    value_forms_kernel(Layer layer, const uint4* triangles, const float* scales, int per_kv_head, int per_block,
+    value_forms_kernel(Layer layer, const uint4* triangles, const float* scales, int per_kv_head, int groups,
                        bool square_root, float* out) {
   using F = Forms<T, Size>;
   extern __shared__ __align__(1024) uint4 shared[];
-  const SharedLayout<T, Size> in_shared(shared, per_block);
-  const int kv_head = static_cast<int>(blockIdx.y), first = static_cast<int>(blockIdx.z) * per_block;
-  const int count = min(per_block, per_kv_head - first), form = kv_head * per_kv_head + first;
+  const FormsShare own(per_kv_head, groups);
+  const int kv_head = static_cast<int>(blockIdx.y), count = own.count, form = kv_head * per_kv_head + own.first;
+  const SharedLayout<T, Size> in_shared(shared, count);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, group = thread / kGroupThreads;
   if (thread == 0) {
     for (int f = 0; f < count; ++f) in_shared.of_form[f].init();
@@ -153,14 +153,13 @@ __global__ void __launch_bounds__(kGroupThreads* kGroups<Size>, 1)
   __syncthreads();
 
   constexpr int kBlockTokens = kGroups<Size> * kGroupTokens;
-  const int stride = static_cast<int>(gridDim.x) * kBlockTokens;
+  const int stride = own.shares * kBlockTokens;
   TokenStream<T, Size> stream(layer, kv_head, in_shared.tokens + warp * in_shared.kTileChunks,
                               in_shared.of_tokens + warp);
-  stream.start(static_cast<int>(blockIdx.x) * kBlockTokens + 16 * warp);
+  stream.start(own.share * kBlockTokens + 16 * warp);
   for (int f = 0; f < count; ++f) in_shared.of_form[f].wait(0);
   const Turns<kGroups<Size>> turns(group);
-  for (int block_token = static_cast<int>(blockIdx.x) * kBlockTokens; block_token < layer.context;
-       block_token += stride) {
+  for (int block_token = own.share * kBlockTokens; block_token < layer.context; block_token += stride) {
     const int token = block_token + 16 * warp;
     TokenValues<T, Size, 1> v;
     float shrink[1][2];
@@ -187,7 +186,7 @@ void value_forms_sm90(const Layer& layer, const PackedForms& forms, int per_kv_h
     const FormsLaunch launch(layer, per_kv_head, S::kFormBytes, S::kOtherBytes, kGroups<Size> * kGroupTokens);
     allow_shared_memory(value_forms_kernel<T, Size>, launch.shared_bytes);
     value_forms_kernel<T, Size><<<launch.grid, kGroupThreads * kGroups<Size>, launch.shared_bytes, stream>>>(
-        layer, forms.triangles.data(), forms.scales.data(), per_kv_head, launch.per_block, square_root, out);
+        layer, forms.triangles.data(), forms.scales.data(), per_kv_head, launch.groups, square_root, out);
   });
   check_launch("value forms");
 }

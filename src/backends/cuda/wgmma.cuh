@@ -55,20 +55,33 @@ __device__ inline void wait_wgmma(float (&c)[N][M]) {
   }
 }
 
-/// Starts c (+)= left times right, 64 rows by 4 column tiles, over one step of 16 float16 elements. left: this lane's
-/// registers of the fragment, as mma.sync has them; c: its accumulators, one tile behind the other.
+template <int Pending = 0, int N>
+__device__ inline void wait_wgmma(float (&c)[N]) {
+  wait_wgmma<Pending>(reinterpret_cast<float(&)[1][N]>(c));
+}
+
+/// Starts c (+)= left times right, 64 rows by 4 column tiles, over one step of 16 elements of a half type. left: this
+/// lane's registers of the fragment, as mma.sync has them; c: its accumulators, one tile behind the other.
+template <class T = __half>
 __device__ inline void wgmma(float (&c)[16], const unsigned (&left)[4], RightFactor right, bool accumulate) {
-  asm volatile(
-      "{\n"
-      ".reg .pred accumulate;\n"
-      "setp.ne.b32 accumulate, %21, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
-      "{%16,%17,%18,%19}, %20, accumulate, 1, 1, 0;\n"
-      "}\n"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]),
-        "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])
-      : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right.description()),
-        "r"(static_cast<int>(accumulate)));
+#define LAPROX_WGMMA(type)                                                                                          \
+  asm volatile(                                                                                                     \
+      "{\n"                                                                                                         \
+      ".reg .pred accumulate;\n"                                                                                    \
+      "setp.ne.b32 accumulate, %21, 0;\n"                                                                           \
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type                                                   \
+      " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, accumulate, 1, 1, 0;\n"    \
+      "}\n"                                                                                                         \
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), \
+        "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])                    \
+      : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right.description()),                           \
+        "r"(static_cast<int>(accumulate)))
+  if constexpr (std::is_same_v<T, __half>) {
+    LAPROX_WGMMA("f16");
+  } else {
+    LAPROX_WGMMA("bf16");
+  }
+#undef LAPROX_WGMMA
 }
 
 /// Starts c (+)= left times right, 64 rows by 8 column tiles, over one step of 16 elements of a half type. In panels
@@ -123,7 +136,7 @@ class Arrival {
                  "l"(source), "r"(bytes), "r"(shared_address(this))
                  : "memory");
   }
-  /// The same for a panel of 64 elements by kTile rows of a matrix (tile_map.h).
+  /// The same for a panel of 64 elements by the map's rows of a matrix (tile_map.h).
   __device__ void start_panel(uint4* target, const CUtensorMap& map, int element, int row, int matrix) {
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::

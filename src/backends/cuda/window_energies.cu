@@ -300,7 +300,9 @@ int window_shared_bytes(const Layer& layer) {
   return 2 * (kRowBlockRows * 2 * layer.value_stride * static_cast<int>(sizeof(__half)) + 16 * kTermChunks) + odds;
 }
 
-void window_energies(const HalfTerms& terms, bool maximum, double* energies, cudaStream_t stream) {
+namespace {
+
+void window_energies_sm80(const HalfTerms& terms, bool maximum, double* energies, cudaStream_t stream) {
   const Layer& layer = terms.layer;
   const int shared = window_shared_bytes(layer);
   constexpr int kTokens = kBlockWarps * kWarpTokens;
@@ -312,6 +314,13 @@ void window_energies(const HalfTerms& terms, bool maximum, double* energies, cud
     }
   });
   check_launch("energies of removal");
+}
+
+}  // namespace
+
+void window_energies(const HalfTerms& terms, bool maximum, double* energies, cudaStream_t stream) {
+  const bool sm90 = use_sm90(terms.layer) && terms.pairs.joint;
+  (sm90 ? window_energies_sm90 : window_energies_sm80)(terms, maximum, energies, stream);
 }
 
 }  // namespace laprox::cuda
