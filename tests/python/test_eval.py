@@ -12,10 +12,25 @@ from laprox import eval as closed_loop  # noqa: E402
 from laprox.eval import evaluation, run  # noqa: E402
 from laprox.eval.report import Report, open_evaluations, save_evaluation  # noqa: E402
 from laprox_dump import attention, export  # noqa: E402
+from laprox_dump.tokens import Encoder  # noqa: E402
 from plain_loop import CONTEXT, build, plain_logits, task  # noqa: E402
-from tiny_models import token_ids  # noqa: E402
+from tiny_models import FAMILIES, token_ids  # noqa: E402
 
 SETTINGS = closed_loop.Settings(tokens=6, threads=1)
+
+
+def merging_tokenizer():
+    """Letters and spaces, of which `bb` and two spaces are one token each."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["a", "b", " ", "bb", "  "]
+    bpe = models.BPE(vocab={name: number for number, name in enumerate(names)}, merges=[("b", "b"), (" ", " ")])
+    tokenizer = Tokenizer(bpe)
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+
+
 POLICIES = ["full", "snapkv:window=8,kernel=3", "laprox-r+global:window=8,kernel=3,sinks=2,normalize=false", "h2o", "knorm"]
 BUDGETS = ["25%", "50%"]
 
@@ -48,6 +63,26 @@ def test_divergences_equal_those_of_a_plain_loop(family, question, caught):
         same = (logs.argmax(-1) == full.argmax(-1)).double().mean()
         assert result.cells["agreement"].reshape(-1)[cell] == pytest.approx(float(same))
     assert np.abs(result.cells["kl"][0]).max() < 1e-6 < result.cells["kl"][1:].min()
+    assert result.prompt["tokens_to_end"] == len(full)  # none of these tokens ends a text
+    np.testing.assert_array_equal(result.cells["kl_to_end"], result.cells["kl"])
+
+
+@pytest.mark.parametrize("question", ["", "5"])
+def test_what_follows_the_end_of_the_text_counts_apart(monkeypatch, question):
+    model, one, parsed = build("llama"), task(question=question), laprox._policies.parse_many(["knorm"])
+    tokens = model.encode(one)
+    said = evaluation.greedy(model.network, torch.cat([tokens.context, tokens.question]), 6, False).tolist()
+    for place in (0, 2):
+        end = said[place]
+        monkeypatch.setattr(type(model), "ends", property(lambda _, end=end: {end}))
+        result = evaluation.evaluate_prompt(model, one, parsed, ["25%"], SETTINGS)
+        # Without a question the prompt's own last query predicts the first token, which counts in no figure.
+        count = said.index(end) + (1 if question else 0)
+        assert result.prompt["tokens_to_end"] == count
+        if count:
+            np.testing.assert_allclose(result.cells["kl_to_end"], result.cells["kl_token"][..., :count].mean(-1))
+        else:
+            assert np.isnan(result.cells["kl_to_end"]).all()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
@@ -105,6 +140,15 @@ def test_reports_grow_and_go_on(tmp_path):
     assert found.text.values.tolist() == whole.text.values.tolist()
     with pytest.raises(laprox.UsageError, match="other settings: tokens: 6, now 7; --force begins anew$"):
         Report(model, parsed, BUDGETS, closed_loop.Settings(tokens=7)).resume(tmp_path / "half.h5", [])
+    other = build("llama")
+    with torch.no_grad():
+        next(other.network.parameters())[3, 2] += 1e-6
+    with pytest.raises(laprox.UsageError, match="other settings: weights: "):
+        Report(other, parsed, BUDGETS, SETTINGS).resume(tmp_path / "half.h5", [])
+    other = closed_loop.evaluate(other, [task(5)], parsed, BUDGETS, SETTINGS)
+    closed_loop.save_evaluation(other, tmp_path / "other.h5")
+    with pytest.raises(laprox.UsageError, match="other policies, budgets or settings"):
+        open_evaluations([tmp_path / "half.h5", tmp_path / "other.h5"])
     with pytest.raises(laprox.UsageError, match="another list of budget values: also 50%; "):
         Report(model, parsed, ["25%"], SETTINGS).resume(tmp_path / "half.h5", [])
     with pytest.raises(laprox.UsageError, match="the prompt 't1' was another one"):
@@ -119,6 +163,32 @@ def test_reports_grow_and_go_on(tmp_path):
     (tmp_path / "junk.h5").write_text("no report")
     with pytest.raises(laprox.DumpError, match="laprox-eval"):
         closed_loop.open_evaluation(tmp_path / "junk.h5")
+
+
+def test_requests_that_make_no_sense_are_refused():
+    model = build("llama")
+    for tasks, words in (
+        ("t.jsonl", "read_tasks"),
+        ([], "at least one"),
+        ([{"id": "x"}], "Task objects"),
+    ):
+        with pytest.raises(laprox.UsageError, match=words):
+            closed_loop.evaluate(model, tasks, ["knorm"], BUDGETS, SETTINGS)
+    with pytest.raises(laprox.UsageError, match="the prompt 't3': "):
+        closed_loop.evaluate(model, [task()], ["snapkv:window=59"], [8], SETTINGS)
+    for wrong in ({"tokens": 2.5}, {"max_new_tokens": -1}, {"physical": "no"}, {"generate": 1}):
+        with pytest.raises(laprox.UsageError, match=next(iter(wrong))):
+            closed_loop.Settings(**wrong)
+
+
+def test_an_answer_is_read_with_its_own_tokens_where_joined_ones_would_change_the_prompt():
+    tokenizer = merging_tokenizer()
+    model = closed_loop.Model(FAMILIES["llama"].build(), "m")
+    model._encoders[False] = Encoder("m", 1000, False, None, tokenizer)
+    for prompt, answer in (("a b", " a"), ("a b", "b a"), ("ab ", " bb")):
+        one = closed_loop.Task(id="x", prompt=prompt, answers=[answer])
+        read = torch.cat([model.encode(one).context, model.answer(one, answer)])
+        assert tokenizer.decode(read) == prompt + answer
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +45,7 @@ NEEDLE = ["needle", "m", "--haystack", "hay.txt", "--lengths", "300"]
         ([*TASKS, "--policy", "h3o", "-o", "o.h5"], 2, "did you mean 'h2o'"),
         ([*TASKS, "--policy", "h2o", "--budget", "-4", "-o", "o.h5"], 2, "-4"),
         ([*TASKS, "--policy", "h2o", "--schedule", "often", "-o", "o.h5"], 2, "expected once"),
-        ([*TASKS, "--policy", "h2o", "-o", "o.h5", "--tokens", "1"], 2, "tokens: expected 2 or more"),
+        ([*TASKS, "--policy", "h2o", "-o", "o.h5", "--tokens", "1"], 2, "tokens: expected a whole number"),
         ([*TASKS, "--policy", "h2o", "-o", "o.h5", "--dtype", "int8"], 2, "dtype: expected"),
         (["m", "--tasks", "none.jsonl", "--policy", "h2o", "-o", "o.h5"], 3, "none.jsonl: no such file"),
         (["m", "--tasks", "twice.jsonl", "--policy", "h2o", "-o", "o.h5"], 3, "occurs twice"),
@@ -82,6 +83,28 @@ def parsed(self, *rest):
 cli.argparse.ArgumentParser.parse_args = parsed
 sys.exit(cli.main(sys.argv[1:]))
 """
+
+
+def test_force_replaces_reports_alone(folder, capsys):
+    before = (folder / "there.h5").read_bytes()
+    assert cli.main([*TASKS, "--policy", "h2o", "-o", "there.h5", "--force"]) == 3
+    assert "only a file of the format 'laprox-eval' is replaced" in capsys.readouterr().err
+    assert (folder / "there.h5").read_bytes() == before
+
+
+def test_a_reader_that_has_read_enough_is_no_fault(tmp_path):
+    report = tmp_path / "e.h5"
+    program = (
+        "from laprox.eval.report import save_evaluation\n"
+        "from test_eval_tasks import evaluation\n"
+        "found = evaluation([[1.0] * 3] * 8).assign(policy_spec=('policy', list('abc')))\n"
+        "found.attrs |= dict(format='laprox-eval', settings='{}')\n"
+        f"save_evaluation(found, {str(report)!r})"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent)
+    command = f"{sys.executable} -m laprox.eval.cli table {report} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) in ((141, ""), (0, ""))  # 0: it had written all before
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,14 @@ def test_tasks_are_read_from_every_layout(tmp_path):
         ({"input": 1, "outputs": ["7"]}, "input and answer_prefix: expected str"),
         ({"input": "p", "outputs": 7}, "outputs: expected list"),
         ({"input": "p", "outputs": ["7"], "tokens_to_generate": "many"}, "max_new_tokens: expected int"),
+        ({"input": "p", "outputs": []}, "outputs: expected list of answers in a line of RULER"),
+        ({"input": "p", "index": 3}, "outputs: expected list .*, found none"),
+        ({"input": "why?", "context": "c", "dataset": "qasper"}, "answers: expected it in a sample of LongBench"),
+        ({"prompt": "p", "question": "\ud800"}, "question: expected text"),
+        ({"prompt": "p", "answers": [""], "metric": "contains"}, "answers: expected text to look for"),
+        ({"prompt": "p", "answers": ["..."], "metric": "exact"}, "answers: expected text to look for"),
+        ({"prompt": "p", "answers": ["c"], "metric": "classification", "all_classes": ["a", "b"]}, "one of all_classes, found 'c'"),
+        ({"prompt": "p", "answers": ["twelve"], "metric": "count"}, "a number in digits"),
     ],
 )
 def test_wrong_tasks_are_refused_with_their_line(tmp_path, entry, words):
@@ -130,11 +138,53 @@ def test_wrong_files_of_tasks_are_refused(tmp_path):
         with pytest.raises(laprox.FileError, match=words):
             tasks.read_tasks(tmp_path / "t")
     twice = lines(tmp_path / "t", {"id": "a", "prompt": "p"}, {"id": "a", "prompt": "q"})
-    with pytest.raises(laprox.FileError, match="occurs twice"):
+    with pytest.raises(laprox.FileError, match=r"occurs twice \(line 1 and line 2\)"):
         tasks.read_tasks(twice)
     for path, words in ((tmp_path / "none", "no such file"), (tmp_path, "expected a file")):
         with pytest.raises(laprox.FileError, match=words):
             tasks.read_tasks(path)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "t.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "p"}')
+    assert tasks.read_tasks(tmp_path / "t.jsonl")[0].prompt == "p"
+
+
+def test_folders_that_are_no_config_of_longbench_are_refused(tmp_path):
+    bench = lines(tmp_path / "b.jsonl", {"input": "why?", "context": "text", "answers": ["so"], "dataset": "qasper"})
+    for prompts, lengths, name in (("[]", "{}", "prompt"), ('{"qasper": "p"}', '{"qasper": -1}', "maxlen")):
+        (tmp_path / "dataset2prompt.json").write_text(prompts)
+        (tmp_path / "dataset2maxlen.json").write_text(lengths)
+        with pytest.raises(laprox.FileError, match=f"dataset2{name}.json: expected"):
+            tasks.read_tasks(bench, tmp_path)
+
+
+def test_tasks_of_python_are_checked_like_those_of_files():
+    for wrong, words in (({"answers": "Ada"}, "list of str"), ({"metric": "f1"}, "one of"), ({"max_new_tokens": 2.5}, "int")):
+        with pytest.raises(laprox.UsageError, match=words):
+            tasks.Task("x", "p", **wrong)
+
+
+def test_depths_are_shares_of_the_tokens_and_the_haystack_stays_as_it_is():
+    # Long sentences first: half of the sentences is not half of the text.
+    hay = " ".join(["A long one, with version 0.5 of pipeline.svg in it and more words than the others have." * 1] * 20)
+    hay += "\n\n" + " ".join("Short it is." for _ in range(100))
+    made = needle.needle_tasks(hay, [600], [0, 0.25, 0.5, 0.75, 1.0], lambda text: len(text.split()))
+    for task in made:
+        place, text = task.facts["place"], task.prompt.partition("\n\nWhat is")[0]
+        assert place == pytest.approx(task.facts["depth"], abs=0.02)
+        hidden = f" is {task.answers[0]}."
+        assert len(text[: text.index(hidden)].split()) / len(text.split()) == pytest.approx(place, abs=0.03)
+        sentence = text[text.index("The secret number") : text.index(hidden) + len(hidden)]
+        left = text.replace(sentence, "").split()
+        assert left == (hay.split() * 2)[: len(left)] and "0.5 of pipeline.svg" in text
+        assert task.max_new_tokens > len(sentence.split())
+    assert made[0] == needle.needle_tasks(hay, [600], [0.0], lambda text: len(text.split()))[0]
+    chinese = needle.needle_tasks("\u8fd9\u662f\u4e00\u53e5\u8bdd\u3002" * 50, [300], [0.5], len)
+    assert chinese[0].facts["place"] == pytest.approx(0.5, abs=0.02)
+    for wrong in ({"depths": []}, {"samples": 0}):
+        with pytest.raises(laprox.UsageError, match=next(iter(wrong))):
+            needle.needle_tasks(hay, [600], **{"depths": [0.5], "count_tokens": len, **wrong})
 
 
 def test_needles_stand_where_they_should():
@@ -192,8 +242,22 @@ def test_the_table_marks_what_is_not_worse():
 def test_what_keeps_the_budget_competes():
     report = evaluation([[0.0, 0.0, 1.0]] * 8)
     keeps = (("prompt", "policy", "budget"), np.array([[[1.0], [0.0], [1.0]]] * 8))
-    assert [line[-1] for line in compare.table(report.assign(on_budget=keeps)).splitlines()[4:7]] == ["*", "0", "0"]
-    assert [line[-1] for line in compare.table(report).splitlines()[4:7]] == ["0", "0", "*"]
+    assert [line[-1] for line in compare.table(report.assign(on_budget=keeps)).splitlines()[4:7]] == ["*", "!", "0"]
+    assert [line[-1] for line in compare.table(report).splitlines()[4:7]] == ["!", "!", "*"]
+
+
+def test_oracles_take_part_in_no_comparison():
+    report = evaluation([[0.0, 0.5, 1.0]] * 8).assign(is_oracle=("policy", [1, 0, 0]))
+    keeps = (("prompt", "policy", "budget"), np.ones((8, 3, 1)))
+    table = compare.table(report.assign(on_budget=keeps))
+    assert [line[-1] for line in table.splitlines()[4:7]] == ["+", "*", "0"] and "+ an oracle" in table
+
+
+def test_a_table_of_scores_says_where_not_even_the_full_cache_has_any():
+    report = evaluation([[0.0, 0.0, 0.0]] * 8)
+    report = report.assign(score=report.kl.assign_attrs(long_name="score"), full_score=("prompt", np.zeros(8)))
+    assert "all scores are 0" in compare.table(report, "score")
+    assert "all scores are 0" not in compare.table(report.assign(full_score=("prompt", np.ones(8))), "score")
 
 
 def test_figures_say_what_a_report_lacks():

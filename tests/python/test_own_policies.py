@@ -162,6 +162,7 @@ def test_torch_scores_are_taken(layers):
         (lambda layer: np.zeros((3, 80)), laprox.UsageError, r"expected scores \[kv_heads, tokens\] = \[2, 80\] of layer 0"),
         (lambda layer: np.zeros(80), laprox.UsageError, "expected 2 dimensions"),
         (lambda layer: None, laprox.UsageError, "policy 'bad'"),
+        (lambda layer: 2**60 + np.arange(160).reshape(2, 80), laprox.UsageError, r"whole scores up to 2\*\*53"),
         (
             lambda layer: np.full((2, 80), np.nan),
             laprox.UsageError,

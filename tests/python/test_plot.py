@@ -181,6 +181,11 @@ def test_plots_say_what_the_report_lacks(layers):
     assert "<h2>Overlap" not in laprox.plot.html(report)
 
 
+def test_kept_tokens_are_drawn_where_only_yardsticks_took_part(layers):
+    report = laprox.sweep(layers, ["random", "oracle"], 20, save_kept=True)
+    assert len(laprox.plot.kept_per_head(report).axes) == 3  # and the colours' scale
+
+
 def test_the_page_of_one_budget_and_of_no_errors_is_written(layers):
     for policies in (["knorm", "full"], ["full"]):
         assert "<h2>Error over budget" in laprox.plot.html(laprox.sweep(layers[:1], policies, 40))

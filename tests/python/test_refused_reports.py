@@ -3,6 +3,7 @@
 import os
 import random
 import subprocess
+import sys
 import warnings
 
 import h5py
@@ -187,6 +188,40 @@ def test_where_nothing_can_be_written_is_said(report, tmp_path):
     with pytest.raises(laprox.UsageError, match="exists"):
         laprox.save_report(report, link)
     assert os.listdir(tmp_path) == ["link.h5"]
+
+
+@pytest.mark.parametrize("size", [20_000, 60_000])
+def test_a_full_disk_costs_a_message_alone(report, tmp_path, size):
+    laprox.save_report(report, tmp_path / "r.h5")
+    before = (tmp_path / "r.h5").read_bytes()
+    program = (
+        "import resource, signal, sys, laprox\n"
+        "report = laprox.open_report(sys.argv[1])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
+        "try:\n"
+        "    laprox.save_report(report, sys.argv[1], replace=True)\n"
+        "except laprox.FileError as error:\n"
+        "    print(error)\n"
+    )
+    limit = min(size, len(before) - 1)
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "r.h5", str(limit)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("cannot be written: File too large\n") and not done.stderr
+    assert (tmp_path / "r.h5").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_selected_layers_are_found_by_their_numbers_and_not_saved_under_others(report, tmp_path):
+    some = report.isel(layer=[1], kv_head=[1, 0], policy=[1])
+    for head in (0, 1):
+        asked = {"policy": "recent", "budget": 20, "layer": 1, "kv_head": head}
+        np.testing.assert_array_equal(laprox.kept_tokens(some, **asked), laprox.kept_tokens(report, **asked))
+    with pytest.raises(laprox.UsageError, match="no layer '0'; it has 1"):
+        laprox.kept_tokens(some, policy="recent", budget=20, layer=0, kv_head=0)
+    for selected, words in ((some, "layer: a report's file numbers them from 0"), (report.isel(dump=0), r"isel\(dump=\[0\]\)")):
+        with pytest.raises(laprox.UsageError, match=words):
+            laprox.save_report(selected, tmp_path / "some.h5")
+    with pytest.raises(laprox.FileError, match="only a file of the format 'laprox-report' is replaced"):
+        laprox.save_report(report, write_dump(tmp_path / "dump.h5", [arrays()]), replace=True)
 
 
 def test_neither_a_link_nor_a_dump_of_its_own_is_replaced(tmp_path):

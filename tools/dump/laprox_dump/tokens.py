@@ -80,6 +80,10 @@ class Encoder:
             raise InputError(f"prompt {prompt.name}: its tokenizer makes no token of it; expected at least one")
         return Tokens(context, question, None if prompt.continuation is None else self._checked(where, continuation), facts)
 
+    def following(self, name: str, text: str) -> torch.Tensor:
+        """The tokens of a text that follows tokens of the prompt `name`, whatever they are. Throws InputError."""
+        return self._checked(f"prompt {name}", self._after_ids([text])[0])
+
     def _checked(self, where: str, ids: list[int]) -> torch.Tensor:
         """Token ids as int64 [n]. Throws InputError for those outside the vocabulary."""
         if ids and not (min(ids) >= 0 and max(ids) < self.vocabulary):

@@ -47,6 +47,29 @@ def check_output(path: str | Path, inputs: Iterable[str | Path] = ()) -> None:
     _create(path, target, mode).unlink()
 
 
+def check_kind(path: str | Path, kind: str) -> None:
+    """Raises FileError where the file `path`, which is to be replaced, is not empty and no HDF5 file of this format.
+
+    Damaged HDF5 files may be replaced.
+    """
+    import h5py
+
+    with open(path, "rb") as file:
+        beginning = file.read(8)
+    if not beginning:
+        return
+    found: object = None
+    if beginning == b"\x89HDF\r\n\x1a\n":
+        try:
+            with h5py.File(path, "r") as file:
+                found = file.attrs.get("format")
+        except OSError:
+            return
+    if found != kind:
+        what = f"one of the format {found!r:.40}" if found is not None else "another kind of file"
+        raise FileError(f"{path}: only a file of the format {kind!r} is replaced, found {what}; choose another name, or delete it")
+
+
 def reason(error: BaseException) -> str:
     """What went wrong, in one line and without Python's numbers and file names."""
     number = getattr(error, "errno", None)

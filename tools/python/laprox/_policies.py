@@ -63,6 +63,7 @@ class OwnPolicy:
         if str(getattr(values, "dtype", "")) in ("bool", "torch.bool"):
             return self._mask(np.asarray(values), shape, tokens)
         if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+            self._check_whole(values, layer.index)
             values = values.astype(np.float64)
         array, element_type = as_array(values, name, 2, "[kv_heads, tokens]")
         if array.shape != shape:
@@ -79,6 +80,15 @@ class OwnPolicy:
                 f"token {token}"
             )
         return scores
+
+    def _check_whole(self, scores: np.ndarray, layer: int) -> None:
+        """Raises UsageError where float64 would make ties of whole numbers."""
+        largest = max((abs(int(scores.max())), abs(int(scores.min())))) if scores.size else 0
+        if largest > 2**53:
+            raise UsageError(
+                f"policy '{self.name}': expected whole scores up to 2**53 of layer {layer}, which float64 tells apart, found one "
+                f"of magnitude {largest}; subtract an offset, or rank them"
+            )
 
     def _mask(self, mask: np.ndarray, shape: tuple[int, int], tokens: int | None) -> np.ndarray:
         """Kept tokens as scores, so that the allocator 'layer' keeps exactly these."""

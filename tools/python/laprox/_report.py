@@ -11,7 +11,7 @@ import xarray as xr
 
 from ._arguments import file_name, whole
 from ._errors import DumpError, Error, FileError, UsageError
-from ._files import replacing
+from ._files import check_kind, replacing
 from ._hdf5 import Reader
 from ._rehearsal import rehearse
 from ._report_layout import DECODING, FORMAT, LABELS, NUMBERED, TEXTS, VERSION, Contents, read_contents
@@ -77,8 +77,11 @@ def save_report(report: xr.Dataset, path: str | Path, *, replace: bool = False) 
         raise FileError(f"{path}: is a link; name the file that it leads to, or choose another name")
     if path.endswith(os.sep):
         raise UsageError(f"{path}: expected a file's name, found that of a folder")
+    _check_whole(report)
     dumps = [str(dump) for dump in report["dump"].values] if "dump" in report else []
     with replacing(path, dumps) as temporary:
+        if os.path.isfile(path):
+            check_kind(path, FORMAT)
         try:
             _write(report, temporary)
             _read(temporary)
@@ -90,6 +93,23 @@ def save_report(report: xr.Dataset, path: str | Path, *, replace: bool = False) 
             raise UsageError(
                 f"report: expected what laprox.sweep made, found a Dataset that cannot be written ({error})"
             ) from error
+
+
+def _check_whole(report: xr.Dataset) -> None:
+    """Raises UsageError where a report's file could not say what was selected: it numbers layers and heads from 0."""
+    for name in (*LABELS, *NUMBERED, *DECODING):
+        if name not in report.coords:
+            continue
+        if report[name].dims != (name,):
+            raise UsageError(
+                f"report: expected the dimension {name}, found one selected {name}; select with a list, isel({name}=[0])"
+            )
+        values = report[name].values
+        if name not in LABELS and list(values) != list(range(len(values))):
+            raise UsageError(
+                f"report: {name}: a report's file numbers them from 0 on, found {', '.join(map(str, values[:8]))}; save the whole "
+                "report, and select from what open_report gives"
+            )
 
 
 def _read(path: str | Path) -> Contents:
@@ -127,7 +147,8 @@ def _write(report: xr.Dataset, path: Path) -> None:
     import h5py
 
     text = h5py.string_dtype()
-    with h5py.File(path, "w") as file:
+    # In memory first: where a disk is full, HDF5's own writing ends the process.
+    with h5py.File(path, "w", driver="core", backing_store=False) as file:
         file.attrs.update(report.attrs)
         for name in (*LABELS, *NUMBERED, *(name for name in DECODING if name in report)):
             values = report[name].values.astype(object if name in LABELS else np.int64)
@@ -144,30 +165,29 @@ def _write(report: xr.Dataset, path: Path) -> None:
             start = file.create_dataset("kept/start", data=report.kept_start.values)
             _attach(file, start, report.kept_start.dims)
             file.create_dataset("kept/tokens", data=report.kept_tokens.values.astype(np.int32), compression="gzip", shuffle=True)
+        file.flush()
+        path.write_bytes(file.id.get_file_image())
 
 
 def kept_tokens(report: xr.Dataset, *, policy: str, budget: str | int, layer: int, kv_head: int, dump: int = 0) -> np.ndarray:
     """Ascending positions of the context tokens that one KV head keeps; the report must have been made with save_kept.
 
+    Layer and KV head are those of the report's coordinates, also of a report from which some were selected.
+
     Raises UsageError where the report has no such policy, budget, layer, KV head or dump.
     """
     if "kept_tokens" not in report:
         raise UsageError("this report has no kept tokens; make it with save_kept=True (--save-kept on the command line)")
-    budget = str(budget)
-    for name, number in (("layer", layer), ("kv_head", kv_head), ("dump", dump)):
-        whole(number, name, 0, report.sizes[name] - 1)
-    for name, value in (("policy", policy), ("budget", budget)):
-        if value not in report[name].values:
-            raise UsageError(f"the report has no {name} '{value}'; it has {', '.join(map(str, report[name].values))}")
-    cell = {
-        "dump": dump,
-        "policy": list(report.policy.values).index(policy),
-        "budget": list(report.budget.values).index(budget),
-        "layer": layer,
-        "kv_head": kv_head,
-    }
+    whole(dump, "dump", 0, np.atleast_1d(report["dump"].values).size - 1)
+    cell = {"dump": dump}
+    for name, value in (("policy", policy), ("budget", str(budget)), ("layer", whole(layer, "layer", 0)), ("kv_head", kv_head)):
+        known = list(np.atleast_1d(report[name].values))
+        if value not in known:
+            raise UsageError(f"the report has no {name} '{value}'; it has {', '.join(map(str, known))}")
+        cell[name] = known.index(value)
+    cell = {name: number for name, number in cell.items() if name in report.kept_start.dims}  # others are selected already
     start, count = int(report.kept_start.isel(cell)), int(report.kept_count.isel(cell))
-    return report.kept_tokens.values[start : start + count] if start >= 0 else np.empty(0, np.int32)
+    return report.kept_tokens.values[start : start + count].copy() if start >= 0 else np.empty(0, np.int32)
 
 
 def _attach(file: Any, dataset: Any, dimensions: Any) -> None:

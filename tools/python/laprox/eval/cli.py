@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 
 from .._errors import BackendError, Error, UsageError
 from .._interrupts import INTERRUPTED, leaving_at_once
 
+CLOSED_PIPE = 141  #: as the shell says it of programs that SIGPIPE ends
 EXAMPLES = """\
 examples:
   laprox-eval --packaged smollm2 --tasks tasks.jsonl --policy snapkv,laprox-r,laprox-far --budget 5%,10% -o eval.h5
@@ -41,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(2, error)
     except BackendError as error:
         return _fail(4, error)
+    except BrokenPipeError:  # whoever read the table has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
     except (Error, OSError) as error:
         return _fail(3, error)
     except ModuleNotFoundError as error:
@@ -62,7 +67,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
             prog="laprox-eval table", description="Print a report.", epilog=EXAMPLES, formatter_class=kind
         )
         parser.add_argument("reports", nargs="+", metavar="report", help="one, or several over other prompts (--part)")
-        parser.add_argument("--metric", default="kl", help="kl (default), score, agreement, answer-nll, error or residual-error")
+        parser.add_argument(
+            "--metric", default="kl", help="kl (default), kl-to-end, score, agreement, answer-nll, error or residual-error"
+        )
         parser.add_argument("--compare", metavar="A,B", help="two policies, paired over the prompts")
         return parser
     parser = argparse.ArgumentParser(
@@ -136,9 +143,9 @@ def _table(parsed: argparse.Namespace) -> int:
         names = _core.split_policies(parsed.compare)
         if len(names) != 2:
             raise UsageError(f"--compare: expected two policies, A,B, found {parsed.compare!r}")
-        print(paired(report, *names, parsed.metric))
+        print(paired(report, *names, parsed.metric), flush=True)
     else:
-        print(table(report, parsed.metric))
+        print(table(report, parsed.metric), flush=True)
     return 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _core
 from .._errors import FileError, UsageError
-from .._files import check_output
+from .._files import check_kind, check_output
 from .._layer import Layer, source_of_layers
 from .._policies import parse_budgets, parse_many
 from .._replay import backend_of
@@ -40,6 +40,10 @@ def prepared(command: str, parsed: argparse.Namespace) -> Run:
     model = _model(parsed)
     if tasks is None:
         tasks = _part(_needle(model, haystack, parsed), parsed)
+    if not tasks:
+        raise UsageError(
+            f"--part {parsed.part[0]}/{parsed.part[1]}: there are fewer tasks than parts, and none is left for this one"
+        )
     from .run import Run
 
     run = Run(model, tasks, policies, budgets, settings, output, quiet=parsed.quiet)
@@ -55,6 +59,8 @@ def _check_output(output: Path, parsed: argparse.Namespace) -> None:
         raise UsageError(f"{output}: exists; --resume goes on with it, --force begins anew")
     read = [getattr(parsed, name, None) for name in ("tasks", "haystack", "longbench", "model")]
     check_output(output, [path for path in read if path is not None])
+    if output.is_file() and parsed.force:
+        check_kind(output, "laprox-eval")
 
 
 def _asked(parsed: argparse.Namespace) -> tuple[list, list[str], Settings]:

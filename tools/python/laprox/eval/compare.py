@@ -11,6 +11,7 @@ from .statistics import FEWEST, SIGNIFICANCE, PairedDifference, compare_pairs
 #: The names of --metric, with the report's variables, and whether more is better.
 METRICS = {
     "kl": ("kl", False),
+    "kl-to-end": ("kl_to_end", False),
     "score": ("score", True),
     "agreement": ("agreement", True),
     "answer-nll": ("answer_nll", False),
@@ -26,7 +27,8 @@ def table(report: xr.Dataset, metric: str = "kl") -> str:
     """
     name, more = _metric(report, metric)
     values = report[name]
-    complete = values.isel(policy=0, budget=0).notnull().values if name in ("score", "answer_nll") else None
+    partial = name in ("kl_to_end", "score", "answer_nll")
+    complete = values.isel(policy=0, budget=0).notnull().values if partial else None
     values = values.isel(prompt=np.flatnonzero(complete)) if complete is not None else values
     count = values.sizes["prompt"]
     if count == 0:
@@ -35,19 +37,29 @@ def table(report: xr.Dataset, metric: str = "kl") -> str:
     width = max(len(str(p)) for p in report.policy.values)
     lines = [f"{values.attrs['long_name']}; mean of {count} prompts", f"{report.attrs['model']}{_schedule(report)}", ""]
     lines.append(" " * width + "".join(f"{b!s:>12}" for b in report.budget.values))
-    marks = [best(_rows(values, i), more, keeping_the_budget(report, i)) for i in range(means.shape[1])]
+    oracles = report.is_oracle.values == 1 if "is_oracle" in report else np.zeros(len(means), bool)
+    keeping = [keeping_the_budget(report, i) for i in range(means.shape[1])]
+    marks = [best(_rows(values, i), more, keeping[i] & ~oracles) for i in range(means.shape[1])]
     for row, policy in enumerate(report.policy.values):
-        cells = "".join(f"{means[row, i]:>11.4f}{'*' if row in marks[i] else ' '}" for i in range(means.shape[1]))
-        lines.append(f"{policy!s:<{width}}{cells}".rstrip())
+        signs = ["*" if row in marks[i] else "+" if oracles[row] else " " if keeping[i][row] else "!" for i in range(len(marks))]
+        lines.append(f"{policy!s:<{width}}{''.join(f'{means[row, i]:>11.4f}{sign}' for i, sign in enumerate(signs))}".rstrip())
     full = {"score": "full_score", "answer_nll": "full_answer_nll"}.get(name)
     if full:
         lines.append(f"\nwith the full cache: {float(report[full].mean()):.4f}")
+    if name == "score" and not (values > 0).any() and not (report.full_score > 0).any():
+        lines.append(
+            "all scores are 0, the full cache's too: the model does none of these tasks, or its answers (full_text) are cut"
+        )
     if count < FEWEST:
         lines.append(
             f"\n* the best mean. {count} prompts are too few to say whether it is better than the others; {FEWEST} are the fewest"
         )
     else:
         lines.append("\n* the best mean, and those that are not worse by a Wilcoxon signed-rank test over the prompts at 5 %")
+    if oracles.any():
+        lines.append("+ an oracle: it reads the queries that judge, and takes part in no comparison")
+    if not np.all(keeping):
+        lines.append("! spends another budget than is asked for, and takes part in no comparison")
     return "\n".join(lines)
 
 

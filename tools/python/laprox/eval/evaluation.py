@@ -13,6 +13,7 @@ from laprox_dump.context import check_length
 from laprox_dump.decode import greedy
 
 from .. import _core, _replay
+from .._errors import UsageError
 from .._layer import Layer, source_of_layers
 from .._policies import PolicyLike, parse_budgets, parse_many
 from .cuts import Cell, CutCache, check_layers
@@ -56,14 +57,29 @@ def evaluate(
     from .report import Report
 
     parsed, labels = parse_many(policies), parse_budgets(budgets)
-    settings, tasks = settings or Settings(), list(tasks)
-    check_ids(tasks)
+    settings, tasks = settings or Settings(), _checked(tasks)
     report = Report(model, parsed, labels, settings)
     for number, task in enumerate(tasks):
-        report.add(task, evaluate_prompt(model, task, parsed, labels, settings))
+        try:
+            report.add(task, evaluate_prompt(model, task, parsed, labels, settings))
+        except UsageError as error:
+            raise UsageError(f"the prompt {task.id!r}: {error}") from error
         if progress:
             progress(task.id, number + 1, len(tasks))
     return report.dataset()
+
+
+def _checked(tasks: Iterable[Task]) -> list[Task]:
+    found = list(tasks) if isinstance(tasks, Iterable) and not isinstance(tasks, (str, bytes, dict)) else [tasks]
+    for task in found:
+        if not isinstance(task, Task):
+            raise UsageError(
+                f"tasks: expected laprox.eval.Task objects, found {task!r:.40}; laprox.eval.read_tasks reads them from a file"
+            )
+    if not found:
+        raise UsageError("tasks: expected at least one, found none")
+    check_ids(found)
+    return found
 
 
 def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str], settings: Settings) -> Result:
@@ -97,7 +113,10 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
         del layers
         clock.lap("replay")
         loop = _loop(model, caches, _masks(sweep, caches), cells, settings)
-        cells = _forced(loop, later, len(continuation) - (0 if len(question) else 1))
+        predicted = continuation if len(question) else continuation[1:]  # the prompt's own last query predicts the first
+        cells = _forced(loop, later, len(predicted))
+        to_end = _to_end(predicted, model.ends if len(question) or int(continuation[0]) not in model.ends else None)
+        cells["kl_to_end"] = cells["kl_token"][:, :to_end].mean(-1) if to_end else np.full(loop.count, np.nan)
         cells["answer_nll"] = _answer_nll(loop, model, task, question)
         clock.lap("forced")
         texts = [""] * loop.count
@@ -118,9 +137,17 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
         "full_answer_nll": cells["answer_nll"][0],
         "full_text": texts[0],
         "prompt_tokens": len(prompt),
+        "tokens_to_end": to_end,
         "question_tokens": len(question),
     }
     return Result(figures, np.array(texts[1:], dtype=object).reshape(shape), facts, clock.seconds)
+
+
+def _to_end(predicted: torch.Tensor, ends: set[int] | None) -> int:
+    """How many of the full cache's tokens there are up to the one that ends its text; ends: None where that stood before them."""
+    if ends is None:
+        return 0
+    return next((n for n, token in enumerate(predicted.tolist(), 1) if token in ends), len(predicted))
 
 
 def _most(task: Task, settings: Settings) -> int:

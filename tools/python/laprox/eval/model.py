@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +19,9 @@ from laprox_dump.tokens import Encoder, Tokens
 from .._errors import UsageError
 from . import evicted
 from .tasks import Task
+
+#: Integers as wide as an element.
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass
@@ -46,12 +51,36 @@ class Model:
 
     def encode(self, task: Task) -> Tokens:
         """The task's tokens; a prompt longer than max_tokens loses its middle. Raises InputError or UsageError of laprox_dump."""
-        return self._encoder(task.chat).encode(Prompt(task.id, task.prompt, question=task.question or None))
+        encoder = self._encoder(task.chat)
+        if task.chat and not getattr(encoder.tokenizer, "chat_template", None):
+            raise UsageError(
+                f'{self.name}: the task asks for a chat template ("chat": true), which its tokenizer has not; leave it out of the '
+                "task, or give laprox-eval needle --no-chat"
+            )
+        return encoder.encode(Prompt(task.id, task.prompt, question=task.question or None))
 
     def answer(self, task: Task, answer: str) -> torch.Tensor:
-        """The tokens of `answer` as they would follow the task's prompt."""
-        prompt = Prompt(task.id, task.prompt, question=task.question or None, continuation=answer)
-        return self._encoder(task.chat).encode(prompt).continuation
+        """The tokens of `answer` as they follow the task's prompt.
+
+        Where the tokenizer would join its beginning to the prompt's end, they are its own: the prompt's tokens are in the cache.
+        """
+        question, tokens = task.question or None, self.encode(task)
+        joined = self._encoder(task.chat).encode(Prompt(task.id, task.prompt, question=question, continuation=answer))
+        if torch.equal(joined.context, tokens.context) and torch.equal(joined.question, tokens.question):
+            return joined.continuation
+        return self._encoder(task.chat).following(task.id, answer)
+
+    @cached_property
+    def weights(self) -> str:
+        """What tells these weights from others: SHA-256 of their names, shapes, types, and sums over their bits."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            bits = tensor.detach().reshape(tensor.shape[0] if tensor.ndim else 1, -1).contiguous().view(BITS[tensor.element_size()])
+            rows = bits.sum(-1, dtype=torch.int64)
+            places = torch.arange(1, len(rows) + 1, device=rows.device)
+            sums = f"{int(rows.sum())} {int((rows * places).sum())}"  # the second one tells whose rows changed places
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {sums}\n".encode())
+        return found.hexdigest()
 
     def count_tokens(self, text: str) -> int:
         """How many tokens the tokenizer makes of a text, without those that it puts at a text's start."""

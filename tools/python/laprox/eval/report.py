@@ -27,6 +27,7 @@ CELLS = ("prompt", "policy", "budget")
 #: name: (dimensions, meaning). Figures of cells that a prompt lacks are NaN.
 VARIABLES = {
     "kl": (CELLS, "Mean KL divergence from the full cache's next-token distributions over its own continuation, in nats"),
+    "kl_to_end": (CELLS, "The same mean up to the token that ends the full cache's text, in nats"),
     "kl_token": ((*CELLS, "token"), "KL divergence from the full cache's next-token distribution at each token, in nats"),
     "agreement": (CELLS, "Share of the continuation's tokens at which the most probable token is the full cache's"),
     "score": (CELLS, "The task's score of the answer that the model gives, 0 to 1"),
@@ -42,6 +43,7 @@ VARIABLES = {
     "full_answer_nll": (("prompt",), "Mean negative log-likelihood of the given answer with the full cache, in nats"),
     "prompt_tokens": (("prompt",), "Tokens of the prompt, which the cache holds"),
     "question_tokens": (("prompt",), "Tokens of the question that follows the cache"),
+    "tokens_to_end": (("prompt",), "Tokens that kl_to_end is the mean of: fewer than those of kl where the text ends before"),
     "max_new_tokens": (("prompt",), "The most tokens of an answer"),
     "text": (CELLS, "What the model said"),
     "full_text": (("prompt",), "What the model said with the full cache"),
@@ -62,7 +64,7 @@ class Report:
         self._policies, self._budgets = policies, budgets
         weights = next(model.network.parameters())
         self._asked = {**described(settings), **cut(model.max_tokens, model.hub), "dtype": str(weights.dtype)[6:]}
-        self._asked["model"] = model.network.name_or_path or model.name
+        self._asked |= {"model": model.network.name_or_path or model.name, "weights": model.weights}
         self._attributes = {
             "format": FORMAT,
             "version": VERSION,
@@ -100,7 +102,9 @@ class Report:
             one = before.isel(prompt=number)
             row: dict[str, Any] = {"id": str(one.prompt.values)}
             for name, variable in one.data_vars.items():
-                if name == "policy_spec" or (variable.ndim == 0 and variable.dtype.kind == "f" and np.isnan(variable.values)):
+                if name in ("policy_spec", "is_oracle") or (
+                    variable.ndim == 0 and variable.dtype.kind == "f" and np.isnan(variable.values)
+                ):
                     continue
                 row[str(name)] = _plain(variable.values)
             self._rows.append(row)
@@ -111,7 +115,10 @@ class Report:
         ids = np.array([row["id"] for row in self._rows], dtype=object)
         tokens = max((row["kl_token"].shape[-1] for row in self._rows), default=0)
         sizes = {"policy": shape[0], "budget": shape[1], "token": tokens}
-        variables: dict[str, Any] = {"policy_spec": ("policy", np.array([p.spec for p in self._policies], dtype=object))}
+        variables: dict[str, Any] = {
+            "policy_spec": ("policy", np.array([p.spec for p in self._policies], dtype=object)),
+            "is_oracle": ("policy", np.array([p.queries == "judged" for p in self._policies], dtype=np.int8)),
+        }
         extra = sorted({name for row in self._rows for name in row if name.startswith(("seconds_", "fact_"))})
         known = {**VARIABLES, **{name: (("prompt",), _meaning(name)) for name in extra}}
         for name, (dimensions, meaning) in known.items():
@@ -208,7 +215,8 @@ def _check(path: Path, report: xr.Dataset) -> None:
 def _decisive(report: xr.Dataset) -> dict[str, Any]:
     """The settings without which figures cannot stand in one table; where prompts are cut and what is generated may differ."""
     settings = json.loads(report.attrs["settings"])
-    return {name: settings.get(name) for name in ("model", "dtype", "tokens", "schedule")}
+    weights = settings.get("weights") or settings.get("model")  # older reports have the name alone
+    return {"weights": weights, **{name: settings.get(name) for name in ("dtype", "tokens", "schedule")}}
 
 
 def open_evaluations(paths: Sequence[str | Path]) -> xr.Dataset:

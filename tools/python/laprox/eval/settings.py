@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from .. import _core
+from .._arguments import whole
 from .._errors import UsageError
 
 
@@ -29,8 +30,11 @@ class Settings:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.tokens < 2:
-            raise UsageError(f"tokens: expected 2 or more, found {self.tokens}")
+        whole(self.tokens, "tokens", 2)
+        whole(self.max_new_tokens, "max_new_tokens", 0)
+        for name in ("generate", "physical"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name}: expected True or False, found {getattr(self, name)!r:.40}")
         if self.interval and self.physical:
             raise UsageError("physical: removing entries is a proof for caches that are cut once; leave it out under a schedule")
 

@@ -6,14 +6,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .._errors import FileError, UsageError
 from .._files import reason
-from .metrics import METRICS
+from .metrics import METRICS, normalised
 
 #: LongBench's English and code sets by the metric that its paper gives them.
 LONGBENCH = {
@@ -81,6 +81,11 @@ class Task:
     all_classes: list[str] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises UsageError where a value is of another type, or its score could be no other than 0 or 1."""
+        check_types(self)
+        check_answers(self)
+
     def score(self, text: str) -> float:
         """0 to 1, NaN where the task has no answers."""
         if not self.answers:
@@ -94,13 +99,53 @@ class Task:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def check_ids(tasks: Iterable[Task]) -> None:
-    """Raises UsageError where an id occurs twice: results are kept by it."""
-    seen: set[str] = set()
-    for task in tasks:
+def check_ids(tasks: Iterable[Task], places: Sequence[str] = ()) -> None:
+    """Raises UsageError where an id occurs twice: results are kept by it. places: where each task stands."""
+    seen: dict[str, int] = {}
+    for number, task in enumerate(tasks):
         if task.id in seen:
-            raise UsageError(f"the prompt id {task.id!r} occurs twice; results are kept by it, so give each prompt its own")
-        seen.add(task.id)
+            where = f" ({places[seen[task.id]]} and {places[number]})" if places else ""
+            raise UsageError(f"the prompt id {task.id!r} occurs twice{where}; results are kept by it, so give each prompt its own")
+        seen[task.id] = number
+
+
+def check_types(task: Task) -> None:
+    """Raises UsageError where a value is none that a report can hold."""
+    kinds = {"answers": list, "all_classes": list, "facts": dict, "max_new_tokens": int, "chat": bool}
+    for key, value in vars(task).items():
+        kind = kinds.get(key, str)
+        wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+        if wrong or (kind is list and not all(isinstance(item, str) for item in value)):
+            raise UsageError(f"{key}: expected {kind.__name__}{' of str' if kind is list else ''}, found {value!r:.60}")
+        for text in value if kind is list else [value] if kind is str else []:
+            if not _storable(text, key in ("id", "task")):
+                raise UsageError(f"{key}: expected text that a report can hold, found {text!r:.60}")
+    for name, value in task.facts.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or not _is_number(value):
+            raise UsageError(
+                f"facts: expected finite numbers by names of letters, digits, _ . and -, found {name!r:.40}: {value!r:.40}"
+            )
+    if not task.prompt:
+        raise UsageError("prompt: expected text, found none")
+    if task.max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens: expected 1 or more, found {task.max_new_tokens}")
+
+
+def check_answers(task: Task) -> None:
+    """Raises UsageError where no text can have another score than 0, or none another than 1."""
+    if task.metric not in METRICS:
+        raise UsageError(f"metric: expected one of {', '.join(METRICS)}, found {task.metric!r}")
+    if task.metric == "classification" and not task.all_classes:
+        raise UsageError("metric classification needs all_classes")
+    for answer in task.answers:
+        if not (normalised(answer) if task.metric == "exact" else answer.strip()):
+            raise UsageError(f"answers: expected text to look for, found {answer!r:.40}; leave answers out where there is none")
+        if task.metric == "classification" and answer not in task.all_classes:
+            raise UsageError(f"answers: expected one of all_classes, found {answer!r:.60}")
+        if task.metric in ("count", "retrieval") and not re.search(r"\d", answer):
+            raise UsageError(
+                f"answers: expected a number in digits, which the metric {task.metric} looks for, found {answer!r:.60}"
+            )
 
 
 def read_tasks(path: str | Path, longbench: str | Path | None = None) -> list[Task]:
@@ -111,14 +156,16 @@ def read_tasks(path: str | Path, longbench: str | Path | None = None) -> list[Ta
     """
     path = Path(path)
     tasks: list[Task] = []
+    places: list[str] = []
     formats = _formats(Path(longbench)) if longbench else None
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
+            places.append(f"line {number}")
             tasks.append(_task(f"{path}:{number}", line, f"{path.name.split('.')[0]}-{number}", formats))
     if not tasks:
         raise FileError(f"{path}: expected at least one task, found none")
     try:
-        check_ids(tasks)
+        check_ids(tasks, places)
     except UsageError as error:
         raise FileError(f"{path}: {error}") from error
     return tasks
@@ -134,11 +181,12 @@ def _formats(folder: Path) -> dict[str, tuple[str, int]]:
             raise FileError(
                 f"{folder / name}: expected the file of LongBench's config, found none that can be read ({reason(error)})"
             ) from error
+    for values, kind, name in zip(found, (str, int), ("dataset2prompt.json", "dataset2maxlen.json"), strict=True):
+        fits = isinstance(values, dict) and all(type(value) is kind and value for value in values.values())
+        if not fits or (kind is int and min(values.values()) < 1):
+            raise FileError(f"{folder / name}: expected {'texts' if kind is str else 'lengths of answers'} by data set")
     prompts, lengths = found
-    try:
-        return {name: (str(prompts[name]), int(lengths[name])) for name in prompts if name in lengths}
-    except (TypeError, ValueError, KeyError) as error:
-        raise FileError(f"{folder}: expected texts and lengths by data set in LongBench's config ({reason(error)})") from error
+    return {name: (prompts[name], lengths[name]) for name in prompts if name in lengths}
 
 
 def read_file(path: Path) -> bytes:
@@ -157,7 +205,7 @@ def _text(path: Path) -> str:
 
     data = read_file(path)
     try:
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise FileError(f"{path}: expected UTF-8 JSON lines, plain or gzip, found something else ({error})") from error
 
@@ -169,9 +217,9 @@ def _task(where: str, line: str, name: str, formats: dict[str, tuple[str, int]] 
         raise FileError(f"{where}: not JSON: {error}") from error
     if not isinstance(entry, dict):
         raise FileError(f"{where}: expected an object, found {type(entry).__name__}")
-    if {"input", "context", "answers", "dataset"} <= set(entry):
+    if {"input", "context"} <= set(entry):
         entry = _longbench(where, entry, formats)
-    elif {"input", "outputs"} <= set(entry):
+    elif "input" in entry:
         entry = _ruler(where, entry, name)
     entry = {"id": name, **{key: value for key, value in entry.items() if value is not None}}
     return _checked(where, entry)
@@ -187,31 +235,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _checked(where: str, entry: dict[str, Any]) -> Task:
-    kinds = {"answers": list, "all_classes": list, "facts": dict, "max_new_tokens": int, "chat": bool}
-    for key, value in entry.items():
+    for key in entry:
         if key not in Task.__dataclass_fields__:
             raise FileError(f"{where}: unknown key {key!r}; known are {', '.join(Task.__dataclass_fields__)}")
-        kind = kinds.get(key, str)
-        wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
-        if wrong or (kind is list and not all(isinstance(item, str) for item in value)):
-            raise FileError(f"{where}: {key}: expected {kind.__name__}{' of str' if kind is list else ''}, found {value!r:.60}")
-        if key in ("id", "task") and not _storable(value):
-            raise FileError(f"{where}: {key}: expected text that a report can hold, found {value!r:.60}")
-    for name, value in entry.get("facts", {}).items():
-        if not re.fullmatch(r"[\w.-]+", name) or not _is_number(value):
-            raise FileError(
-                f"{where}: facts: expected finite numbers by names of letters, digits, _ . and -, found {name!r:.40}: {value!r:.40}"
-            )
-    if not entry.get("prompt"):
-        raise FileError(f"{where}: prompt: expected text, found none")
-    task = Task(**entry)
-    if task.metric not in METRICS:
-        raise FileError(f"{where}: metric: expected one of {', '.join(METRICS)}, found {task.metric!r}")
-    if task.metric == "classification" and not task.all_classes:
-        raise FileError(f"{where}: metric classification needs all_classes")
-    if task.max_new_tokens < 1:
-        raise FileError(f"{where}: max_new_tokens: expected 1 or more, found {task.max_new_tokens}")
-    return task
+    try:
+        return Task(**{"prompt": "", **entry})
+    except UsageError as error:
+        raise FileError(f"{where}: {error}") from error
 
 
 def _is_number(value: Any) -> bool:
@@ -224,13 +254,16 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def _storable(text: str) -> bool:
-    """Whether HDF5 takes it: no NUL, and no half of a surrogate pair, which JSON can spell."""
-    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+def _storable(text: str, in_report: bool) -> bool:
+    """Whether UTF-8 takes it: no half of a surrogate pair, which JSON can spell. Nor does HDF5 take NUL."""
+    return not (in_report and "\0" in text) and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _longbench(where: str, entry: dict[str, Any], formats: dict[str, tuple[str, int]] | None) -> dict[str, Any]:
     """A line of LongBench's data (Bai et al. 2024, arXiv 2308.14508) in its published prompt, with its length and metric."""
+    for key in ("answers", "dataset"):
+        if key not in entry:
+            raise FileError(f"{where}: {key}: expected it in a sample of LongBench, which has input and context, found none")
     name = str(entry["dataset"])
     plain = name.removesuffix("_e")
     if plain not in LONGBENCH:
@@ -266,8 +299,9 @@ def _ruler(where: str, entry: dict[str, Any], name: str) -> dict[str, Any]:
 
     Its lines do not say which task they are of; what the answer begins with does.
     """
-    if not isinstance(entry["outputs"], list):
-        raise FileError(f"{where}: outputs: expected list, found {entry['outputs']!r:.60}")
+    if not isinstance(entry.get("outputs"), list) or not entry["outputs"]:
+        found = repr(entry["outputs"])[:60] if "outputs" in entry else "none"
+        raise FileError(f"{where}: outputs: expected list of answers in a line of RULER, which has input, found {found}")
     prefix = entry.get("answer_prefix") or ""
     if not isinstance(entry["input"], str) or not isinstance(prefix, str):
         raise FileError(f"{where}: input and answer_prefix: expected str, found {entry['input']!r:.40} and {prefix!r:.40}")

@@ -28,7 +28,8 @@ svg {{ max-width: 100%; height: auto; }} p {{ color: #666; }}</style></head>
 
 
 def kl_over_budget(report: xr.Dataset, *, highlight: Highlight = 5) -> Figure:
-    """Mean KL divergence of every policy over the budgets, with the 95 % bootstrap interval over prompts of the first two."""
+    """Mean KL divergence of every policy over the budgets, with the 95 % bootstrap interval over prompts of the first two.
+    Oracles, random and full are dashed."""
     return _over_budget(report, "kl", "KL divergence from the full cache (nats)", highlight, log=True)
 
 
@@ -128,7 +129,9 @@ def _chosen(report: xr.Dataset, metric: str, highlight: Highlight) -> dict[str, 
     """The policies that get a colour: the best ones by the geometric mean over budgets, or those that are named."""
     names = style.asked(report, highlight)
     if isinstance(names, int):
-        names = [name for name in style.ranked(report, metric) if (report[metric].sel(policy=name) > 0).any()][:names]
+        yardsticks = set(style.references(report))
+        ranked = [name for name in style.ranked(report, metric) if (report[metric].sel(policy=name) > 0).any()]
+        names = [name for name in ranked if name not in yardsticks][:names]
     return style.coloured(names)
 
 
@@ -139,13 +142,15 @@ def _over_budget(report: xr.Dataset, metric: str, label: str, highlight: Highlig
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axes = figure.subplots()
     x = np.arange(report.sizes["budget"])
+    yardsticks = set(style.references(report))
     for name in sorted(map(str, report.policy.values), key=lambda name: name in chosen):
         values = report[metric].sel(policy=name).transpose("budget", "prompt").values
         mean = np.nanmean(values, 1)
         if log and not (mean > 0).all():
             continue
-        colour = chosen.get(name, style.OTHERS)
-        axes.plot(x, mean, color=colour, lw=1.8 if name in chosen else 0.9, marker="o" if name in chosen else None, ms=4)
+        colour = chosen.get(name, style.REFERENCE if name in yardsticks else style.OTHERS)
+        dashed, marker = "--" if name in yardsticks else "-", "o" if name in chosen else None
+        axes.plot(x, mean, color=colour, lw=1.8 if name in chosen else 0.9, ls=dashed, marker=marker, ms=4)
         if name in list(chosen)[:BANDS] and values.shape[1] > 1:
             low, high = np.array([interval(row[np.isfinite(row)]) for row in values]).T
             axes.fill_between(x, np.maximum(low, 1e-12) if log else low, high, color=colour, alpha=0.12, lw=0)

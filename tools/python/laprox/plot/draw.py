@@ -70,7 +70,7 @@ def error_while_decoding(report: xr.Dataset, *, budget: str | None = None, highl
 def kept_per_head(report: xr.Dataset, *, budget: str | None = None, policies: Highlight = 6) -> Figure:
     """How many tokens each layer and KV head keeps at one budget, mean over prompts: one small map for each policy."""
     budget = _budget(report, budget)
-    names = list(style.colours(report, policies))
+    names = list(style.colours(report, policies)) or [str(name) for name in report.policy.values[:6]]
     counts = report.kept_count.where(report.kept_count >= 0).sel(budget=budget, policy=names).mean("dump")
     columns = min(len(names), 6)
     rows = -(-len(names) // columns)

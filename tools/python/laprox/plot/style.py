@@ -33,7 +33,8 @@ def ranked(report: xr.Dataset, metric: str = "model_relative_error") -> list[str
 def references(report: xr.Dataset) -> list[str]:
     """Policies that are yardsticks and no competitors: oracles, random, and the one that evicts nothing."""
     oracles = report["is_oracle"].values if "is_oracle" in report else np.zeros(report.sizes["policy"])
-    scorers = [str(spec).split("+")[0] for spec in report["policy_spec"].values]
+    specs = report["policy_spec"] if "policy_spec" in report else report.policy
+    scorers = [str(spec).split("+")[0] for spec in specs.values]
     return [
         str(name)
         for name, oracle, scorer in zip(report.policy.values, oracles, scorers, strict=True)
