@@ -71,6 +71,7 @@ class LayerView {
 
   Index layer() const { return layer_.layer; }
   Index first_kv_head() const { return layer_.first_kv_head; }
+  ElementType element_type() const { return layer_.k.type(); }
   const LayerGeometry& geometry() const { return layer_.geometry; }
   const AttentionForm& attention() const { return layer_.attention; }
   Index context_length() const { return layer_.context_length; }

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "laprox/tensor.h"
+#include "laprox/layer.h"
 
 namespace laprox {
 
@@ -12,6 +12,6 @@ namespace laprox {
 using ScoreTable = std::vector<Matrix>;
 
 /// Throws BackendError naming the layer, head and token of the first score that is not finite.
-void check_finite(const Matrix& scores, Index layer, const std::string& who);
+void check_finite(const Matrix& scores, const LayerView& layer, const std::string& who);
 
 }  // namespace laprox

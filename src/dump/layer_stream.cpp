@@ -3,12 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <new>
 
 #include "base/convert.h"
 #include "base/parallel.h"
+#include "dump/range.h"
 #include "laprox/error.h"
 
 namespace laprox {
@@ -36,32 +35,6 @@ void widen(LayerTensors& layer, ElementType type, int threads) {
   }
 }
 
-/// The largest magnitude, or the first one found that is `enough`.
-float largest(const Tensor& tensor, float enough) {
-  const float* values = tensor.data<float>();
-  float found = 0;
-  for (Index i = 0; i < tensor.size() && found < enough; ++i) found = std::max(found, std::abs(values[i]));
-  return found;
-}
-
-/// Errors are sums of squares of values times w_o: refuses those whose squares float32 has no numbers for, which would
-/// silently count as 0.
-void check_not_too_small(const LayerTensors& layer, const DumpInfo& dump) {
-  constexpr float kPlenty = 1e-7F, kAll = std::numeric_limits<float>::infinity();
-  constexpr double kLeast = 1e-15;
-  if (largest(layer.v, kPlenty) >= kPlenty && largest(layer.w_o, kPlenty) >= kPlenty) return;
-  const double values = largest(layer.v, kAll), projection = largest(layer.w_o, kAll);
-  const LayerSummary& stored = dump.layers[static_cast<std::size_t>(layer.layer)];
-  const auto vanished = [](double most, ElementType type) { return most == 0 && type == ElementType::float64; };
-  if (vanished(values, stored.v_type) || vanished(projection, stored.w_o_type) ||
-      (values > 0 && projection > 0 && values * projection < kLeast)) {
-    throw BackendError(fmt::format(
-        "{}: layer {}: values of at most {:.3g} times w_o of at most {:.3g} have squares below what float32 "
-        "can tell from 0; --backend reference computes in float64",
-        dump.path.string(), layer.layer, values, projection));
-  }
-}
-
 }  // namespace
 
 LayerTensors LayerStream::next() {
@@ -76,7 +49,7 @@ LayerTensors LayerStream::next() {
                     "dump needs, and fewer stored queries (laprox-dump --queries recent:64) need less",
                     dump.info().path.string(), layer.layer, to_string(type)));
   }
-  if (type == ElementType::float32) check_not_too_small(layer, dump.info());
+  check_not_too_small(layer, dump.info());
   start();
   return layer;
 }

@@ -131,10 +131,12 @@ LayerTensors DumpReader::read_layer(Index layer, DumpInfo::Rows rows, ElementTyp
 void DumpReader::check_other_queries(Index layer, DumpInfo::Rows read) const {
   const std::string name = io::layer_object(layer, "q");
   const Index stored = static_cast<Index>(impl_->info.query_positions.size());
+  // No backend computes with these rows: they may be beyond float32.
+  const ElementType type = impl_->info.layers.at(static_cast<std::size_t>(layer)).q_type;
   for (const auto& [begin, end] : {std::pair{Index{0}, read.first}, std::pair{read.last, stored}}) {
     for (DumpInfo::Rows rows{begin, begin}; rows.first < end; rows.first = rows.last) {
       rows.last = std::min(end, impl_->end_of_block(name, rows.first));
-      impl_->read_as(name, ElementType::float32, &rows);
+      impl_->read_as(name, type, &rows);
     }
   }
 }

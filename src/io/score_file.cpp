@@ -4,6 +4,7 @@
 
 #include "base/text.h"
 #include "dump/layer_stream.h"
+#include "dump/range.h"
 #include "io/dump_layout.h"
 #include "io/output_file.h"
 #include "io/score_layout.h"
@@ -35,26 +36,27 @@ void write_matrix(H5::Group& group, const std::string& name, const Matrix& matri
 }
 
 /// Finite tensors can have norms and sums that are not, which no other kernel could be compared with.
-void write_primitive(H5::Group& group, const std::string& name, const Matrix& matrix) {
+void write_primitive(H5::Group& group, const std::string& name, const Matrix& matrix, ElementType computed) {
   if (!matrix.allFinite()) {
-    throw BackendError(
-        fmt::format("{}/{}: a number is not finite: its terms leave the backend's range; --backend "
-                    "reference computes in float64",
-                    group.getObjName(), name));
+    throw BackendError(fmt::format("{}/{}: a number is not finite: its terms leave the backend's range; {}",
+                                   group.getObjName(), name, advice_on_range(computed)));
   }
   write_matrix(group, name, matrix);
 }
 
 /// The primitives on the queries that the policy reads; a policy without queries has none.
-void write_primitives(H5::Group& group, const Policy& policy, Index queries, ScoringKernels& kernels) {
+void write_primitives(H5::Group& group, const Policy& policy, const LayerTensors& layer, ScoringKernels& kernels) {
+  const auto write = [&](const char* name, const Matrix& matrix) {
+    write_primitive(group, name, matrix, layer.k.type());
+  };
   const QueryNeed need = policy.scorer->traits().queries;
   if (need.kind == QueryNeed::Kind::window || need.kind == QueryNeed::Kind::judged) {
-    const WindowStatistics& statistics = kernels.window_statistics(queries);
-    write_primitive(group, "column_norms", statistics.squares.cwiseSqrt());
-    write_primitive(group, "column_sums", statistics.sum);
+    const WindowStatistics& statistics = kernels.window_statistics(layer.queries());
+    write("column_norms", statistics.squares.cwiseSqrt());
+    write("column_sums", statistics.sum);
   }
-  if (need.every()) write_primitive(group, "column_sums", kernels.column_sums());
-  write_primitive(group, "value_norms", kernels.value_norms());
+  if (need.every()) write("column_sums", kernels.column_sums());
+  write("value_norms", kernels.value_norms());
 }
 
 void write_rankings(H5::Group& group, const std::vector<Ranking>& rankings, Index context) {
@@ -90,7 +92,8 @@ void write_outputs(H5::H5File& file, const DumpReader& dump, const Backend& back
   for (std::size_t n = 0; n < info.layers.size(); ++n) {
     const LayerTensors layer = dump.read_layer(static_cast<Index>(n), rows, tensor_type(backend, info.layers[n]));
     H5::Group group = file.openGroup(io::layer_object(layer.layer));
-    write_primitive(group, "output", backend.layer_errors(layer, {}, SoftmaxMode::renormalized).exact.output);
+    const Matrix output = backend.layer_errors(layer, {}, SoftmaxMode::renormalized).exact.output;
+    write_primitive(group, "output", output, layer.k.type());
   }
 }
 
@@ -131,7 +134,7 @@ void write_scores(const std::filesystem::path& path, const DumpReader& dump, con
           const auto at = static_cast<std::size_t>(layer.layer);
           write_matrix(group, "scores", scores);
           write_rankings(group, selections[0].orders[0][at], info.context_length);
-          write_primitives(group, policy, layer.queries(), kernels);
+          write_primitives(group, policy, layer, kernels);
           if (!budgets.empty()) write_kept(group, selections[0], at, info.context_length);
         },
         progress);

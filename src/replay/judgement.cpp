@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "dump/queries.h"
+#include "dump/range.h"
 #include "laprox/error.h"
 #include "replay/decoding.h"
 #include "replay/selection.h"
@@ -55,9 +56,8 @@ bool is_finite(const OutputError& error) {
 void check_finite(const LayerErrors& replayed, Index layer, const Backend& backend) {
   for (const auto& of_policy : replayed.errors) {
     if (std::all_of(of_policy.begin(), of_policy.end(), is_finite)) continue;
-    throw BackendError(fmt::format("layer {}: an error is not finite: its terms leave the range of {}{}", layer,
-                                   to_string(backend.element_type()),
-                                   backend.name() == "reference" ? "" : "; --backend reference computes in float64"));
+    throw BackendError(fmt::format("layer {}: an error is not finite: its terms leave the range of {}; {}", layer,
+                                   to_string(backend.element_type()), advice_on_range(backend.element_type())));
   }
 }
 

@@ -118,7 +118,7 @@ std::vector<Matrix> unchecked_scores(const Scorer& scorer, std::span<const Index
 std::vector<Matrix> layer_scores(const Scorer& scorer, const std::string& who, std::span<const Index> budgets,
                                  const LayerView& layer, ScoringKernels& kernels) {
   std::vector<Matrix> scores = unchecked_scores(scorer, budgets, layer, kernels);
-  for (const Matrix& each : scores) check_finite(each, layer.layer(), who);
+  for (const Matrix& each : scores) check_finite(each, layer, who);
   return scores;
 }
 
@@ -133,7 +133,7 @@ LayerScores unchecked_score_layer(const Policy& policy, std::span<const Index> b
 LayerScores score_layer(const Policy& policy, std::span<const Index> budgets, const LayerView& layer,
                         ScoringKernels& kernels) {
   LayerScores result = unchecked_score_layer(policy, budgets, layer, kernels);
-  for (const Matrix& each : result.scores) check_finite(each, layer.layer(), policy.label);
+  for (const Matrix& each : result.scores) check_finite(each, layer, policy.label);
   return result;
 }
 

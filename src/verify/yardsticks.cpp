@@ -26,7 +26,7 @@ std::vector<std::optional<LayerScores>> Yardsticks::plain_scores(const Policy& p
     LayerScores result = score_layer(policy, budgets, view, kernels);
     for (Matrix& scores : result.scores) {
       precision.round(scores);
-      check_finite(scores, view.layer(), policy.label);
+      check_finite(scores, view, policy.label);
     }
     return result;
   });

@@ -161,7 +161,28 @@ def test_a_value_beyond_float32_is_refused_by_cpu_and_taken_by_reference(laprox,
     assert "recent  1.0" in laprox(*ask, "--backend", "reference").stdout
     with h5py.File(path, "r+") as file:
         poke(file, "layers/0/v", (0, 0, 0), 1e300)  # whose square is beyond float64
-    assert "not finite" in laprox(*ask, "--backend", "reference", expect=4).stderr
+    done = laprox(*ask, "--backend", "reference", expect=4)
+    assert "not finite" in done.stderr and "scale the dump's tensors" in done.stderr and "--backend" not in done.stderr
+
+
+def test_a_score_beyond_float64_is_refused_without_advice_to_take_the_backend_that_refuses(laprox, tmp_path):
+    path = dumps.write_dump(tmp_path / "large.h5", context=40, tokens=48, heads=[(2, 1)], dtype="float64")
+    with h5py.File(path, "r+") as file:
+        for name in ("q", "k"):
+            file[f"layers/0/{name}"][...] *= 1e160
+    done = laprox("sweep", path, "--policy", "snapkv", "--budget", "36", "--backend", "reference", expect=4)
+    assert "the score is" in done.stderr and "scale the dump's tensors" in done.stderr and "--backend" not in done.stderr
+
+
+@pytest.mark.parametrize(("name", "factor"), [("v", 1e-162), ("v", 1e-200), ("w_o", 1e-170)])
+def test_values_whose_squares_float64_cannot_hold_are_refused_by_the_reference_too(laprox, tmp_path, name, factor):
+    path = dumps.write_dump(tmp_path / "small.h5", context=40, tokens=48, heads=[(2, 1), (2, 1)], dtype="float64")
+    with h5py.File(path, "r+") as file:
+        file[f"layers/1/{name}"][...] *= factor
+    for policy in ("recent", "h2o"):
+        done = laprox("sweep", path, "--policy", policy, "--budget", "20", "--backend", "reference", expect=4)
+        assert "layer 1" in done.stderr and "below what float64 can tell from 0" in done.stderr
+        assert "scale the dump's tensors" in done.stderr and "--backend" not in done.stderr
 
 
 def test_a_bound_beyond_float32_is_refused_and_not_left_out(laprox, tmp_path):
@@ -176,7 +197,7 @@ def test_a_bound_beyond_float32_is_refused_and_not_left_out(laprox, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "factor"), [("v", "float32", 1e-25), ("w_o", "float32", 1e-30), ("v", "float64", 1e-160)]
+    ("name", "dtype", "factor"), [("v", "float32", 1e-25), ("w_o", "float32", 1e-30), ("v", "float64", 1e-140)]
 )
 def test_values_whose_squares_float32_cannot_hold_are_refused_and_not_counted_as_0(laprox, tmp_path, name, dtype, factor):
     path = dumps.write_dump(tmp_path / "small.h5", context=40, tokens=48, heads=[(2, 1)], dtype=dtype)
