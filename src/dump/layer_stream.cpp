@@ -37,6 +37,13 @@ void widen(LayerTensors& layer, ElementType type, int threads) {
 
 }  // namespace
 
+LayerTensors read_for(const Backend& backend, const LayerSource& dump, Index layer, DumpInfo::Rows rows) {
+  const LayerSummary& summary = dump.info().layers.at(static_cast<std::size_t>(layer));
+  LayerTensors tensors = dump.read_layer(layer, rows, tensor_type(backend, summary));
+  check_not_too_small(tensors, dump.info());
+  return tensors;
+}
+
 LayerTensors LayerStream::next() {
   LayerTensors layer = pending_.get();
   const LayerSource& dump = *reads_[next_ - 1].dump;

@@ -22,6 +22,9 @@ inline ElementType tensor_type(const Backend& backend, const LayerSummary& layer
   return half && backend.takes_half_types() ? *half : backend.element_type();
 }
 
+/// Reads a layer at once, as its turn in a LayerStream would give it to `backend`.
+LayerTensors read_for(const Backend& backend, const LayerSource& dump, Index layer, DumpInfo::Rows rows);
+
 /// The element type in which a layer waits for its turn: its half type if it has one, which takes half the memory or
 /// less.
 inline ElementType type_read_ahead(const Backend& backend, const LayerSummary& layer) {

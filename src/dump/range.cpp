@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <string>
 #include <vector>
 
 #include "base/convert.h"
@@ -27,7 +29,39 @@ double largest(const Tensor& tensor, double enough) {
   return found;
 }
 
-bool on_device(const LayerTensors& layer) { return layer.v.memory() || layer.w_o.memory(); }
+std::vector<double> row_of(const Tensor& tensor, Index row) {
+  const Index size = tensor.shape().back();
+  std::vector<double> values(static_cast<std::size_t>(size));
+  io::convert(tensor.raw() + row * size * size_of(tensor.type()), tensor.type(), values.data(), size);
+  return values;
+}
+
+double logit(const LayerTensors& layer, const std::vector<double>& query, Index kv_head, Index token) {
+  const std::vector<double> key = row_of(layer.k, kv_head * layer.tokens + token);
+  const double cap = layer.attention.softcap;
+  const double z = layer.attention.scale * std::inner_product(query.begin(), query.end(), key.begin(), 0.0);
+  return cap > 0 ? cap * std::tanh(z / cap) : z;
+}
+
+/// The largest weight that a key has beside a head's sink at the last stored queries, or one that is at least `enough`:
+/// what an ordinary query gives its own token is.
+double largest_weight(const LayerTensors& layer, Index head, double enough) {
+  constexpr Index kQueries = 32;
+  const double sink = layer.attention.sinks[static_cast<std::size_t>(head)];
+  double found = 0;
+  for (Index n = 1; n <= std::min(kQueries, layer.queries()) && found < enough; ++n) {
+    const Index row = layer.queries() - n, position = layer.query_positions[static_cast<std::size_t>(row)];
+    const std::vector<double> query = row_of(layer.q, head * layer.queries() + row);
+    for (Index i = position; i >= layer.attention.first_visible(position) && found < enough; --i) {
+      found = std::max(found, std::exp(std::min(0.0, logit(layer, query, head / layer.geometry.group(), i) - sink)));
+    }
+  }
+  return found;
+}
+
+bool on_device(const LayerTensors& layer) {
+  return layer.q.memory() || layer.k.memory() || layer.v.memory() || layer.w_o.memory();
+}
 
 /// The least product whose square has all its digits, and room below it for smaller ones.
 double least_product(ElementType computed) { return computed == ElementType::float64 ? 1e-150 : 1e-15; }
@@ -37,22 +71,56 @@ bool vanished(double most, ElementType stored, ElementType computed) {
   return most == 0 && stored == ElementType::float64 && computed != ElementType::float64;
 }
 
+/// The largest factors of a layer's outputs.
+struct Factors {
+  double values, projection, weight = 1;
+  Index head = -1;  ///< whose sink leaves its keys a weight of at most `weight`; -1: none leaves too little
+  double product() const { return values * projection * weight; }
+};
+
+/// Values and projection that are at least `plenty` may be larger; a weight that is large enough for `least` is 1.
+Factors factors_of(const LayerTensors& layer, double least, double plenty) {
+  Factors factors{largest(layer.v, plenty), largest(layer.w_o, plenty)};
+  const double enough = least / factors.product();
+  const bool has_sinks = !layer.attention.sinks.empty() && layer.queries() > 0 && std::isfinite(enough);
+  for (Index head = 0; has_sinks && head < layer.geometry.query_heads; ++head) {
+    const double weight = largest_weight(layer, head, enough);
+    if (weight >= enough) continue;
+    factors.weight = weight, factors.head = head;
+    break;
+  }
+  return factors;
+}
+
+bool too_small(const Factors& factors, double least) {
+  return factors.values > 0 && factors.projection > 0 && factors.product() < least;
+}
+
+std::string describe(const Factors& factors) {
+  std::string text =
+      fmt::format("values of at most {:.3g} times w_o of at most {:.3g}", factors.values, factors.projection);
+  if (factors.head < 0) return text;
+  return text +
+         fmt::format(" times weights of at most {:.3g} beside the sink of query head {}", factors.weight, factors.head);
+}
+
 }  // namespace
 
 void check_not_too_small(const LayerTensors& layer, const DumpInfo& dump) {
-  constexpr double kPlenty = 1e-7, kAll = std::numeric_limits<double>::infinity();
+  constexpr double kPlenty = 0.04, kAll = std::numeric_limits<double>::infinity();
   if (on_device(layer)) return;
-  if (largest(layer.v, kPlenty) >= kPlenty && largest(layer.w_o, kPlenty) >= kPlenty) return;
   const ElementType computed = layer.v.type() == ElementType::float64 ? ElementType::float64 : ElementType::float32;
-  const double values = largest(layer.v, kAll), projection = largest(layer.w_o, kAll);
+  const double least = least_product(computed);
+  Factors factors = factors_of(layer, least, kPlenty);
+  if (factors.product() >= least) return;
+  factors = factors_of(layer, least, kAll);
   const LayerSummary& stored = dump.layers[static_cast<std::size_t>(layer.layer)];
-  if (vanished(values, stored.v_type, computed) || vanished(projection, stored.w_o_type, computed) ||
-      (values > 0 && projection > 0 && values * projection < least_product(computed))) {
-    throw BackendError(fmt::format(
-        "{}: layer {}: values of at most {:.3g} times w_o of at most {:.3g} have squares below what {} "
-        "can tell from 0; {}",
-        dump.path.string(), layer.layer, values, projection, to_string(computed), advice_on_range(computed)));
+  if (!too_small(factors, least) && !vanished(factors.values, stored.v_type, computed) &&
+      !vanished(factors.projection, stored.w_o_type, computed)) {
+    return;
   }
+  throw BackendError(fmt::format("{}: layer {}: {} have squares below what {} can tell from 0; {}", dump.path.string(),
+                                 layer.layer, describe(factors), to_string(computed), advice_on_range(computed)));
 }
 
 }  // namespace laprox

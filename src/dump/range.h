@@ -13,8 +13,9 @@ inline std::string_view advice_on_range(ElementType computed) {
                                           : "--backend reference computes in float64";
 }
 
-/// Errors are sums of squares: throws BackendError where those of a layer's outputs are so small that a backend has no
-/// numbers for them, and would silently count them as 0. What lies in a device's memory is not looked at.
+/// Errors and scores are sums of squares: throws BackendError where those of a layer's outputs, or of a head's weights
+/// beside its learned sink, are so small that a backend has no numbers for them, and would silently count them as 0.
+/// What lies in a device's memory is not looked at.
 void check_not_too_small(const LayerTensors& layer, const DumpInfo& dump);
 
 }  // namespace laprox

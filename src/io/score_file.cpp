@@ -90,7 +90,7 @@ void write_outputs(H5::H5File& file, const DumpReader& dump, const Backend& back
                                             info.query_positions.begin() + rows.last);
   write_array(root, "output_positions", H5::PredType::NATIVE_INT64, {rows.count()}, positions);
   for (std::size_t n = 0; n < info.layers.size(); ++n) {
-    const LayerTensors layer = dump.read_layer(static_cast<Index>(n), rows, tensor_type(backend, info.layers[n]));
+    const LayerTensors layer = read_for(backend, dump, static_cast<Index>(n), rows);
     H5::Group group = file.openGroup(io::layer_object(layer.layer));
     const Matrix output = backend.layer_errors(layer, {}, SoftmaxMode::renormalized).exact.output;
     write_primitive(group, "output", output, layer.k.type());

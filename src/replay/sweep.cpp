@@ -209,7 +209,7 @@ void visit_scores(const LayerSource& dump, const Policy& policy, const std::opti
   const DumpInfo::Rows rows = judged ? judging_rows(info, {}) : scoring_rows(info, {policy});
   for (Index n = 0; n < count; ++n) {
     // No reading ahead here: the visitor may write to another HDF5 file, and the library serves one thread at a time.
-    const LayerTensors layer = dump.read_layer(n, rows, tensor_type(backend, info.layers[n]));
+    const LayerTensors layer = read_for(backend, dump, n, rows);
     const LayerView view = judged ? LayerView::of_judged(layer) : LayerView(layer);
     const auto kernels = backend.scoring(layer);
     visit(layer, layer_scores(*policy.scorer, policy.label, {&tokens, 1}, view, *kernels).at(0), *kernels);

@@ -166,7 +166,7 @@ class BackendVerifier {
 
   void score_layer_of(Index layer, DumpInfo::Rows rows, bool judged) {
     Yardsticks yardsticks(*reference_, dump_.read_layer(layer, rows, ElementType::float64), judged, threads_);
-    const LayerTensors tensors = dump_.read_layer(layer, rows, tensor_type(backend_, info_.layers[layer]));
+    const LayerTensors tensors = read_for(backend_, dump_, layer, rows);
     const LayerView view = judged ? LayerView::of_judged(tensors) : LayerView(tensors);
     const auto kernels = backend_.scoring(tensors);
     for (std::size_t i = 0; !judged && i < primitives_.size(); ++i) {
@@ -178,7 +178,7 @@ class BackendVerifier {
   }
 
   void assess_layer_output(Index layer) {
-    const LayerTensors tensors = dump_.read_layer(layer, output_, tensor_type(backend_, info_.layers[layer]));
+    const LayerTensors tensors = read_for(backend_, dump_, layer, output_);
     const Matrix found = backend_.layer_errors(tensors, {}, SoftmaxMode::renormalized).exact.output;
     assess_output(*reference_, dump_.read_layer(layer, output_, ElementType::float64), found, precision_, threads_,
                   output_check_);

@@ -185,6 +185,44 @@ def test_values_whose_squares_float64_cannot_hold_are_refused_by_the_reference_t
         assert "scale the dump's tensors" in done.stderr and "--backend" not in done.stderr
 
 
+def beside_sinks(path, logit):
+    dumps.write_dump(path, context=40, tokens=48, heads=[(2, 1)], sinks=True, spread=0.3)
+    with h5py.File(path, "r+") as file:
+        file["layers/0/sinks"][1] = logit
+    return path
+
+
+def test_weights_whose_squares_float32_cannot_hold_beside_a_sink_are_refused_and_not_counted_as_0(laprox, tmp_path):
+    path = beside_sinks(tmp_path / "sinks.h5", 60)
+    policies = ["--policy", "oracle,snapkv:window=4", "--budget", "20"]
+    for command in (
+        ["sweep", path, "--policy", "recent", "--budget", "20"],
+        ["score", path, "--policy", "snapkv:window=4", "-o", tmp_path / "scores.h5"],
+        ["verify", path, *policies, "--backend", "cpu"],
+    ):
+        done = laprox(*command, expect=4)
+        assert "beside the sink of query head 1" in done.stderr and "--backend reference" in done.stderr
+    laprox("sweep", path, *policies, "--backend", "reference")
+    beside_sinks(path, 400)
+    done = laprox("sweep", path, *policies, "--backend", "reference", expect=4)
+    assert "beside the sink of query head 1" in done.stderr and "--backend" not in done.stderr
+
+
+def test_sinks_of_ordinary_models_are_never_refused(laprox, tmp_path):
+    path = beside_sinks(tmp_path / "sinks.h5", 25)
+    rows = {b: laprox.sweep(path, ["oracle", "h2o"], [20], "--backend", b) for b in ("cpu", "reference")}
+    for key, row in rows["reference"].items():
+        assert float(rows["cpu"][key]["relative_error"]) == pytest.approx(float(row["relative_error"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("cap", [1e-40, 1e-300, 1e300])
+def test_a_softcap_beyond_float32_makes_no_difference(laprox, tmp_path, cap):
+    path = dumps.write_dump(tmp_path / "capped.h5", context=40, tokens=48, heads=[(2, 1)], softcap=cap)
+    rows = {b: laprox.sweep(path, ["snapkv:window=4", "h2o"], [20], "--backend", b) for b in ("cpu", "reference")}
+    for key, row in rows["reference"].items():
+        assert float(rows["cpu"][key]["relative_error"]) == pytest.approx(float(row["relative_error"]), rel=1e-4)
+
+
 def test_a_bound_beyond_float32_is_refused_and_not_left_out(laprox, tmp_path):
     """The output is in range, and so is every tensor; the values' norms over the whole context are not."""
     path = dumps.write_dump(tmp_path / "large.h5", context=40, tokens=48, heads=[(2, 1)])

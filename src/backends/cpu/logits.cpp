@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "backends/softcap.h"
+
 namespace laprox::cpu {
 
 QueryRows::QueryRows(const LayerTensors& layer, Index first_head, Index heads, Index first_query, Index queries,
@@ -60,7 +62,7 @@ void QueryRows::mask(Index first, Index last, float* out) const {
 }
 
 void apply_softcap(float* logits, Index count, double cap) {
-  const float up = static_cast<float>(cap), down = static_cast<float>(1 / cap);
+  const float up = softcap_in_float32(cap), down = 1 / up;
   for (Index i = 0; i < count; i += kLanes) store(logits + i, up * tanh(load(logits + i) * down));
 }
 

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "backends/cuda/memory.h"
+#include "backends/softcap.h"
 #include "base/parallel.h"
 #include "laprox/error.h"
 #include "laprox/layer.h"
@@ -131,7 +132,7 @@ DeviceLayer::DeviceLayer(const LayerTensors& layer, int threads, cudaStream_t st
   view_.value_stride = checked_size(g.value_size, "value sizes", layer.layer);
   view_.model_stride = static_cast<int>((g.model_size + 31) / 32 * 32);
   view_.scale = static_cast<float>(layer.attention.scale);
-  view_.softcap = static_cast<float>(layer.attention.softcap);
+  view_.softcap = softcap_in_float32(layer.attention.softcap);
   view_.sliding_window = static_cast<int>(std::min(layer.attention.sliding_window, layer.tokens));
 
   Staging staging(threads, stream);
