@@ -46,6 +46,12 @@ struct RegretScale {
   std::optional<std::size_t> oracle, random;
 };
 
+/// NaN where the oracle is no better than random: errors closer than this share differ by rounding alone.
+double regret(double error, double best, double worst) {
+  constexpr double kRounding = 1e-6;
+  return worst - best > kRounding * worst ? (error - best) / (worst - best) : std::numeric_limits<double>::quiet_NaN();
+}
+
 class ReportBuilder {
  public:
   ReportBuilder(const std::vector<DumpResult>& results, const SweepOptions& options)
@@ -255,9 +261,6 @@ class ReportBuilder {
   void add_regret(std::size_t d, std::size_t p, std::size_t b) {
     const auto cell = [&](std::size_t policy) -> const Cell& { return results_[d].policies[policy].cells[b]; };
     const Cell &oracle = cell(*regret_.oracle), &random = cell(*regret_.random);
-    const auto regret = [](double error, double best, double worst) {
-      return worst > best ? (error - best) / (worst - best) : std::numeric_limits<double>::quiet_NaN();
-    };
     put("model_regret", {d, p, b},
         regret(cell(p).model.relative_error, oracle.model.relative_error, random.model.relative_error));
     for (std::size_t layer = 0; layer < cell(p).layers.size(); ++layer) {

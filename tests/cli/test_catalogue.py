@@ -4,6 +4,9 @@ import json
 import pathlib
 import re
 
+import dumps
+import h5py
+import numpy as np
 import pytest
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "policies.md"
@@ -50,6 +53,18 @@ def test_the_whole_catalogue_sweeps_the_bundled_dump(laprox, bundled):
         assert rows["random", budget]["regret"] == 1 and rows["oracle", budget]["regret"] == 0
         oracle, random, mine = (rows[policy, budget]["relative_error"] for policy in ("oracle", "random", "snapkv"))
         assert rows["snapkv", budget]["regret"] == pytest.approx((mine - oracle) / (random - oracle))
+
+
+def test_regret_is_undefined_where_oracle_and_random_keep_the_same_entries(laprox, tmp_path):
+    """Their errors in layers 7 and 10 differ by the rounding of two walks."""
+    path = dumps.write_dump(tmp_path / "close.h5", context=9, tokens=29, heads=[(1, 1)] * 12, seed=8)
+    report = tmp_path / "report.h5"
+    laprox("sweep", path, "--policy", "random,oracle,h2o", "--budget", "2,5,8", "-o", report, "--save-kept")
+    with h5py.File(report) as file:
+        starts, tokens, regret = file["kept/start"][0, :2, :, :, 0], file["kept/tokens"][()], file["regret"][0]
+    same = [layer for layer in range(12) if np.array_equal(*[tokens[start : start + 8] for start in starts[:, 2, layer]])]
+    assert same == [3, 7, 10] and np.isnan(regret[:, 2, same]).all()
+    assert np.nanmax(np.abs(regret)) < 1e3
 
 
 def test_policies_that_keep_the_same_entries_are_said_to(laprox, bundled, tmp_path):
