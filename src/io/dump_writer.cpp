@@ -66,7 +66,7 @@ void write_positions(H5::H5File& file, const std::string& name, const std::vecto
 
 struct DumpWriter::Impl {
   Impl(const std::filesystem::path& target, bool replace, int level)
-      : path(target), output(target, replace), gzip(level) {}
+      : path(target), output(target, {replace, io::kDumpFormat}), gzip(level) {}
 
   /// Runs one step of writing; a full disk shows as an HDF5 exception.
   template <class Step>

@@ -5,7 +5,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "io/dump_layout.h"
+#include "io/hdf5.h"
 #include "io/output_driver.h"
+#include "io/report_layout.h"
+#include "io/score_layout.h"
 #include "io/temporary.h"
 #include "laprox/error.h"
 
@@ -19,9 +23,37 @@ std::filesystem::path folder_of(const std::filesystem::path& path) {
   return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
 }
 
+std::string kind_of(std::string_view format) {
+  if (format == kDumpFormat) return "a laprox dump";
+  if (format == kReportFormat) return "a laprox report";
+  if (format == kScoreFormat) return "a file of laprox scores";
+  return "another HDF5 file";
+}
+
+/// The kind of a file that is there; nothing where it cannot be read.
+std::optional<std::string> kind_of_existing(const std::filesystem::path& path) {
+  try {
+    const Hdf5Reader reader(path, "an HDF5 file");
+    return kind_of(reader.text_attribute(reader.group("/"), "/", "format").value_or(""));
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+void check_kind(const std::filesystem::path& path, std::string_view format) {
+  std::error_code error;
+  if (std::filesystem::file_size(path, error) == 0) return;
+  const std::string wanted = kind_of(format);
+  const auto found = kind_of_existing(path);
+  if (found == wanted) return;
+  throw FileError(fmt::format("{}: is {}, and --force replaces only {}; choose another name, or delete it first",
+                              path.string(), found.value_or("no sound HDF5 file"), wanted));
+}
+
 }  // namespace
 
-void check_output(const std::filesystem::path& path, bool replace, std::span<const std::filesystem::path> inputs) {
+void check_output(const std::filesystem::path& path, Replacement replace,
+                  std::span<const std::filesystem::path> inputs) {
   if (path.empty()) throw UsageError("the output has an empty name; give it one, for example -o report.h5");
   std::error_code error;
   if (!std::filesystem::is_directory(folder_of(path), error)) {
@@ -42,10 +74,12 @@ void check_output(const std::filesystem::path& path, bool replace, std::span<con
   if (!std::filesystem::is_regular_file(status)) {
     throw FileError(fmt::format("{}: exists and is not a regular file; choose another name", path.string()));
   }
-  if (!replace) throw UsageError(fmt::format("{}: exists already; give --force to replace it", path.string()));
+  if (!replace.allowed) throw UsageError(fmt::format("{}: exists already; give --force to replace it", path.string()));
+  check_kind(path, replace.format);
 }
 
-OutputFile::OutputFile(const std::filesystem::path& path, bool replace, std::span<const std::filesystem::path> inputs)
+OutputFile::OutputFile(const std::filesystem::path& path, Replacement replace,
+                       std::span<const std::filesystem::path> inputs)
     : path_(path), replace_(replace) {
   check_output(path, replace, inputs);
   temporary_ = make_temporary(path);

@@ -5,16 +5,24 @@
 #include <filesystem>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace laprox::io {
+
+/// Whether a file that exists may be replaced: only by one of the same kind, which its root attribute format says.
+struct Replacement {
+  bool allowed;
+  std::string_view format;  ///< of the file that is written
+};
 
 /// An HDF5 file that appears under its name only when it is complete: it is written beside it and renamed by commit().
 /// A file that was not committed is removed, also where a signal ends the program (temporary.h).
 class OutputFile {
  public:
-  /// Throws FileError where `path` is one of `inputs` or no regular file, or its folder cannot be written; UsageError
-  /// where it exists and not `replace`.
-  OutputFile(const std::filesystem::path& path, bool replace, std::span<const std::filesystem::path> inputs = {});
+  /// Throws FileError where `path` is no regular file or one of another kind, or its folder cannot be written;
+  /// UsageError where it is one of `inputs`, or exists and may not be replaced.
+  OutputFile(const std::filesystem::path& path, Replacement replace,
+             std::span<const std::filesystem::path> inputs = {});
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
@@ -27,12 +35,14 @@ class OutputFile {
 
  private:
   std::filesystem::path path_, temporary_;
-  bool replace_, committed_ = false, closing_failed_ = false;
+  Replacement replace_;
+  bool committed_ = false, closing_failed_ = false;
   H5::H5File file_;
 };
 
 /// What OutputFile's constructor refuses of a name, without making anything.
-void check_output(const std::filesystem::path& path, bool replace, std::span<const std::filesystem::path> inputs);
+void check_output(const std::filesystem::path& path, Replacement replace,
+                  std::span<const std::filesystem::path> inputs);
 
 /// What datasets are created with: they do not store when, so that equal contents are equal bytes.
 H5::DSetCreatPropList dataset_properties();

@@ -14,7 +14,7 @@ namespace {
 class ReportWriter {
  public:
   ReportWriter(const std::filesystem::path& path, const Report& report, bool replace)
-      : report_(report), output_(path, replace), root_(output_.file().openGroup("/")) {}
+      : report_(report), output_(path, {replace, io::kReportFormat}), root_(output_.file().openGroup("/")) {}
 
   void write() {
     io::write_attribute(root_, "format", std::string(io::kReportFormat));
@@ -143,7 +143,7 @@ void write_report(const std::filesystem::path& path, const Report& report, bool 
 }
 
 void check_writable(const std::filesystem::path& path, bool replace, const std::vector<std::filesystem::path>& inputs) {
-  io::check_output(path, replace, inputs);
+  io::check_output(path, {replace, io::kReportFormat}, inputs);
   io::remove_temporary(io::make_temporary(path));
 }
 

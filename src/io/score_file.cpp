@@ -112,7 +112,7 @@ void write_scores(const std::filesystem::path& path, const DumpReader& dump, con
                                  policy.label, budgets.size()));
   }
   const std::vector<std::filesystem::path> inputs{dump.info().path};
-  io::OutputFile output(path, replace, inputs);
+  io::OutputFile output(path, {replace, io::kScoreFormat}, inputs);
   const std::vector<Selection> selections = select_kept(dump, options, backend);
   try {
     H5::Group root = output.file().openGroup("/");

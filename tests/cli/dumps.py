@@ -1,5 +1,7 @@
 """Small dumps written by h5py, never by the code under test: every feature of the format, seeded."""
 
+import io
+
 import h5py
 import numpy as np
 
@@ -15,6 +17,14 @@ def put(group, name, values, dtype):
         group.create_dataset(name, data=bfloat16_bits(values)).attrs["dtype"] = "bfloat16"
     else:
         group.create_dataset(name, data=values.astype(dtype))
+
+
+def nothing_but(kind):
+    """The bytes of a file that says of which format it is, and no more: --force replaces it by a file of that format."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.attrs["format"] = np.bytes_(kind)
+    return content.getvalue()
 
 
 def write_dump(

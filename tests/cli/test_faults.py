@@ -12,9 +12,9 @@ import time
 import dumps
 import pytest
 
-OLD = b"the old one"
 POLICY = ("--policy", "recent,snapkv:window=8", "--budget", "20,40")
 COMMANDS = ("sweep", "score", "synth", "merge")
+OLD = {command: dumps.nothing_but(f"laprox-{kind}") for command, kind in zip(COMMANDS, ("report", "scores", "dump", "report"))}
 TABLE = "budget in tokens per KV head"
 
 
@@ -55,7 +55,7 @@ def check_failure(done, command, output, old):
     assert len(errors) == 1 and str(output) in errors[0], done.stderr
     assert "HDF5-DIAG" not in done.stderr and "bug in laprox" not in done.stderr
     assert os.listdir(output.parent) == ([output.name] if old else [])
-    assert not old or output.read_bytes() == OLD
+    assert not old or output.read_bytes() == OLD[command]
     assert command != "sweep" or TABLE in done.stdout
 
 
@@ -84,7 +84,7 @@ def faulty(laprox, inputs, shim, tmp_path, command, call, after, lasting, old=Tr
     place.mkdir()
     output = place / "out.h5"
     if old:
-        output.write_bytes(OLD)
+        output.write_bytes(OLD[command])
     environment = dict(os.environ, LD_PRELOAD=str(shim), FAULT_CALL=call, FAULT_AFTER=str(after), FAULT_SEEN=str(seen))
     environment["ASAN_OPTIONS"] = "verify_asan_link_order=0:" + environment.get("ASAN_OPTIONS", "")
     if lasting:
@@ -139,7 +139,7 @@ def small_disk(folder, kilobytes):
 def test_a_disk_that_is_full(laprox, inputs, tmp_path, command, kilobytes):
     with small_disk(tmp_path / "disk", kilobytes) as disk:
         output = disk / "out.h5"
-        output.write_bytes(OLD)
+        output.write_bytes(OLD[command])
         done = run(laprox, inputs.arguments(command), output, "--force")
         if done.returncode == 0:
             assert reads(laprox, command, output) and os.listdir(disk) == ["out.h5"]
@@ -185,9 +185,9 @@ def test_kill_9_leaves_the_old_file_or_the_new_one(laprox, inputs, tmp_path, com
     rng = random.Random(command)
     killed = 0
     for i in range(24):
-        output.write_bytes(OLD)
+        output.write_bytes(OLD[command])
         killed += kill_after(laprox, arguments, output, ("--force",), duration * rng.random() * (0.5 if i < 12 else 1.1))
-        assert output.read_bytes() in (OLD, whole.read_bytes())
+        assert output.read_bytes() in (OLD[command], whole.read_bytes())
     assert killed > 0
     assert run(laprox, arguments, output, "--force").returncode == 0 and output.read_bytes() == whole.read_bytes()
 

@@ -13,7 +13,7 @@ import numpy as np
 import oracle
 import pytest
 
-OLD = b"the old report"
+OLD = dumps.nothing_but("laprox-report")
 ROOT = pathlib.Path(__file__).parents[2]
 MODEL_WIDE = "laprox,laprox-r,lava,cake,snapkv+global:norm-domain=full,oracle"
 LAYER_WISE = "h2o,snapkv,laprox+layer,snapkv+pyramid,adakv,random,chunkkv:window=8"

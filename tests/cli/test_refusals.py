@@ -124,18 +124,19 @@ def test_a_broken_dump_is_refused_and_nothing_is_overwritten(laprox, tmp_path, h
     change, words = BROKEN[how]
     with h5py.File(path, "r+") as file:
         change(file)
-    output.write_text("precious")
-    for command in (
-        ["inspect", path],
-        ["sweep", path, "--policy", "snapkv", "--budget", "36", "-o", output, "--force"],
-        ["score", path, "--policy", "laprox", "-o", output, "--force"],
+    for kind, command in (
+        ("report", ["inspect", path]),
+        ("report", ["sweep", path, "--policy", "snapkv", "--budget", "36", "-o", output, "--force"]),
+        ("scores", ["score", path, "--policy", "laprox", "-o", output, "--force"]),
     ):
+        output.write_bytes(dumps.nothing_but(f"laprox-{kind}"))
+        before = output.read_bytes()
         done = laprox(*command, expect=3)
         assert str(path) in done.stderr
         for word in words:
             assert word in done.stderr, f"{word} is not in: {done.stderr}"
         assert done.stdout == ""
-        assert output.read_text() == "precious"
+        assert output.read_bytes() == before
         assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
 
 
@@ -341,12 +342,42 @@ def test_a_window_longer_than_the_prompt_is_refused(laprox, tmp_path, window, op
 
 def test_an_existing_report_needs_force(laprox, bundled, tmp_path):
     output = tmp_path / "report.h5"
-    output.write_text("precious")
     command = ["sweep", bundled, "--policy", "recent", "--budget", "64", "-o", output]
+    laprox(*command)
+    before = output.read_bytes()
+    command[3] = "random"
     assert "--force" in laprox(*command, expect=2).stderr
-    assert output.read_text() == "precious"
+    assert output.read_bytes() == before
     laprox(*command, "--force")
-    laprox("report", output)
+    assert "random" in laprox("report", output).stdout
+
+
+def test_force_replaces_only_what_the_command_writes(laprox, dump, tmp_path):
+    sweep = ["sweep", dump, "--policy", "recent", "--budget", "20", "--quiet"]
+    report, scores, other, text, empty = (tmp_path / f"{name}.h5" for name in ("report", "scores", "other", "text", "empty"))
+    laprox(*sweep, "-o", report)
+    laprox("score", dump, "--policy", "recent", "-o", scores)
+    laprox("synth", "--preset", "tiny", "-o", other)
+    text.write_text("precious")
+    commands = {
+        "a laprox report": [sweep, ["merge", report, "--quiet"]],
+        "a file of laprox scores": [["score", dump, "--policy", "recent"]],
+        "a laprox dump": [["synth", "--preset", "tiny"]],
+    }
+    there = {"a laprox report": report, "a file of laprox scores": scores, "a laprox dump": other, "no sound HDF5 file": text}
+    for written, ways in commands.items():
+        for command in ways:
+            for found, path in there.items():
+                if found == written:
+                    continue
+                before = path.read_bytes()
+                done = laprox(*command, "-o", path, "--force", expect=2 if path in command else 3)
+                assert str(path) in done.stderr and path.read_bytes() == before
+                if path not in command:
+                    assert f"is {found}" in done.stderr and f"only {written}" in done.stderr
+            empty.write_bytes(b"")
+            laprox(*command, "-o", empty, "--force")
+        laprox(*ways[0], "-o", there[written], "--force")
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_the_work(laprox, bundled, tmp_path):

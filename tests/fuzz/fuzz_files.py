@@ -32,7 +32,6 @@ from text_damage import damage_text
 from verdict import Outcome, fault
 
 SECONDS = 60
-OLD = b"what was here before"
 TEXTS = ("config", "list")
 
 
@@ -86,9 +85,9 @@ class Fuzzer:
         if kind not in TEXTS and source not in self.spots:
             self.spots[source] = structure_spots(source)
         done = self.damage(path, kind, rng, self.spots.get(source))
-        if rng.random() < 0.5:
-            output.write_bytes(OLD)
         words = command(kind, path, self.sound, output, rng)
+        if rng.random() < 0.5:
+            shutil.copyfile(self.sound.scores[1] if words[0] == "score" else self.sound.report_of_other, output)
         code, wrong = self.run(words, place, path if "--resume" in words else output)
         if wrong:
             kept = self.keep / str(seed)

@@ -43,7 +43,7 @@ void add_score(CLI::App& app) {
   command->add_option("--policy", arguments->policy, "the policy")->required();
   command->add_option("--budget", arguments->budgets, "budgets whose kept tokens are written too");
   command->add_option("-o,--output", arguments->output, "file to write (HDF5)")->check(file_name())->required();
-  command->add_flag("--force", arguments->force, "replace an existing file");
+  command->add_flag("--force", arguments->force, "replace an existing file of scores");
   command->add_flag("--quiet", arguments->quiet, "no progress");
   arguments->backend.add_to(*command);
   command->footer(R"(

@@ -101,7 +101,7 @@ void add_synth(CLI::App& app) {
   command->add_option("--adversarial", a->adversarial, "contents that break careless arithmetic: see below");
   command->add_flag("--sinks", a->sinks, "with learned sinks");
   command->add_flag("--bias", a->bias, "with an output bias");
-  command->add_flag("--force", a->force, "replace an existing file");
+  command->add_flag("--force", a->force, "replace an existing dump");
   command->add_flag("--quiet", a->quiet, "no progress");
   std::string kinds = "\nAdversarial kinds, to verify backends and kernels on:\n";
   for (const AdversarialKind& kind : adversarial_kinds())
