@@ -190,6 +190,16 @@ Matrix CandidateReader::read(Index layer, const std::string& dataset) const {
   return values;
 }
 
+Matrix CandidateReader::read_finite(Index layer, const std::string& dataset) const {
+  Matrix values = read(layer, dataset);
+  if (const auto bad = first_non_finite(values.data(), values.size())) {
+    reader_.refuse(
+        object(layer, dataset), "finite numbers",
+        fmt::format("{} of KV head {}, token {}", values.data()[*bad], *bad / values.cols(), *bad % values.cols()));
+  }
+  return values;
+}
+
 std::vector<std::vector<std::vector<std::uint8_t>>> CandidateReader::read_kept(Index layer) const {
   const std::string name = object(layer, "kept");
   const H5::DataSet dataset = reader_.dataset(name);

@@ -28,6 +28,8 @@ class CandidateReader : public Candidate {
     return reader_.array(object(layer, dataset)).type;
   }
   Matrix read(Index layer, const std::string& dataset) const override;
+  /// The same of numbers per KV head and token. Throws DumpError where one is not finite.
+  Matrix read_finite(Index layer, const std::string& dataset) const;
   /// From masks or from lists of tokens. Throws DumpError on numbers that are neither.
   std::vector<std::vector<std::vector<std::uint8_t>>> read_kept(Index layer) const override;
 

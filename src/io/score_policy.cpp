@@ -91,7 +91,7 @@ std::shared_ptr<const Scorer> stored_scores(const io::CandidateReader& file, con
     if (!file.has(layer, "scores")) {
       file.refuse("scores", "scores of every layer of the dump", fmt::format("none of layer {}", layer));
     }
-    Matrix of_layer = file.read(layer, "scores");
+    Matrix of_layer = file.read_finite(layer, "scores");
     scores.push_back(contains(layers, layer) ? std::move(of_layer) : Matrix());
   }
   return std::make_shared<StoredScores>(std::move(scores), meant);

@@ -90,6 +90,11 @@ def test_what_cannot_be_swept_is_refused(laprox, small, scores, tmp_path):
     done = laprox("sweep", small[0], "--budget", "12", expect=2)
     assert "no policy given" in done.stderr
     with h5py.File(path, "a") as file:
+        number, file["layers/1/scores"][1, 3] = file["layers/1/scores"][1, 3], np.nan
+    said = laprox("sweep", small[0], "--scores", path, "--budget", "12", expect=3).stderr
+    assert f"{path}: /layers/1/scores: expected finite numbers, found nan of KV head 1, token 3" in said
+    with h5py.File(path, "a") as file:
+        file["layers/1/scores"][1, 3] = number
         file.attrs["dump_sha256"] = "0" * 64
     assert "results on another dump" in laprox("sweep", small[0], "--scores", path, "--budget", "12", expect=3).stderr
     with h5py.File(path, "a") as file:
