@@ -120,6 +120,7 @@ class Merger {
 
   MergedReport merge() {
     require(!parts_.empty() && names_.size() == parts_.size(), "at least one report, and a name for each");
+    check_questions();
     check_arrays();
     add_provenance();
     keep_common("policy", &Report::policies, &Report::policy_specs);
@@ -142,6 +143,16 @@ class Merger {
  private:
   Report& whole() { return result_.report; }
   void note(const std::string& text) { result_.notes.push_back(text); }
+
+  void check_questions() const {
+    for (const char* key : {"softmax", "queries", "schedule"}) {
+      for (std::size_t i = 1; i < parts_.size(); ++i) {
+        if (parts_[i].stated(key) == parts_[0].stated(key)) continue;
+        throw UsageError(fmt::format("{}: its {} is {}, that of {} is {}; such figures do not belong together",
+                                     names_[i], key, parts_[i].stated(key), names_[0], parts_[0].stated(key)));
+      }
+    }
+  }
 
   /// Every array over the same dimensions; those that only some reports have leave entries without a number.
   void check_arrays() {
@@ -187,10 +198,6 @@ class Merger {
       for (std::size_t i = 0; i < parts_.size(); ++i) {
         const std::string value = parts_[i].stated(key);
         if (std::find(values.begin(), values.end(), value) != values.end()) continue;
-        if (!values.empty() && (key == "softmax" || key == "queries" || key == "schedule")) {
-          throw UsageError(fmt::format("{}: its {} is {}, that of {} is {}; such figures do not belong together",
-                                       names_[i], key, value, names_[0], values[0]));
-        }
         values.push_back(value);
       }
       if (values.size() > 1) note(fmt::format("the reports differ in {}: {}", key, fmt::join(values, " | ")));

@@ -104,6 +104,8 @@ def test_what_does_not_belong_together_is_refused(laprox, three, tmp_path):
     laprox("sweep", three[1], "--policy", "recent", "--budget", "40%", "--softmax", "truncated", "-o", c)
     assert "would count twice" in laprox("merge", a, b, "-o", tmp_path / "m.h5", expect=2).stderr
     assert "softmax" in laprox("merge", a, c, "-o", tmp_path / "m.h5", expect=2).stderr
+    laprox("sweep", three[1], "--policy", "recent", "--budget", "40%", "--schedule", "step", "-o", c, "--force")
+    assert "its schedule is step" in laprox("merge", a, c, "-o", tmp_path / "m.h5", expect=2).stderr
     assert "exists" in laprox("merge", a, "-o", b, expect=2).stderr
     before = a.read_bytes()
     same = laprox("merge", a, "-o", a, "--force", expect=2)
