@@ -67,6 +67,15 @@ def test_regret_is_undefined_where_oracle_and_random_keep_the_same_entries(lapro
     assert np.nanmax(np.abs(regret)) < 1e3
 
 
+def test_the_description_of_a_policy_and_its_row_agree_on_nesting(laprox):
+    rows = [line.split(" | ") for line in laprox("policies", "--format", "markdown").stdout.split("\n\n")[0].splitlines()]
+    nested = {row[0].strip("| `"): row[rows[0].index("nested")] for row in rows[2:]}
+    for name, told in nested.items():
+        said = next(line for line in laprox("policies", name).stdout.splitlines() if "Nested" in line)
+        assert said.split(": ")[1].startswith(told), (name, said)
+    assert "no with the split cake, yes with a nested one" in laprox("policies", "cake").stdout
+
+
 def test_policies_that_keep_the_same_entries_are_said_to(laprox, bundled, tmp_path):
     report = tmp_path / "report.h5"
     command = ["sweep", bundled, "--policy", "snapkv,snapkv+ada:floor=1,recent", "--budget", "64", "-o", report]

@@ -50,11 +50,13 @@ bool nested_split(const std::string& allocator) {
 
 }  // namespace
 
+bool is_nested(const ScorerInfo& info) { return info.nested && nested_split(info.default_allocator); }
+
 TextTable policy_table() {
   TextTable table{{"policy", "year", "paper", "what it keeps", "reads", "split", "nested", "options"}};
   for (const ScorerInfo& info : scorers()) {
-    table.push_back(row(info.name, info.paper, info.summary, info.needs, info.default_allocator,
-                        info.nested && nested_split(info.default_allocator), option_list(info.options)));
+    table.push_back(row(info.name, info.paper, info.summary, info.needs, info.default_allocator, is_nested(info),
+                        option_list(info.options)));
   }
   for (const Method& method : methods()) {
     const Policy policy = parse_policy(method.policy);

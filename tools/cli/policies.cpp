@@ -48,6 +48,13 @@ void print_part(const char* kind, const Info& info) {
   }
 }
 
+const char* yes_or_no(bool condition) { return condition ? "yes" : "no"; }
+
+std::string nested(const ScorerInfo& info) {
+  if (info.nested == is_nested(info)) return yes_or_no(info.nested);
+  return fmt::format("no with the split {}, yes with a nested one", info.default_allocator);
+}
+
 /// True where a scorer of that name was described.
 bool print_scorer(const std::string& name) {
   for (const ScorerInfo& info : scorers()) {
@@ -57,7 +64,7 @@ bool print_scorer(const std::string& name) {
         "\nReads: {}\nBudget split unless +allocator says otherwise: {}{}\nNested (a larger budget keeps all that a "
         "smaller one keeps): {}\n",
         info.needs, info.default_allocator, info.only_allocator.empty() ? "" : " (no other makes sense)",
-        info.nested ? "yes" : "no"));
+        nested(info)));
     return true;
   }
   return false;
@@ -67,7 +74,8 @@ bool print_allocator(const std::string& name) {
   for (const AllocatorInfo& info : allocators()) {
     if (info.name != name) continue;
     print_part("allocator", info);
-    out(fmt::format("\nA budget is shared by: {}\nNested: {}\n", info.scope, info.nested ? "yes" : "no"));
+    out(fmt::format("\nA budget is shared by: {}\nNested (a larger budget gives no head fewer tokens): {}\n",
+                    info.scope, yes_or_no(info.nested)));
     return true;
   }
   return false;
@@ -76,7 +84,8 @@ bool print_allocator(const std::string& name) {
 /// A name can stand for a scorer and an allocator (cake, lava), or for a published composition.
 void print_one(const std::string& name) {
   if (const Method* method = find_method(name)) {
-    out(fmt::format("{} = {}\n  {}\n  {}\n\n", method->name, method->policy, method->summary, method->paper));
+    out(fmt::format("{} = {}\n  {}\n  {}\n  Nested: {}\n\n", method->name, method->policy, method->summary,
+                    method->paper, yes_or_no(method->nested)));
     const Policy policy = parse_policy(method->policy);
     print_scorer(policy.scorer_name);
     out(fmt::format("\n"));
