@@ -225,6 +225,12 @@ def test_a_configuration_file_is_no_output(laprox, bundled, tmp_path):
     assert "sweep.toml" in done.stderr and config.read_text() == before
 
 
+@pytest.mark.parametrize("seed", ["-1", "18446744073709551616"])
+def test_a_seed_is_not_wrapped(laprox, tmp_path, seed):
+    said = laprox("synth", "--preset", "tiny", "--seed", seed, "-o", tmp_path / "dump.h5", expect=2).stderr
+    assert "--seed" in said and "2^64 - 1" in said and seed in said and not (tmp_path / "dump.h5").exists()
+
+
 def test_names_of_policies_and_options_are_forgiving(laprox, bundled):
     spelled = "laprox:gqa=mean_product,pool_stage=attn"
     rows = laprox.sweep(bundled, ["recent", spelled], [64])

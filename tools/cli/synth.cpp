@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <cerrno>
+#include <cstdlib>
+
 #include "arguments.h"
 #include "commands.h"
 #include "laprox/error.h"
@@ -23,6 +26,17 @@ struct SynthArguments {
   int gzip = 0;
   bool sinks = false, bias = false, force = false, quiet = false;
 };
+
+/// CLI11 would take -1 for the largest number, and a larger one too.
+CLI::Validator seed() {
+  const auto complaint = [](const std::string& text) {
+    errno = 0;
+    std::strtoull(text.c_str(), nullptr, 0);
+    const bool fits = errno == 0 && text.find('-') == std::string::npos;
+    return fits ? std::string() : fmt::format("expected an integer from 0 to 2^64 - 1, found '{}'", text);
+  };
+  return CLI::Validator(complaint, "");
+}
 
 /// Above this context length only the last queries are stored unless --queries says otherwise: q would dwarf the rest.
 constexpr Index kAllQueriesUpTo = 16384;
@@ -84,7 +98,7 @@ void add_synth(CLI::App& app) {
   command->add_option("--queries", a->queries,
                       "all, or recent:N prompt queries (default: all up to 16384 tokens, then recent:64)");
   command->add_option("--layers", a->layers, "fewer or more layers than the model has");
-  command->add_option("--seed", a->seed, "of the contents")->capture_default_str();
+  command->add_option("--seed", a->seed, "of the contents")->check(seed())->capture_default_str();
   command->add_option("--dtype", a->type, "float16, bfloat16, float32 or float64")
       ->check(CLI::IsMember({"float16", "bfloat16", "float32", "float64"}))
       ->capture_default_str();
