@@ -75,3 +75,19 @@ def test_what_a_shared_cache_cannot_have_is_refused(laprox, tmp_path):
     with h5py.File(path, "r+") as file:
         file["layers/1"].attrs["kv_source"] = 1
     refused(laprox("inspect", path, expect=3), "attribute kv_source", "a layer before this one")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_a_cache_that_is_not_its_sources_is_refused(laprox, tmp_path, dtype, name):
+    path = dumps.write_dump(tmp_path / "shared.h5", context=60, tokens=66, heads=[(4, 2)] * 3, dtype=dtype, seed=5)
+    shares_a_cache(path, {2: 0})
+    sweep = ("sweep", path, "--budget", "40", "--policy", "knorm")
+    laprox(*sweep)
+    laprox("inspect", path)
+    with h5py.File(path, "r+") as file:
+        values = file[f"layers/2/{name}"]
+        values[0, 0, 0] = values[0, 0, 1]
+    for command in (sweep, ("inspect", path), ("score", path, "--policy", "knorm", "-o", tmp_path / "scores.h5")):
+        said = laprox(*command, expect=3).stderr
+        assert f"{path}: /layers/2/{name}: expected the {name} of layer 0" in said and "kv_source" in said
