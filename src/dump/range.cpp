@@ -43,17 +43,19 @@ double logit(const LayerTensors& layer, const std::vector<double>& query, Index 
   return cap > 0 ? cap * std::tanh(z / cap) : z;
 }
 
-/// The largest weight that a key has beside a head's sink at the last stored queries, or one that is at least `enough`:
-/// what an ordinary query gives its own token is.
-double largest_weight(const LayerTensors& layer, Index head, double enough) {
+/// The largest weight that a key of one KV head has beside a sink at the last stored queries, or one that is at least
+/// `enough`: what an ordinary query gives its own token is.
+double largest_weight(const LayerTensors& layer, Index kv_head, double enough) {
   constexpr Index kQueries = 32;
-  const double sink = layer.attention.sinks[static_cast<std::size_t>(head)];
+  const Index group = layer.geometry.group(), count = std::min(kQueries, layer.queries());
   double found = 0;
-  for (Index n = 1; n <= std::min(kQueries, layer.queries()) && found < enough; ++n) {
-    const Index row = layer.queries() - n, position = layer.query_positions[static_cast<std::size_t>(row)];
+  for (Index n = 0; n < count * group && found < enough; ++n) {
+    const Index head = kv_head * group + n % group, row = layer.queries() - 1 - n / group;
+    const Index position = layer.query_positions[static_cast<std::size_t>(row)];
+    const double sink = layer.attention.sinks[static_cast<std::size_t>(head)];
     const std::vector<double> query = row_of(layer.q, head * layer.queries() + row);
     for (Index i = position; i >= layer.attention.first_visible(position) && found < enough; --i) {
-      found = std::max(found, std::exp(std::min(0.0, logit(layer, query, head / layer.geometry.group(), i) - sink)));
+      found = std::max(found, std::exp(std::min(0.0, logit(layer, query, kv_head, i) - sink)));
     }
   }
   return found;
@@ -74,34 +76,31 @@ bool vanished(double most, ElementType stored, ElementType computed) {
 /// The largest factors of a layer's outputs.
 struct Factors {
   double values, projection, weight = 1;
-  Index head = -1;  ///< whose sink leaves its keys a weight of at most `weight`; -1: none leaves too little
-  double product() const { return values * projection * weight; }
+  Index kv_head = -1;  ///< whose weights are at most `weight`, beside sinks; -1: none has so small ones
+  double outputs() const { return values * projection; }
+  /// Scores are made of weights alone too.
+  bool suffice(double least) const { return weight * std::min(1.0, outputs()) >= least; }
 };
 
-/// Values and projection that are at least `plenty` may be larger; a weight that is large enough for `least` is 1.
+/// Values and projection that are at least `plenty` may be larger; weights that are large enough for `least` count
+/// as 1. So do those of 0: what float64 has no number for is 0 in every framework.
 Factors factors_of(const LayerTensors& layer, double least, double plenty) {
   Factors factors{largest(layer.v, plenty), largest(layer.w_o, plenty)};
-  const double enough = least / factors.product();
-  const bool has_sinks = !layer.attention.sinks.empty() && layer.queries() > 0 && std::isfinite(enough);
-  for (Index head = 0; has_sinks && head < layer.geometry.query_heads; ++head) {
-    const double weight = largest_weight(layer, head, enough);
-    if (weight >= enough) continue;
-    factors.weight = weight, factors.head = head;
-    break;
+  if (layer.attention.sinks.empty() || factors.outputs() == 0) return factors;
+  const double enough = least / std::min(1.0, factors.outputs());
+  for (Index kv_head = 0; kv_head < layer.geometry.kv_heads && factors.kv_head < 0; ++kv_head) {
+    const double weight = largest_weight(layer, kv_head, enough);
+    if (weight > 0 && weight < enough) factors.weight = weight, factors.kv_head = kv_head;
   }
   return factors;
-}
-
-bool too_small(const Factors& factors, double least) {
-  return factors.values > 0 && factors.projection > 0 && factors.product() < least;
 }
 
 std::string describe(const Factors& factors) {
   std::string text =
       fmt::format("values of at most {:.3g} times w_o of at most {:.3g}", factors.values, factors.projection);
-  if (factors.head < 0) return text;
-  return text +
-         fmt::format(" times weights of at most {:.3g} beside the sink of query head {}", factors.weight, factors.head);
+  if (factors.kv_head < 0) return text;
+  return text + fmt::format(" times weights of at most {:.3g} beside the sinks of KV head {}", factors.weight,
+                            factors.kv_head);
 }
 
 }  // namespace
@@ -112,13 +111,12 @@ void check_not_too_small(const LayerTensors& layer, const DumpInfo& dump) {
   const ElementType computed = layer.v.type() == ElementType::float64 ? ElementType::float64 : ElementType::float32;
   const double least = least_product(computed);
   Factors factors = factors_of(layer, least, kPlenty);
-  if (factors.product() >= least) return;
+  if (factors.suffice(least)) return;
   factors = factors_of(layer, least, kAll);
   const LayerSummary& stored = dump.layers[static_cast<std::size_t>(layer.layer)];
-  if (!too_small(factors, least) && !vanished(factors.values, stored.v_type, computed) &&
-      !vanished(factors.projection, stored.w_o_type, computed)) {
-    return;
-  }
+  const bool gone =
+      vanished(factors.values, stored.v_type, computed) || vanished(factors.projection, stored.w_o_type, computed);
+  if (!gone && (factors.outputs() == 0 || factors.suffice(least))) return;
   throw BackendError(fmt::format("{}: layer {}: {} have squares below what {} can tell from 0; {}", dump.path.string(),
                                  layer.layer, describe(factors), to_string(computed), advice_on_range(computed)));
 }
