@@ -8,6 +8,8 @@
 
 namespace laprox {
 
+class SharedContents;
+
 /// Somebody else's row-major array, kept alive by `owner`. One in a device's memory has that and strides too; it is
 /// used where it lies and must have the type that the backend computes in.
 struct ArrayView {
@@ -47,6 +49,7 @@ class ArraySource : public LayerSource {
   std::vector<Index> expected_shape(Index layer, LayerArray array, DumpInfo::Rows rows) const;
 
   DumpInfo info_;
+  std::shared_ptr<SharedContents> shared_;  ///< of layers that read one cache
   Fetch fetch_;
   int threads_;
 };

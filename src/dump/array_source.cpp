@@ -7,6 +7,7 @@
 #include "base/convert.h"
 #include "base/parallel.h"
 #include "base/text.h"
+#include "dump/shared_contents.h"
 #include "laprox/error.h"
 
 namespace laprox {
@@ -78,7 +79,10 @@ std::string_view to_string(LayerArray array) {
 }
 
 ArraySource::ArraySource(DumpInfo info, Fetch fetch, int threads)
-    : info_(std::move(info)), fetch_(std::move(fetch)), threads_(thread_count(threads)) {
+    : info_(std::move(info)),
+      shared_(std::make_shared<SharedContents>()),
+      fetch_(std::move(fetch)),
+      threads_(thread_count(threads)) {
   require(!info_.layers.empty(), "a source has at least one layer");
 }
 
@@ -103,6 +107,7 @@ LayerTensors ArraySource::read_layer(Index layer, DumpInfo::Rows rows, ElementTy
     const Tensor norms = read(layer, LayerArray::residual_norms, rows, ElementType::float64);
     tensors.residual_norms.assign(norms.data<double>(), norms.data<double>() + norms.size());
   }
+  shared_->check(tensors, info_, fmt::format("layer {}, ", layer));
   return tensors;
 }
 

@@ -18,11 +18,11 @@ namespace {
 
 /// The largest magnitude, or one that is at least `enough`.
 double largest(const Tensor& tensor, double enough) {
-  constexpr Index kAtOnce = 1024;
-  std::vector<double> values(static_cast<std::size_t>(std::min(kAtOnce, tensor.size())));
+  constexpr Index kBlock = 1024;
+  std::vector<double> values(static_cast<std::size_t>(std::min(kBlock, tensor.size())));
   double found = 0;
-  for (Index first = 0; first < tensor.size() && found < enough; first += kAtOnce) {
-    const Index count = std::min(kAtOnce, tensor.size() - first);
+  for (Index first = 0; first < tensor.size() && found < enough; first += kBlock) {
+    const Index count = std::min(kBlock, tensor.size() - first);
     io::convert(tensor.raw() + first * size_of(tensor.type()), tensor.type(), values.data(), count);
     for (Index i = 0; i < count; ++i) found = std::max(found, std::abs(values[static_cast<std::size_t>(i)]));
   }

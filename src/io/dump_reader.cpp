@@ -7,10 +7,10 @@
 
 #include "base/convert.h"
 #include "base/parallel.h"
+#include "dump/shared_contents.h"
 #include "io/dump_layout.h"
 #include "io/rehearsal.h"
 #include "io/sha256.h"
-#include "io/shared_contents.h"
 #include "laprox/error.h"
 
 namespace laprox {
@@ -97,7 +97,7 @@ struct DumpReader::Impl {
 
   io::Hdf5Reader file;
   DumpInfo info;
-  io::SharedContents shared;
+  SharedContents shared;
   std::mutex hashing;
   std::string hash;  ///< of the contents, once it was asked for
 };
@@ -127,7 +127,7 @@ LayerTensors DumpReader::read_layer(Index layer, DumpInfo::Rows rows, ElementTyp
   if (summary.has_bias) tensors.bias = impl_->file.reals(io::layer_object(layer, "b_o"));
   if (summary.has_residual_norms) tensors.residual_norms = impl_->residual_norms(layer, rows);
   impl_->file.check_unchanged();
-  impl_->shared.check(tensors, impl_->info, impl_->file);
+  impl_->shared.check(tensors, impl_->info, io::layer_object(layer) + "/");
   return tensors;
 }
 
