@@ -48,11 +48,11 @@ double residual_norm(const Policy& policy, const LayerView& layer) {
 DumpInfo::Rows residual_rows(const DumpInfo& dump, const Policy& policy) {
   for (std::size_t layer = 0; layer < dump.layers.size(); ++layer) {
     if (dump.layers[layer].has_residual_norms) continue;
-    throw UsageError(
-        fmt::format("{}: policy '{}' divides each layer's scores by the norm of its residual stream, but "
-                    "/layers/{}/residual_norms is not stored; export the dump again with laprox-dump, which writes it, "
-                    "or use another split of the budget: +layer, or +global with the option normalize=false",
-                    dump.path.string(), policy.label, layer));
+    throw UsageError(fmt::format(
+        "{}: policy '{}' divides each layer's scores by the norm of its residual stream, but "
+        "/layers/{}/residual_norms is not stored; export the dump again with laprox-dump, which writes it "
+        "(in Python: Layer(residual_norms=...)), or use another split of the budget: +layer, or +global with the option normalize=false",
+        dump.path.string(), policy.label, layer));
   }
   const DumpInfo::Rows stored = dump.rows_between(0, dump.context_length);
   if (stored.count() == 0 && !reads_judged(policy)) {

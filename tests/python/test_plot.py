@@ -110,6 +110,7 @@ def test_the_page_holds_everything_and_loads_nothing(report_file, catalogue_repo
         (["-o", "out.bmp"], 2, "expected a name that ends with"),
         (["-o", "out.svg", "--figure", "pie"], 2, "--figure: expected one of"),
         (["-o", "out.svg", "--figure", "overlap", "--budget", "7%"], 2, "the report has no budget '7%'; it has 40, 50, 60"),
+        (["-o", "out.svg", "--figure", "regret", "--budget", "40"], 2, "--budget: regret shows all budgets"),
         (["-o", "out.svg", "--highlight", "none-such"], 2, "the report has no policy 'none-such'"),
         (["-o", "out.html", "--needle", "9"], 2, "--needle: expected FIRST:LAST"),
         (["-o", "out.html", "--figure", "overlap"], 2, "an .html file holds all figures"),
@@ -179,6 +180,12 @@ def test_plots_say_what_the_report_lacks(layers):
     with pytest.raises(laprox.UsageError, match="both an oracle and random"):
         laprox.plot.regret(report)
     assert "<h2>Overlap" not in laprox.plot.html(report)
+
+
+def test_plots_want_a_report_and_no_name_of_one():
+    for draw in (laprox.plot.regret, laprox.plot.overlap, laprox.plot.error_over_budget):
+        with pytest.raises(laprox.UsageError, match="expected what laprox.open_report gives, found str"):
+            draw("report.h5")
 
 
 def test_kept_tokens_are_drawn_where_only_yardsticks_took_part(layers):

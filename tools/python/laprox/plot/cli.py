@@ -88,6 +88,8 @@ def _figure(report: Any, parsed: argparse.Namespace, highlight: int | list[str],
     options: dict[str, object] = {}
     if name not in ("error-over-budget", "regret"):
         options["budget"] = parsed.budget
+    else:
+        _check_all_budgets(name, parsed.budget)
     if name in ("error-over-budget", "regret", "error-per-layer", "error-while-decoding"):
         options["highlight"] = highlight
     if name == "kept-per-head":
@@ -95,6 +97,11 @@ def _figure(report: Any, parsed: argparse.Namespace, highlight: int | list[str],
     if name == "kept-along-prompt":
         options["needle"] = needle
     return figures[name](report, **options)
+
+
+def _check_all_budgets(figure: str, budget: str | None) -> None:
+    if budget is not None:
+        raise UsageError(f"--budget: {figure} shows all budgets; leave it out")
 
 
 def _is_evaluation(path: str) -> bool:
@@ -116,11 +123,13 @@ def _evaluation(parsed: argparse.Namespace, output: Path, highlight: int | list[
 
     report = open_evaluations(parsed.report)
     if output.suffix == ".html":
-        return _text(output, closed_loop.page(report, highlight=highlight, title=Path(parsed.report[0]).name))
+        return _text(output, closed_loop.page(report, budget=parsed.budget, highlight=highlight, title=Path(parsed.report[0]).name))
     name = parsed.figure or "kl-over-budget"
     if name not in closed_loop.FIGURES:
         raise UsageError(f"--figure: expected one of {', '.join(closed_loop.FIGURES)}, found {name!r}")
     options = {"budget": parsed.budget} if name == "needle" else {}
+    if name != "needle":
+        _check_all_budgets(name, parsed.budget)
     return _image(output, closed_loop.FIGURES[name](report, highlight=highlight, **options))
 
 

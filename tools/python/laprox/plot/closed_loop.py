@@ -107,12 +107,14 @@ FIGURES = {
 }
 
 
-def page(report: xr.Dataset, *, highlight: Highlight = 5, title: str = "laprox-eval") -> str:
-    """One HTML page with the figures that the report can serve, as SVG; it needs no network and no script."""
+def page(report: xr.Dataset, *, budget: str | None = None, highlight: Highlight = 5, title: str = "laprox-eval") -> str:
+    """One HTML page with the figures that the report can serve, as SVG; it needs no network and no script. budget: the needles'."""
+    if budget is not None:
+        style.check_label(report, "budget", budget)
     sections = []
     for name, draw in FIGURES.items():
         try:
-            figure = draw(report, highlight=highlight)
+            figure = draw(report, highlight=highlight, **({"budget": budget} if name == "needle" else {}))
         except UsageError:
             continue
         text = io.StringIO()

@@ -143,12 +143,14 @@ FIGURES = {
 
 
 def _figure(report: xr.Dataset, width: float, height: float) -> tuple[Figure, Any]:
+    style.check_report(report)
     longest = max((len(str(name)) for name in report.policy.values), default=0)
     figure = Figure(figsize=(width + 0.05 * min(longest, 40), height), layout="constrained")
     return figure, figure.subplots()
 
 
 def _budget(report: xr.Dataset, budget: str | None) -> str:
+    style.check_report(report)
     if budget is None:
         return data.middle_budget(report)
     style.check_label(report, "budget", budget)

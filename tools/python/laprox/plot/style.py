@@ -56,8 +56,15 @@ def coloured(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
+def check_report(report: xr.Dataset) -> None:
+    """Raises UsageError where it is no Dataset."""
+    if not isinstance(report, xr.Dataset):
+        raise UsageError(f"report: expected what laprox.open_report gives, found {type(report).__name__}")
+
+
 def asked(report: xr.Dataset, highlight: int | str | Sequence[str]) -> int | list[str]:
     """How many policies shall be highlighted, or which. Raises UsageError where it is neither, or on an unknown name."""
+    check_report(report)
     if isinstance(highlight, str):
         highlight = [highlight]
     if as_index(highlight) is not None or not isinstance(highlight, Sequence):
@@ -68,7 +75,8 @@ def asked(report: xr.Dataset, highlight: int | str | Sequence[str]) -> int | lis
 
 
 def check_label(report: xr.Dataset, dimension: str, label: str) -> None:
-    """Raises UsageError where the report has no such policy or budget."""
+    """Raises UsageError where the report has no such policy or budget, or is none."""
+    check_report(report)
     known = [str(value) for value in report[dimension].values]
     if label not in known:
         raise UsageError(f"the report has no {dimension} '{label}'; it has {', '.join(known)}")
