@@ -195,8 +195,8 @@ class Merger {
     }
     for (const std::string& key : keys) {
       std::vector<std::string> values;
-      for (std::size_t i = 0; i < parts_.size(); ++i) {
-        const std::string value = parts_[i].stated(key);
+      for (const Report& part : parts_) {
+        const std::string value = part.stated(key);
         if (std::find(values.begin(), values.end(), value) != values.end()) continue;
         values.push_back(value);
       }
