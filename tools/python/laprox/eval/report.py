@@ -27,7 +27,7 @@ CELLS = ("prompt", "policy", "budget")
 #: name: (dimensions, meaning). Figures of cells that a prompt lacks are NaN.
 VARIABLES = {
     "kl": (CELLS, "Mean KL divergence from the full cache's next-token distributions over its own continuation, in nats"),
-    "kl_to_end": (CELLS, "The same mean up to the token that ends the full cache's text, in nats"),
+    "kl_to_end": (CELLS, "Mean KL divergence up to the token that ends the full cache's text, in nats"),
     "kl_token": ((*CELLS, "token"), "KL divergence from the full cache's next-token distribution at each token, in nats"),
     "agreement": (CELLS, "Share of the continuation's tokens at which the most probable token is the full cache's"),
     "score": (CELLS, "The task's score of the answer that the model gives, 0 to 1"),
