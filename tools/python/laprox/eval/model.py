@@ -20,9 +20,6 @@ from .._errors import UsageError
 from . import evicted
 from .tasks import Task
 
-#: Integers as wide as an element.
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
 
 @dataclass
 class Model:
@@ -75,11 +72,7 @@ class Model:
         """What tells these weights from others: SHA-256 of their names, shapes, types, and sums over their bits."""
         found = hashlib.sha256()
         for name, tensor in sorted(self.network.state_dict().items()):
-            bits = tensor.detach().reshape(tensor.shape[0] if tensor.ndim else 1, -1).contiguous().view(BITS[tensor.element_size()])
-            rows = bits.sum(-1, dtype=torch.int64)
-            places = torch.arange(1, len(rows) + 1, device=rows.device)
-            sums = f"{int(rows.sum())} {int((rows * places).sum())}"  # the second one tells whose rows changed places
-            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {sums}\n".encode())
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {_sums(tensor)}\n".encode())
         return found.hexdigest()
 
     def count_tokens(self, text: str) -> int:
@@ -102,6 +95,15 @@ class Model:
             tokenizer = next((encoder.tokenizer for encoder in self._encoders.values()), None)  # one serves both
             self._encoders[chat] = Encoder(self.name, vocabulary, chat, self.max_tokens, tokenizer, **self.hub)
         return self._encoders[chat]
+
+
+def _sums(tensor: torch.Tensor) -> tuple[int, int]:
+    """Of the elements' bits, as integers, which come out alike in any order; the second one tells rows that changed places."""
+    if tensor.numel() == 0:
+        return 0, 0
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size(), torch.int8)
+    rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1).contiguous().view(integers).sum(-1, dtype=torch.int64)
+    return int(rows.sum()), int((rows * torch.arange(1, len(rows) + 1, device=rows.device)).sum())
 
 
 def load(name: str, *, dtype: str | None = None, device: str = "cpu", max_tokens: int | None = None, **hub: Any) -> Model:
