@@ -191,6 +191,14 @@ def test_an_answer_is_read_with_its_own_tokens_where_joined_ones_would_change_th
         assert tokenizer.decode(read) == prompt + answer
 
 
+def test_a_report_says_which_prompts_lost_their_middle():
+    model = closed_loop.Model(FAMILIES["llama"].build(), "m", max_tokens=40)
+    model._encoders[False] = Encoder("m", 1000, False, 40, merging_tokenizer())
+    tasks = [closed_loop.Task(id=str(count), prompt="b " * (count // 2)) for count in (30, 70)]
+    report = closed_loop.evaluate(model, tasks, ["recent"], ["50%"], SETTINGS)
+    assert report.prompt_tokens.values.tolist() == [30, 40] and report.tokens_before_cut.values.tolist() == [30, 70]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_a_report_is_written_leaves_it_whole(tmp_path, monkeypatch, number):
     parsed = laprox._policies.parse_many(["recent"])

@@ -137,6 +137,7 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
         "full_answer_nll": cells["answer_nll"][0],
         "full_text": texts[0],
         "prompt_tokens": len(prompt),
+        "tokens_before_cut": tokens.facts.get("tokens_before_cut", len(prompt)),
         "tokens_to_end": to_end,
         "question_tokens": len(question),
     }

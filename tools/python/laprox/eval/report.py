@@ -42,6 +42,7 @@ VARIABLES = {
     "full_score": (("prompt",), "The task's score with the full cache"),
     "full_answer_nll": (("prompt",), "Mean negative log-likelihood of the given answer with the full cache, in nats"),
     "prompt_tokens": (("prompt",), "Tokens of the prompt, which the cache holds"),
+    "tokens_before_cut": (("prompt",), "Tokens of the prompt before max_tokens cut its middle out; else as many as prompt_tokens"),
     "question_tokens": (("prompt",), "Tokens of the question that follows the cache"),
     "tokens_to_end": (("prompt",), "Tokens that kl_to_end is the mean of: fewer than those of kl where the text ends before"),
     "max_new_tokens": (("prompt",), "The most tokens of an answer"),
