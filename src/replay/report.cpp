@@ -46,10 +46,12 @@ struct RegretScale {
   std::optional<std::size_t> oracle, random;
 };
 
-/// NaN where the oracle is no better than random: errors closer than this share differ by rounding alone.
+/// NaN where the oracle is no better than random: errors closer than this share differ by rounding alone, and so do
+/// errors that are next to nothing.
 double regret(double error, double best, double worst) {
-  constexpr double kRounding = 1e-6;
-  return worst - best > kRounding * worst ? (error - best) / (worst - best) : std::numeric_limits<double>::quiet_NaN();
+  constexpr double kRounding = 1e-6, kNothing = 1e-7;
+  return worst > kNothing && worst - best > kRounding * worst ? (error - best) / (worst - best)
+                                                              : std::numeric_limits<double>::quiet_NaN();
 }
 
 class ReportBuilder {

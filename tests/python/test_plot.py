@@ -188,6 +188,12 @@ def test_plots_want_a_report_and_no_name_of_one():
             draw("report.h5")
 
 
+def test_regret_that_ends_before_the_last_budget_is_drawn(layers, tmp_path):
+    report = laprox.sweep(layers, ["h2o", "random", "oracle"], [40, "100%"])
+    assert np.isnan(report.model_regret.values[..., -1]).all()
+    laprox.plot.regret(report).savefig(tmp_path / "regret.svg")
+
+
 def test_kept_tokens_are_drawn_where_only_yardsticks_took_part(layers):
     report = laprox.sweep(layers, ["random", "oracle"], 20, save_kept=True)
     assert len(laprox.plot.kept_per_head(report).axes) == 3  # and the colours' scale

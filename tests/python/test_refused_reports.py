@@ -220,6 +220,15 @@ def test_selected_layers_are_found_by_their_numbers_and_not_saved_under_others(r
     for selected, words in ((some, "layer: a report's file numbers them from 0"), (report.isel(dump=0), r"isel\(dump=\[0\]\)")):
         with pytest.raises(laprox.UsageError, match=words):
             laprox.save_report(selected, tmp_path / "some.h5")
+    laprox.save_report(report, tmp_path / "ours.h5")
+    for found in (np.bytes_(b"laprox-report"), "laprox-report"):  # as the command line writes it, and as Python does
+        with h5py.File(tmp_path / "ours.h5", "a") as file:
+            file.attrs["format"] = found
+        laprox.save_report(report, tmp_path / "ours.h5", replace=True)
+    with h5py.File(tmp_path / "ours.h5", "a") as file:
+        file.attrs["format"] = ["laprox-report", "x"]
+    with pytest.raises(laprox.FileError, match="found another kind of file"):
+        laprox.save_report(report, tmp_path / "ours.h5", replace=True)
     with pytest.raises(laprox.FileError, match="only a file of the format 'laprox-report' is replaced"):
         laprox.save_report(report, write_dump(tmp_path / "dump.h5", [arrays()]), replace=True)
 

@@ -51,6 +51,24 @@ def check_target(path: str, force: bool, inputs: Iterable[str] = ()) -> None:
         raise UsageError(f"{path}: is the same file as the input {clash}; choose another name for the output")
     if not force:
         raise UsageError(f"{path}: exists already; choose another name or add --force")
+    if not _may_be_a_dump(path):
+        raise InputError(f"{path}: is no dump, and --force replaces nothing else; choose another name, or delete it")
+
+
+def _may_be_a_dump(path: str) -> bool:
+    """Whether a file is an HDF5 file that says so, or a damaged or an empty one."""
+    import h5py
+
+    with open(path, "rb") as file:
+        beginning = file.read(8)
+    if beginning != b"\x89HDF\r\n\x1a\n":
+        return not beginning
+    try:
+        with h5py.File(path, "r") as file:
+            found = file.attrs.get("format")
+    except OSError:
+        return True
+    return isinstance(found, (str, bytes)) and found in ("laprox-dump", b"laprox-dump")
 
 
 def temporary_beside(path: str) -> tuple[int, str]:

@@ -197,8 +197,12 @@ def test_existing_dumps_are_kept(dump_here, tiny_checkpoint, prompts, tmp_path):
     (out / "b.h5").write_text("mine")
     refused(dump_here(tiny_checkpoint, "--prompt-file", prompts, "-o", out), 2, "b.h5: exists already", "--force")
     assert os.listdir(out) == ["b.h5"] and (out / "b.h5").read_text() == "mine"
+    refused(dump_here(tiny_checkpoint, "--prompt-file", prompts, "-o", out, "--force"), 3, "b.h5: is no dump", "delete it")
+    with h5py.File(out / "b.h5", "w") as file:
+        file.attrs["format"] = "laprox-dump"
     assert dump_here(tiny_checkpoint, "--prompt-file", prompts, "-o", out, "--force").returncode == 0
-    assert h5py.is_hdf5(out / "b.h5")
+    with h5py.File(out / "b.h5") as file:
+        assert "layers" in file
 
 
 def test_a_rotary_embedding_that_this_release_would_miss(dump_here, tiny_checkpoint, prompts, tmp_path, monkeypatch):

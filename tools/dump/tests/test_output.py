@@ -90,13 +90,9 @@ def test_what_appears_meanwhile_is_kept(tmp_path, force):
         move_into_place(temporary, path, force)
     os.unlink(path)
     (tmp_path / "out.h5").write_text("theirs")
-    if force:
+    with pytest.raises(InputError if force else UsageError, match="is no dump" if force else "exists already"):
         move_into_place(temporary, path, force)
-        assert (tmp_path / "out.h5").read_text() == ""
-    else:
-        with pytest.raises(UsageError, match="exists already"):
-            move_into_place(temporary, path, force)
-        assert (tmp_path / "out.h5").read_text() == "theirs"
+    assert (tmp_path / "out.h5").read_text() == "theirs"
 
 
 def test_temporary_names_cannot_be_foreseen(tmp_path):

@@ -65,8 +65,9 @@ def check_kind(path: str | Path, kind: str) -> None:
                 found = file.attrs.get("format")
         except OSError:
             return
-    if found != kind:
-        what = f"one of the format {found!r:.40}" if found is not None else "another kind of file"
+    found = found.decode("latin-1") if isinstance(found, bytes) else found  # as the command line writes it
+    if not isinstance(found, str) or found != kind:
+        what = f"one of the format {found!r:.40}" if isinstance(found, str) else "another kind of file"
         raise FileError(f"{path}: only a file of the format {kind!r} is replaced, found {what}; choose another name, or delete it")
 
 

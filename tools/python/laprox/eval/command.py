@@ -91,6 +91,10 @@ def _haystack(parsed: argparse.Namespace) -> str:
         text = read_file(Path(parsed.haystack)).decode("utf-8")
     except UnicodeDecodeError as error:
         raise FileError(f"{parsed.haystack}: expected UTF-8 text ({error})") from error
+    if parsed.max_tokens and max(parsed.lengths) > parsed.max_tokens:
+        raise UsageError(
+            f"--lengths: expected at most --max-tokens, {parsed.max_tokens}, found {max(parsed.lengths)}: needles would be cut out"
+        )
     check_grid(text, parsed.depths, parsed.needles, parsed.distractors)
     for name, values in (("lengths", parsed.lengths), ("depths", [f"{depth:g}" for depth in parsed.depths])):
         twice = [value for value in values if values.count(value) > 1]

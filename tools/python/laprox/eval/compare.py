@@ -37,7 +37,7 @@ def table(report: xr.Dataset, metric: str = "kl") -> str:
     width = max(len(str(p)) for p in report.policy.values)
     lines = [f"{values.attrs['long_name']}; mean of {count} prompts", f"{report.attrs['model']}{_schedule(report)}", ""]
     lines.append(" " * width + "".join(f"{b!s:>12}" for b in report.budget.values))
-    oracles = report.is_oracle.values == 1 if "is_oracle" in report else np.zeros(len(means), bool)
+    oracles = _oracles(report)
     keeping = [keeping_the_budget(report, i) for i in range(means.shape[1])]
     marks = [best(_rows(values, i), more, keeping[i] & ~oracles) for i in range(means.shape[1])]
     for row, policy in enumerate(report.policy.values):
@@ -81,6 +81,14 @@ def keeping_the_budget(report: xr.Dataset, budget: int) -> np.ndarray:
     if "on_budget" in report:
         return ~(_rows(report.on_budget, budget) == 0).any(1)
     return (_rows(report.kl, budget) != 0).any(1)
+
+
+def _oracles(report: xr.Dataset) -> np.ndarray:
+    """[policies] which read the queries that judge them; older reports tell by their names alone."""
+    if "is_oracle" in report:
+        return report.is_oracle.values == 1
+    specs = report["policy_spec"] if "policy_spec" in report else report.policy
+    return np.array([str(spec).split("+")[0].split(":")[0] in ("oracle", "greedy") for spec in specs.values])
 
 
 def best(values: np.ndarray, more: bool, competes: np.ndarray) -> set[int]:

@@ -97,13 +97,14 @@ class Model:
         return self._encoders[chat]
 
 
-def _sums(tensor: torch.Tensor) -> tuple[int, int]:
-    """Of the elements' bits, as integers, which come out alike in any order; the second one tells rows that changed places."""
+def _sums(tensor: torch.Tensor) -> list[int]:
+    """Of the elements' bits, as integers, which come out alike in any order; by rows and columns, which may have changed places."""
     if tensor.numel() == 0:
-        return 0, 0
+        return []
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size(), torch.int8)
-    rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1).contiguous().view(integers).sum(-1, dtype=torch.int64)
-    return int(rows.sum()), int((rows * torch.arange(1, len(rows) + 1, device=rows.device)).sum())
+    bits = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1).contiguous().view(integers)
+    by_place = [bits.sum(dimension, dtype=torch.int64) for dimension in (0, 1)]
+    return [int((sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum()) for sums in by_place]
 
 
 def load(name: str, *, dtype: str | None = None, device: str = "cpu", max_tokens: int | None = None, **hub: Any) -> Model:

@@ -15,6 +15,7 @@ QUESTION = "What is the secret number of {city}? Answer with the number alone."
 #: A sentence with the white space behind it: to a mark that white space follows, a full stop of Chinese, or an empty line.
 _SENTENCE = re.compile(r".+?(?:[.!?][\"')\]”’]*(?=\s)|[。！？]|(?=\n\s*\n)|$)\s*", re.DOTALL)
 LONG = 400  # characters of a sentence
+_WORDS = re.compile(rf".{{1,{LONG}}}(?:\s|$)|.{{1,{LONG}}}", re.DOTALL)
 SPARE = 8  # tokens of an answer beside the sentence with the number, which models like to repeat
 CITIES = (
     *("Lisbon", "Oslo", "Nairobi", "Lima", "Kyoto", "Quito", "Tunis", "Hanoi", "Dublin", "Accra", "Vienna", "Havana"),
@@ -80,8 +81,10 @@ def check_grid(haystack: str, depths: Sequence[float], needles: int, distractors
 
 
 def _short(sentence: str) -> list[str]:
-    """A sentence, or the lines of one that is long: a table."""
-    return [sentence] if len(sentence) <= LONG else sentence.splitlines(keepends=True)
+    """A sentence, or the lines of one that is long (a table), or so many words of one that has no lines."""
+    if len(sentence) <= LONG:
+        return [sentence]
+    return [part for line in sentence.splitlines(keepends=True) for part in _WORDS.findall(line)]
 
 
 def _check_lengths(

@@ -13,7 +13,7 @@ from typing import Any
 
 from .._errors import FileError, UsageError
 from .._files import reason
-from .metrics import METRICS, normalised
+from .metrics import METRICS
 
 #: LongBench's English and code sets by the metric that its paper gives them.
 LONGBENCH = {
@@ -138,14 +138,17 @@ def check_answers(task: Task) -> None:
     if task.metric == "classification" and not task.all_classes:
         raise UsageError("metric classification needs all_classes")
     for answer in task.answers:
-        if not (normalised(answer) if task.metric == "exact" else answer.strip()):
+        if task.metric in ("exact", "contains", "contains_all") and not answer.strip():
             raise UsageError(f"answers: expected text to look for, found {answer!r:.40}; leave answers out where there is none")
-        if task.metric == "classification" and answer not in task.all_classes:
-            raise UsageError(f"answers: expected one of all_classes, found {answer!r:.60}")
-        if task.metric in ("count", "retrieval") and not re.search(r"\d", answer):
-            raise UsageError(
-                f"answers: expected a number in digits, which the metric {task.metric} looks for, found {answer!r:.60}"
-            )
+    can_score = {
+        "classification": (lambda answer: answer in task.all_classes, "one of all_classes"),
+        "count": (lambda answer: re.fullmatch(r"\s*\d+\s*", answer), "a number in digits alone"),
+        "retrieval": (lambda answer: re.search(r"\d", answer), "a number in digits"),
+    }
+    if task.metric in can_score and task.answers:
+        scores, expected = can_score[task.metric]
+        if not any(map(scores, task.answers)):
+            raise UsageError(f"answers: expected {expected}, which {task.metric} looks for, found {task.answers[0]!r:.60}")
 
 
 def read_tasks(path: str | Path, longbench: str | Path | None = None) -> list[Task]:

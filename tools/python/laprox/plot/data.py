@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,8 @@ def curves(report: xr.Dataset, metric: str) -> list[Curve]:
         rows = np.where(np.isfinite(rows), rows, np.nan)
         if np.isnan(rows).all() or np.nanmax(rows) <= 0:
             continue
-        with np.errstate(all="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # budgets at which no prompt has a figure
             found.append(Curve(str(name), np.nanmean(rows, 0), np.nanmin(rows, 0), np.nanmax(rows, 0)))
     return found
 

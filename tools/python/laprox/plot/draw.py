@@ -199,7 +199,7 @@ def _plain_lines(
             marker="." if name in chosen else None,
         )
         if name in chosen or name in yardsticks:
-            ends.append((float(line[-1]), name, colour))
+            ends.append((_last(line), name, colour))
     return ends
 
 
@@ -226,7 +226,7 @@ def _lines(axes: Any, report: xr.Dataset, metric: str, highlight: Highlight) -> 
         if name in chosen and report.sizes["dump"] > 1:
             axes.fill_between(tokens, curve.low, curve.high, color=colour, alpha=0.15, lw=0)
         if name in chosen or name in yardsticks:
-            ends.append((float(curve.mean[-1]), name, colour))
+            ends.append((_last(curve.mean), name, colour))
     others = len(found) - len(ends)
     if others > 0:
         axes.plot([], [], color=style.OTHERS, label=f"{others} other policies")
@@ -244,6 +244,12 @@ def _finish_lines(axes: Any, report: xr.Dataset) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("budget and tokens kept per KV head")
     _name_ends(axes, axes.figure.ends)
+
+
+def _last(line: np.ndarray) -> float:
+    """The last value that is there, at whose height a line's name stands."""
+    there = line[np.isfinite(line)]
+    return float(there[-1]) if there.size else 0.0
 
 
 def _name_ends(axes: Any, ends: list[tuple[float, str, str]]) -> None:
