@@ -87,7 +87,8 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
     clock = _Clock(model.device)
     tokens = model.encode(task)
     prompt, question = tokens.context, tokens.question
-    longest = max(settings.tokens, _most(task, settings), len(_answer(model, task)))
+    answer = _answer(model, task)
+    longest = max(settings.tokens, _most(task, settings), len(answer))
     check_length(model.network, len(prompt), len(prompt) + len(question), longest, "--tokens or --max-new-tokens")
     with torch.inference_mode():
         continuation = greedy(model.network, torch.cat([prompt, question]), settings.tokens, stop_at_eos=False)
@@ -113,11 +114,11 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
         del layers
         clock.lap("replay")
         loop = _loop(model, caches, _masks(sweep, caches), cells, settings)
-        predicted = continuation if len(question) else continuation[1:]  # the prompt's own last query predicts the first
-        cells = _forced(loop, later, len(predicted))
-        to_end = _to_end(predicted, model.ends if len(question) or int(continuation[0]) not in model.ends else None)
+        before = 0 if len(question) else 1  # the prompt's own last query predicts the first token
+        cells = _forced(loop, later, len(continuation) - before)
+        to_end = _to_end(continuation, model.ends) - before
         cells["kl_to_end"] = cells["kl_token"][:, :to_end].mean(-1) if to_end else np.full(loop.count, np.nan)
-        cells["answer_nll"] = _answer_nll(loop, model, task, question)
+        cells["answer_nll"] = _answer_nll(loop, answer, question)
         clock.lap("forced")
         texts = [""] * loop.count
         if settings.generate and task.answers:
@@ -144,11 +145,9 @@ def evaluate_prompt(model: Model, task: Task, policies: list, budgets: list[str]
     return Result(figures, np.array(texts[1:], dtype=object).reshape(shape), facts, clock.seconds)
 
 
-def _to_end(predicted: torch.Tensor, ends: set[int] | None) -> int:
-    """How many of the full cache's tokens there are up to the one that ends its text; ends: None where that stood before them."""
-    if ends is None:
-        return 0
-    return next((n for n, token in enumerate(predicted.tolist(), 1) if token in ends), len(predicted))
+def _to_end(continuation: torch.Tensor, ends: set[int]) -> int:
+    """How many tokens there are up to the one that ends the text; all of them where none does."""
+    return next((n for n, token in enumerate(continuation.tolist(), 1) if token in ends), len(continuation))
 
 
 def _most(task: Task, settings: Settings) -> int:
@@ -213,20 +212,16 @@ def _forced(loop: Loop, later: torch.Tensor, count: int) -> dict[str, np.ndarray
     return {"kl": found.mean(-1).numpy(), "kl_token": found.numpy(), "agreement": torch.cat(same).numpy()}
 
 
-def _answer_nll(loop: Loop, model: Model, task: Task, question: torch.Tensor) -> np.ndarray:
-    """Mean negative log-likelihood of the first given answer's tokens.
+def _answer_nll(loop: Loop, answer: torch.Tensor, question: torch.Tensor) -> np.ndarray:
+    """Mean negative log-likelihood of the first given answer's tokens; NaN where there is none to predict.
 
     Where no question follows the cache, the answer's first token is predicted by the prompt's own last query, which no eviction
     touches: it does not count.
     """
-    none = np.full(loop.count, np.nan)
-    if not task.answers:
-        return none
-    answer = _answer(model, task)
-    read = torch.cat([question, answer])
     targets = answer if len(question) else answer[1:]
     if len(targets) == 0:
-        return none
+        return np.full(loop.count, np.nan)
+    read = torch.cat([question, answer])
     losses = []
     for _, logits in loop.forced(read[:-1], len(targets)):
         wanted = targets.to(logits.device)[None, :, None].expand(logits.shape[0], -1, 1)

@@ -177,17 +177,17 @@ def read_tasks(path: str | Path, longbench: str | Path | None = None) -> list[Ta
 def _formats(folder: Path) -> dict[str, tuple[str, int]]:
     """LongBench's prompt and length of the answer by data set."""
     found = []
-    for name in ("dataset2prompt.json", "dataset2maxlen.json"):
+    for name, kind, meaning in (("dataset2prompt.json", str, "texts"), ("dataset2maxlen.json", int, "lengths of answers")):
         try:
-            found.append(json.loads((folder / name).read_text(encoding="utf-8")))
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise FileError(
                 f"{folder / name}: expected the file of LongBench's config, found none that can be read ({reason(error)})"
             ) from error
-    for values, kind, name in zip(found, (str, int), ("dataset2prompt.json", "dataset2maxlen.json"), strict=True):
         fits = isinstance(values, dict) and all(type(value) is kind and value for value in values.values())
-        if not fits or (kind is int and min(values.values()) < 1):
-            raise FileError(f"{folder / name}: expected {'texts' if kind is str else 'lengths of answers'} by data set")
+        if not fits or (kind is int and min(values.values(), default=1) < 1):
+            raise FileError(f"{folder / name}: expected {meaning} by data set")
+        found.append(values)
     prompts, lengths = found
     return {name: (prompts[name], lengths[name]) for name in prompts if name in lengths}
 
